@@ -1,0 +1,51 @@
+"""The reward tuning step on JAX."""
+
+import jax
+import keras
+
+
+class RewardTrainer:
+    """Mixin for `keras.Model`: one step of reward tuning, as a pure function."""
+
+    def _get_jax_state(self, purge_model_variables=False, **kinds):
+        # Keras lets go of the weights before a step. An error while the first one is
+        # traced, from a reward of the wrong shape say, would lose the model.
+        del purge_model_variables
+        return super()._get_jax_state(**kinds)
+
+    def train_step(self, state, data):
+        trainable, non_trainable, optimizer_variables, metrics_variables = state
+        # Variables that a step changes beside the weights: seeds, averages, metrics.
+        updated = self.non_trainable_variables + self.metrics_variables
+        constants = [
+            *zip(updated, non_trainable + metrics_variables, strict=True),
+            *zip(self.optimizer.variables, optimizer_variables, strict=True),
+        ]
+
+        def loss_and_updates(differentiated):
+            weights = zip(self.trainable_variables, differentiated, strict=True)
+            scope = keras.StatelessScope([*weights, *constants], collect_losses=True)
+
+            def no_gradient(function, *args):
+                # The same variables, but with weights that carry no derivative, so
+                # that nothing of a sampling loop is recorded.
+                weights = zip(self.trainable_variables, trainable, strict=True)
+                current = [(v, scope.get_current_value(v)) for v in updated]
+                with keras.StatelessScope([*weights, *current]) as inner:
+                    result = function(*jax.lax.stop_gradient(args))
+                for variable in updated:
+                    scope.add_update((variable, inner.get_current_value(variable)))
+                return jax.lax.stop_gradient(result)
+
+            with scope:
+                loss = self.training_loss(data, no_gradient)
+                scaled = self.optimizer.scale_loss(loss)
+                logs = self.training_logs()
+            return scaled, (logs, [scope.get_current_value(v) for v in updated])
+
+        gradients, (logs, values) = jax.grad(loss_and_updates, has_aux=True)(trainable)
+        trainable, optimizer_variables = self.optimizer.stateless_apply(
+            optimizer_variables, gradients, trainable
+        )
+        seam = len(non_trainable)
+        return logs, (trainable, values[:seam], optimizer_variables, values[seam:])

@@ -1,0 +1,30 @@
+"""A warning when nothing can be scored."""
+
+import warnings
+
+import keras
+
+
+class UnscoredWarning(keras.callbacks.Callback):
+    """Warns once if no row of the epoch so far could be scored.
+
+    `RewardTuning` adds it by itself. Training goes on: with all advantages 0 the
+    reward moves no weight.
+    """
+
+    async_safe = True  # reads its own logs only
+
+    def __init__(self):
+        super().__init__()
+        self.warned = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.warned or (logs or {}).get("unscored", 0.0) < 1.0:
+            return
+        self.warned = True
+        warnings.warn(
+            "The reward is NaN or infinite for every sample so far, so nothing is "
+            "learned: all advantages are 0. Call the reward on a few outputs "
+            "(`tuned.reward(y, tuned.predict(x))`) to see why.",
+            stacklevel=2,
+        )

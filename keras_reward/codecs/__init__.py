@@ -1,0 +1,8 @@
+"""Between samples of a policy and what a reward sees."""
+
+from keras_reward.codecs.colors import (
+    ColorPalette,
+    lab_to_rgb,
+    rgb_to_lab,
+    to_gray,
+)

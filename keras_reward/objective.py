@@ -1,0 +1,114 @@
+"""The objective: log-probabilities of outputs, weighted.
+
+Maximum likelihood and reward tuning ascend the same quantity,
+
+    mean over the batch of  weight * log P(output | x; theta),
+
+and differ only in whose outputs are scored and how they are weighted: the ground
+truth with weight 1, or the model's own samples with their advantages as weights
+(Pinto et al. 2023, "Tuning computer vision models with task rewards", section 3).
+"""
+
+from keras import ops
+
+
+def categorical_log_prob(logits, indices):
+    """Log-probability of each index under a softmax, in float32.
+
+    Gathers first and subtracts the log-sum-exp after, so that no copy of all
+    log-probabilities is made.
+
+    Args:
+        logits: `(..., classes)`.
+        indices: `(..., n)` int, any number of draws from each distribution.
+
+    Returns:
+        `(..., n)`: `logits[index] - logsumexp(logits)`, in nats.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward import objective
+
+    logits = np.zeros((1, 4), "float32")
+    objective.categorical_log_prob(logits, np.array([[2]]))  # [[-1.386]], -log 4
+    ```
+    """
+    logits = ops.cast(logits, "float32")
+    picked = ops.take_along_axis(logits, indices, axis=-1)
+    return picked - ops.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def categorical_entropy(logits):
+    """Entropy of a softmax distribution: `logsumexp(l) - sum(p * l)`, in nats.
+
+    Args:
+        logits: `(..., classes)`.
+
+    Returns:
+        `(...)`, between 0 and log(classes).
+    """
+    logits = ops.cast(logits, "float32")
+    logits = logits - ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
+    weights = ops.exp(logits)
+    total = ops.sum(weights, axis=-1)
+    return ops.log(total) - ops.sum(weights * logits, axis=-1) / total
+
+
+def sequence_log_prob(token_log_probs, mask=None):
+    """Log-probability of whole outputs: the sum over their tokens.
+
+    Args:
+        token_log_probs: `(batch, samples, ...)`, any number of token axes.
+        mask: as `token_log_probs`, True or 1 for the tokens that belong to the
+            output. Default: all do.
+
+    Returns:
+        `(batch, samples)`.
+    """
+    if mask is not None:
+        mask = ops.cast(mask, "bool")
+        # Not a product: a masked token may have log-probability -inf.
+        token_log_probs = ops.where(mask, token_log_probs, 0.0)
+    axes = tuple(range(2, len(token_log_probs.shape)))
+    return ops.sum(token_log_probs, axis=axes) if axes else token_log_probs
+
+
+def weighted_likelihood_loss(log_probs, weights, mask=None, sample_weight=None):
+    """The loss of both stages: minus the mean of `weight * log P(output)`.
+
+    With the ground truth and weights 1 it is the negative log-likelihood. With own
+    samples and their advantages its gradient is the Reinforce estimate (Pinto et al.
+    2023, algorithm 2): per sequence if `log_probs` and `weights` are
+    `(batch, samples)`, per token if both have token axes, weighing every token by an
+    advantage of its own.
+
+    Args:
+        log_probs: `(batch, samples)` or `(batch, samples, ...)` with token axes.
+        weights: `(batch, samples)`, or the shape of `log_probs`. Held constant: no
+            gradient flows into them.
+        mask: as `log_probs`; which tokens belong to the output. Default: all.
+        sample_weight: `(batch,)`, the weight of each input. Default: 1.
+
+    Returns:
+        Scalar: the sum over tokens, and the mean over inputs and samples.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward import objective
+
+    log_probs = np.array([[-1.0, -2.0]], "float32")
+    objective.weighted_likelihood_loss(log_probs, [[0.5, -0.5]])  # -0.25
+    ```
+    """
+    weights = ops.stop_gradient(ops.cast(weights, "float32"))
+    token_axes = len(log_probs.shape) - len(weights.shape)
+    for _ in range(token_axes):
+        weights = ops.expand_dims(weights, -1)
+    outputs = sequence_log_prob(weights * log_probs, mask)
+    if sample_weight is not None:
+        outputs = outputs * ops.cast(sample_weight, "float32")[:, None]
+    return -ops.mean(outputs)

@@ -1,0 +1,55 @@
+"""How a model's output is a probability distribution."""
+
+import keras
+
+from keras_reward.policies.factorized import BernoulliPolicy, CategoricalPolicy
+from keras_reward.policies.gaussian import GaussianPolicy
+from keras_reward.policies.policy import PROTOCOL, Policy
+
+POLICIES = {
+    "categorical": CategoricalPolicy,
+    "bernoulli": BernoulliPolicy,
+    "gaussian": GaussianPolicy,
+}
+
+
+def get(identifier, model, temperature=1.0):
+    """The policy of a model.
+
+    Args:
+        identifier: `"auto"`, a name from `POLICIES`, a `Policy`, or its serialised
+            config. `"auto"`: a model that has the methods of the policy protocol is
+            its own policy; any other model's output is read as logits over its last
+            axis.
+        model: the `keras.Model` to read.
+        temperature: divides the logits.
+
+    Returns:
+        A policy bound to `model`.
+
+    Raises:
+        ValueError: for an unknown identifier, or a temperature for a model that is
+            its own policy.
+    """
+    if identifier == "auto" and all(
+        callable(getattr(model, method, None)) for method in PROTOCOL
+    ):
+        if temperature != 1.0:
+            raise ValueError(
+                f"Model {model.name!r} is its own policy, so its temperature is its "
+                f"own too: set it there. Received: temperature={temperature}"
+            )
+        return model
+    if identifier == "auto":
+        identifier = "categorical"
+    if isinstance(identifier, str) and identifier in POLICIES:
+        identifier = POLICIES[identifier]()
+    if isinstance(identifier, dict):
+        identifier = keras.saving.deserialize_keras_object(identifier)
+    if not isinstance(identifier, Policy):
+        names = ", ".join(repr(name) for name in ["auto", *POLICIES])
+        raise ValueError(
+            f"`policy` must be one of {names}, or an instance of Policy. "
+            f"Received: policy={identifier!r}"
+        )
+    return identifier.bind(model, temperature)

@@ -1,0 +1,173 @@
+"""What a policy is: a model's output read as a probability distribution."""
+
+import keras
+from keras import ops
+
+PROTOCOL = ("encode", "sample", "log_prob", "entropy", "mode", "decode")
+TRUNCATIONS = ("top_k", "top_p", "sampler")
+
+
+def refuse_truncation(name, kwargs):
+    """Raises if `kwargs` ask for truncated sampling."""
+    for key in TRUNCATIONS:
+        if key in kwargs:
+            raise ValueError(
+                f"{name} draws its training samples from the whole distribution: "
+                "with top-k, top-p or another truncating sampler, the probability "
+                "that is scored is not the one that was sampled from, and the "
+                "gradient is wrong. Remove the argument, or sharpen the distribution "
+                f"with `temperature`. Received: {key}={kwargs[key]!r}"
+            )
+
+
+class Policy(keras.layers.Layer):
+    """Base class: how a model's output is a distribution over outputs.
+
+    A policy is bound to a model and answers six questions about it. A subclass
+    implements `encode`, `sample`, `token_log_prob`, `entropy` and `mode`. A
+    `keras.Model` that has the six methods of the protocol itself (`encode`, `sample`,
+    `log_prob`, `entropy`, `mode`, `decode`) is its own policy.
+
+    `sample` and `log_prob` must speak of exactly the same distribution, temperature
+    included; else the Reinforce gradient is wrong.
+
+    Args:
+        codec: how samples become what a reward sees. An object with a method
+            `decode(inputs, samples)`, such as `ColorPalette`, or a function of that
+            signature, with `inputs` as the model gets them, `(batch, ...)`, and
+            samples and result `(batch, samples, ...)`. Default: the samples
+            themselves.
+        name: optional name.
+    """
+
+    def __init__(self, codec=None, name=None, **kwargs):
+        refuse_truncation(type(self).__name__, kwargs)
+        super().__init__(name=name, dtype="float32", **kwargs)
+        if codec is not None and not callable(getattr(codec, "decode", codec)):
+            raise ValueError(
+                "`codec` must have a method `decode(inputs, samples)` or be a function "
+                f"of that signature. Received: codec={codec!r}"
+            )
+        self.codec = codec
+        self.model = None
+        self.temperature = 1.0
+        self.built = True
+
+    def bind(self, model, temperature=1.0):
+        """Makes this the policy of `model`.
+
+        Args:
+            model: a `keras.Model`.
+            temperature: divides the logits. Below 1 the distribution is sharper.
+
+        Returns:
+            The policy itself.
+        """
+        if self.model is not None and self.model is not model:
+            raise ValueError(
+                f"This {type(self).__name__} belongs to another model already. Make a "
+                "new one for each model. "
+                f"Received: model={model.name!r}, bound to {self.model.name!r}"
+            )
+        self.model = model
+        self.temperature = temperature
+        return self
+
+    def encode(self, x, training=False):
+        """One pass of the model: all that sampling and scoring need, computed once.
+
+        Args:
+            x: the model's inputs, `(batch, ...)`.
+            training: the model's `training` flag.
+
+        Returns:
+            The context: a tensor or a nest of tensors.
+        """
+        raise NotImplementedError
+
+    def sample(self, context, num_samples, seed=None, noise=None):
+        """Draws outputs for each input from the plain distribution.
+
+        Args:
+            context: what `encode` returned.
+            num_samples: number of samples of each input.
+            seed: a `keras.random.SeedGenerator` or an int.
+            noise: the random numbers themselves, in place of `seed`. Given the same
+                ones, every backend draws the same samples.
+
+        Returns:
+            `(batch, num_samples, ...)`.
+        """
+        raise NotImplementedError
+
+    def token_log_prob(self, context, samples):
+        """Log-probability of each part of the samples that is drawn on its own.
+
+        Args:
+            context: what `encode` returned.
+            samples: `(batch, n, ...)`.
+
+        Returns:
+            Float32 log-probabilities in nats, `(batch, n, ...)`.
+        """
+        raise NotImplementedError
+
+    def log_prob(self, context, samples):
+        """Log-probability of whole samples: `(batch, n)`, float32, in nats."""
+        raise NotImplementedError
+
+    def entropy(self, context, samples):
+        """Entropy per part that is drawn on its own, in nats.
+
+        Args:
+            context: what `encode` returned.
+            samples: `(batch, n, ...)`, for policies that can only estimate it.
+
+        Returns:
+            `(batch,)`, the mean over the parts of each output.
+        """
+        raise NotImplementedError
+
+    def mode(self, context):
+        """The greedy output: `(batch, ...)`, shaped as one sample of each input."""
+        raise NotImplementedError
+
+    def decode(self, x, samples):
+        """What the reward sees.
+
+        Args:
+            x: the model's inputs, `(batch, ...)`.
+            samples: `(batch, n, ...)`.
+
+        Returns:
+            Outputs in rows, `(batch * n, ...)`: the samples of an input are adjacent.
+        """
+        if self.codec is not None:
+            samples = getattr(self.codec, "decode", self.codec)(x, samples)
+        return keras.tree.map_structure(merge_rows, samples)
+
+    def get_config(self):
+        return {
+            "codec": keras.saving.serialize_keras_object(self.codec),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        config["codec"] = keras.saving.deserialize_keras_object(config["codec"])
+        return cls(**config)
+
+
+def merge_rows(tensor):
+    """`(batch, n, ...)` to `(batch * n, ...)`."""
+    return ops.reshape(tensor, (-1, *tensor.shape[2:]))
+
+
+def repeat_rows(tensor, n):
+    """`(batch, ...)` to `(batch * n, ...)`, each row `n` times in a row."""
+    tensor = ops.convert_to_tensor(tensor)
+    repeated = ops.broadcast_to(
+        ops.expand_dims(tensor, 1), (ops.shape(tensor)[0], n, *tensor.shape[1:])
+    )
+    return merge_rows(repeated)

@@ -1,0 +1,54 @@
+"""What the model is tuned for."""
+
+import keras
+
+from keras_reward.rewards.colorfulness import (
+    ColorfulnessReward,
+    HueEntropyReward,
+    VividnessReward,
+)
+from keras_reward.rewards.combination import (
+    FunctionReward,
+    ProductReward,
+    SumReward,
+    as_reward,
+)
+from keras_reward.rewards.reward import Reward
+
+REWARDS = {
+    "colorfulness": ColorfulnessReward,
+    "hue_entropy": HueEntropyReward,
+    "vividness": VividnessReward,
+}
+
+
+def get(identifier):
+    """A reward from what users pass.
+
+    Args:
+        identifier: a `Reward`, a function `(y_true, y_pred) -> (rows,)`, the name of
+            a reward in `REWARDS`, or a serialised config.
+
+    Returns:
+        A `Reward`.
+
+    Raises:
+        ValueError: if there is none, or none of that name.
+    """
+    if identifier is None:
+        raise ValueError(
+            "RewardTuning needs a reward: a Reward, a function "
+            "`(y_true, y_pred) -> (rows,)`, or a name "
+            f"({', '.join(map(repr, REWARDS))}). Received: reward=None"
+        )
+    if isinstance(identifier, str):
+        if identifier not in REWARDS:
+            raise ValueError(
+                "`reward` must be the name of a known reward. "
+                f"Known: {', '.join(map(repr, REWARDS))}. "
+                f"Received: reward={identifier!r}"
+            )
+        return REWARDS[identifier]()
+    if isinstance(identifier, dict):
+        identifier = keras.saving.deserialize_keras_object(identifier)
+    return as_reward(identifier)

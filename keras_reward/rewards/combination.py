@@ -1,0 +1,226 @@
+"""Rewards made of rewards: sums, products, plain functions."""
+
+import numbers
+
+import keras
+from keras import ops
+
+from keras_reward.rewards.reward import Reward, takes_inputs
+
+
+class Combination(Reward):
+    """Base class of rewards that evaluate several others on the same outputs."""
+
+    def __init__(self, rewards, name=None):
+        super().__init__(name=name)
+        self.rewards = [as_reward(reward) for reward in rewards]
+        names = self.part_names
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                "Rewards that are combined need different names, since each is "
+                "logged. Name them, for example "
+                f"`FunctionReward(function, name=...)`. Received twice: {repeated}"
+            )
+
+    @property
+    def part_names(self):
+        return tuple(name for reward in self.rewards for name in reward.log_names())
+
+    def log_names(self):
+        return self.part_names
+
+    @property
+    def uses_inputs(self):
+        return any(reward.uses_inputs for reward in self.rewards)
+
+    def prepare(self, y_true):
+        return [reward.prepare(y_true) for reward in self.rewards]
+
+    def call(self, y_true, y_pred, inputs=None):
+        scores, parts = [], {}
+        for reward, targets in zip(self.rewards, y_true, strict=True):
+            score, inner = reward.evaluate(targets, y_pred, inputs)
+            scores.append(score)
+            if not isinstance(reward, Combination):
+                parts[reward.name] = score
+            parts.update(inner)
+        return self.merge(scores), parts
+
+    def merge(self, scores):
+        """One reward from the list of the terms' rewards, `(rows,)` each."""
+        raise NotImplementedError
+
+    def get_config(self):
+        rewards = [keras.saving.serialize_keras_object(r) for r in self.rewards]
+        return {**super().get_config(), "rewards": rewards}
+
+    @classmethod
+    def from_config(cls, config):
+        rewards = [keras.saving.deserialize_keras_object(r) for r in config["rewards"]]
+        return cls(**{**config, "rewards": rewards})
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class SumReward(Combination):
+    """Weighted sum of rewards; what `+`, `-` and `number *` make.
+
+    Each term is logged under its name, without its weight.
+
+    Args:
+        rewards: list of rewards.
+        weights: list of numbers, one for each. A term of weight 0 is a monitor: it is
+            evaluated and logged, and has no influence, not even where it is NaN.
+        offset: a number added to the sum.
+        name: optional name.
+
+    Example:
+
+    ```python
+    from keras_reward import HueEntropyReward, VividnessReward
+
+    reward = VividnessReward() + 0.5 * HueEntropyReward()
+    reward.part_names  # ("vividness", "hue_entropy")
+    ```
+    """
+
+    def __init__(self, rewards, weights=None, offset=0.0, name=None):
+        super().__init__(rewards, name=name)
+        self.weights = [1.0] * len(self.rewards) if weights is None else list(weights)
+        self.offset = offset
+        if len(self.weights) != len(self.rewards):
+            raise ValueError(
+                "`weights` must have one number for each reward. "
+                f"Received: {len(self.weights)} weights, {len(self.rewards)} rewards"
+            )
+
+    def merge(self, scores):
+        total = ops.zeros_like(scores[0]) + self.offset
+        for weight, score in zip(self.weights, scores, strict=True):
+            if weight != 0.0:
+                total = total + weight * score
+        return total
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "weights": self.weights,
+            "offset": self.offset,
+        }
+
+    def __repr__(self):
+        terms = [
+            f"{weight:g} * {reward!r}"
+            for weight, reward in zip(self.weights, self.rewards, strict=True)
+        ]
+        return " + ".join(terms + ([f"{self.offset:g}"] if self.offset else []))
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class ProductReward(Combination):
+    """Product of rewards; what `reward * reward` makes.
+
+    Args:
+        rewards: list of rewards, each logged under its name.
+        name: optional name.
+    """
+
+    def merge(self, scores):
+        product = scores[0]
+        for score in scores[1:]:
+            product = product * score
+        return product
+
+    def __repr__(self):
+        return " * ".join(f"({reward!r})" for reward in self.rewards)
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class FunctionReward(Reward):
+    """A plain function as a reward; what `reward=function` makes.
+
+    Args:
+        function: `(y_true, y_pred) -> (rows,)` or `(y_true, y_pred, inputs) ->
+            (rows,)`, in `keras.ops`. To be loaded from a saved file it must be
+            registered with `keras.saving.register_keras_serializable`.
+        name: name in the logs. Default: the function's own.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras import ops
+    from keras_reward import FunctionReward
+
+    def brightness(y_true, y_pred):
+        return ops.mean(y_pred, axis=(1, 2, 3))
+
+    FunctionReward(brightness)(None, np.ones((2, 4, 4, 3), "float32"))  # [1.0, 1.0]
+    ```
+    """
+
+    def __init__(self, function, name=None):
+        super().__init__(name=name)
+        self.function = function
+
+    @property
+    def name(self):
+        own = getattr(self.function, "__name__", type(self.function).__name__)
+        return self._name or own.strip("<>")
+
+    @property
+    def uses_inputs(self):
+        return takes_inputs(self.function)
+
+    def call(self, y_true, y_pred, **inputs):
+        return self.function(y_true, y_pred, **inputs)
+
+    def get_config(self):
+        function = keras.saving.serialize_keras_object(self.function)
+        return {**super().get_config(), "function": function}
+
+    @classmethod
+    def from_config(cls, config):
+        function = keras.saving.deserialize_keras_object(config["function"])
+        return cls(**{**config, "function": function})
+
+
+def as_reward(value):
+    """A `Reward` from a reward or a plain function."""
+    if isinstance(value, Reward):
+        return value
+    if callable(value) and not isinstance(value, type):
+        return FunctionReward(value)
+    raise ValueError(
+        "A reward must be a Reward or a function `(y_true, y_pred) -> (rows,)`. "
+        f"Received: {value!r}"
+    )
+
+
+def add(first, second):
+    """`first + second` for a reward and a reward, a function or a number."""
+    if isinstance(second, numbers.Real):
+        terms = _terms(first)
+        return SumReward(terms.rewards, terms.weights, terms.offset + float(second))
+    first, second = _terms(first), _terms(as_reward(second))
+    return SumReward(
+        first.rewards + second.rewards,
+        first.weights + second.weights,
+        first.offset + second.offset,
+    )
+
+
+def multiply(first, second):
+    """`first * second` for a reward and a reward, a function or a number."""
+    if isinstance(second, numbers.Real):
+        terms, factor = _terms(first), float(second)
+        weights = [factor * weight for weight in terms.weights]
+        return SumReward(terms.rewards, weights, factor * terms.offset)
+    return ProductReward([first, as_reward(second)])
+
+
+def _terms(reward):
+    """Any reward as a sum; a sum that bears a name stays one term."""
+    if isinstance(reward, SumReward) and reward._name is None:
+        return reward
+    return SumReward([reward])

@@ -1,0 +1,288 @@
+"""What a reward is, and the checks that every reward passes."""
+
+import inspect
+import re
+
+import keras
+from keras import ops
+
+
+class Reward:
+    """Base class: a score for each output, the higher the better.
+
+    Subclass it and implement `call`. Everything in `call` should be written in
+    `keras.ops`, so that it compiles on every backend and stays on the accelerator.
+    It is only ever evaluated, never differentiated.
+
+    A *row* is one sample of one input. In training there are `batch * num_samples`
+    rows, the samples of an input adjacent.
+
+    Rewards combine: `a + b`, `a - b`, `a * b`, `0.1 * a`, `a + 1.0`. A reward that is
+    added with weight 0 is a monitor: logged, without influence.
+
+    Args:
+        name: name in the logs. Default: the class's name in snake case, without
+            "Reward".
+
+    Attributes:
+        part_names: names of the parts that `call` returns beside the reward, each of
+            which is logged. Default: none.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras import ops
+    from keras_reward import Reward
+
+    class BrightnessReward(Reward):
+        def call(self, y_true, y_pred):
+            return ops.mean(y_pred, axis=(1, 2, 3))
+
+    BrightnessReward()(None, np.ones((2, 4, 4, 3), "float32"))  # [1.0, 1.0]
+    ```
+    """
+
+    part_names = ()
+
+    def __init__(self, name=None):
+        self._name = name
+
+    @property
+    def name(self):
+        """Name in the logs."""
+        # Not read from `_name` alone: a subclass may forget `super().__init__()`.
+        return getattr(self, "_name", None) or snake_case(type(self).__name__)
+
+    @property
+    def uses_inputs(self):
+        """Whether `call` takes the model's inputs as a third argument `inputs`."""
+        return takes_inputs(self.call)
+
+    def prepare(self, y_true):
+        """What need not be done for each sample: runs once per input.
+
+        Args:
+            y_true: targets as the dataset yields them, `(batch, ...)`, or None.
+
+        Returns:
+            What `call` gets as `y_true`, with rows repeated to match `y_pred`: a nest
+            of tensors with a leading batch axis. Default: `y_true` itself.
+        """
+        return y_true
+
+    def call(self, y_true, y_pred):
+        """The reward of each row.
+
+        Args:
+            y_true: the prepared targets, `(rows, ...)`, or None if the data has none.
+            y_pred: outputs as the policy decodes them, `(rows, ...)`.
+            inputs: only if the signature has it: the model's inputs, `(rows, ...)`.
+
+        Returns:
+            Floats of shape `(rows,)`, NaN for a row that cannot be scored. With
+            `part_names`, a tuple of them and a dict of parts, `(rows,)` each.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `call(self, y_true, y_pred)`."
+        )
+
+    def __call__(self, y_true, y_pred, inputs=None):
+        """Scores outputs, one row each.
+
+        Args:
+            y_true: targets, one per row, or None.
+            y_pred: outputs, `(rows, ...)`.
+            inputs: the model's inputs, one per row, for rewards that use them.
+
+        Returns:
+            `(rows,)` float32.
+        """
+        y_true, y_pred, inputs = keras.tree.map_structure(
+            as_tensor, (y_true, y_pred, inputs)
+        )
+        return self.evaluate(self.prepare(y_true), y_pred, inputs)[0]
+
+    def evaluate(self, y_true, y_pred, inputs=None):
+        """As `__call__` with prepared targets, and with the parts.
+
+        Args:
+            y_true: what `prepare` returned, in rows.
+            y_pred: outputs, `(rows, ...)`.
+            inputs: the model's inputs in rows, or None.
+
+        Returns:
+            `(rewards, parts)`: `(rows,)` float32, and a dict of them by part name.
+
+        Raises:
+            ValueError: if the result has another shape or dtype, or other parts than
+                `part_names`, or if it needs targets and there are none.
+        """
+        arguments = {"inputs": inputs} if self.uses_inputs else {}
+        try:
+            result = self.call(y_true, y_pred, **arguments)
+        except Exception as error:
+            if y_true is not None:
+                raise
+            raise ValueError(
+                f"Reward {self.name!r} failed, and the data has no targets. If it "
+                "compares with targets, pass `(x, y)` instead of `x` alone. "
+                f"Received: y_true=None, and the error {type(error).__name__}: {error}"
+            ) from error
+        rewards, parts = result if isinstance(result, tuple) else (result, {})
+        if set(parts) != set(self.part_names):
+            raise ValueError(
+                f"Reward {self.name!r} must return the parts that its `part_names` "
+                f"declare. Expected: {sorted(self.part_names)}. "
+                f"Received: {sorted(parts)}"
+            )
+        rows = keras.tree.flatten(y_pred)[0].shape[0]
+        rewards = as_rows(self.name, rewards, rows)
+        return rewards, {
+            part: as_rows(f"{self.name}/{part}", values, rows)
+            for part, values in parts.items()
+        }
+
+    def log_names(self):
+        """Names under which this reward logs as a term of another."""
+        return (self.name, *self.part_names)
+
+    def get_config(self):
+        return {"name": getattr(self, "_name", None)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def __repr__(self):
+        return f"<{type(self).__name__} {self.name}>"
+
+    def __add__(self, other):
+        return combine().add(self, other)
+
+    __radd__ = __add__
+
+    def __mul__(self, other):
+        return combine().multiply(self, other)
+
+    __rmul__ = __mul__
+
+    def __neg__(self):
+        return self * -1.0
+
+    def __sub__(self, other):
+        return self + (-1.0 * other)
+
+    def __rsub__(self, other):
+        return other + (-self)
+
+
+def combine():
+    # Combinations are rewards, so their module imports this one.
+    from keras_reward.rewards import combination
+
+    return combination
+
+
+def snake_case(class_name):
+    """`HueEntropyReward` to `hue_entropy`."""
+    stem = class_name.removesuffix("Reward") or class_name
+    stem = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", stem)
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", stem).lower().strip("_")
+
+
+def takes_inputs(function):
+    """Whether a reward function has an argument `inputs`."""
+    return "inputs" in inspect.signature(function).parameters
+
+
+def as_tensor(value):
+    return None if value is None else ops.convert_to_tensor(value)
+
+
+def as_rows(name, rewards, rows):
+    """Checks that a reward is one float per row, and returns it in float32.
+
+    Args:
+        name: the reward's name, for the message.
+        rewards: what the reward returned.
+        rows: the expected length, or None where only the run will tell.
+
+    Returns:
+        `(rows,)` float32.
+    """
+    rewards = ops.convert_to_tensor(rewards)
+    shape = tuple(rewards.shape)
+    if len(shape) != 1 or (None not in (rows, shape[0]) and shape[0] != rows):
+        hint = ""
+        if shape == ():
+            hint = (
+                " One number for the whole batch cannot tell good samples from bad "
+                "ones: score each row on its own (a Keras loss does with "
+                "`reduction=None`)."
+            )
+        raise ValueError(
+            f"Reward {name!r} must return one number per row: a row is one sample of "
+            f"one input, and nothing is broadcast.{hint} "
+            f"Expected: shape ({'rows' if rows is None else rows},). "
+            f"Received: shape {shape}"
+        )
+    dtype = keras.backend.standardize_dtype(rewards.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(
+            f"Reward {name!r} must return floats; cast it with "
+            '`keras.ops.cast(reward, "float32")`. '
+            f"Expected: a float dtype. Received: {dtype}"
+        )
+    return ops.cast(rewards, "float32")
+
+
+def check_shapes(reward, y_true, y_pred, inputs, multiple=1):
+    """Checks a reward's result where the number of rows is unknown while tracing.
+
+    TensorFlow traces a step for batches of any size, so that a result of the wrong
+    length would only fail in the run, or be taken for the right one. Here the reward
+    is traced once more, for a known number of rows.
+
+    Args:
+        reward: a `Reward`.
+        y_true, y_pred, inputs: as `Reward.evaluate` gets them.
+        multiple: the number of rows is a multiple of this.
+    """
+    if keras.tree.flatten(y_pred)[0].shape[0] is not None:
+        return
+    specs = keras.tree.map_structure(
+        lambda tensor: (
+            None
+            if tensor is None
+            else keras.KerasTensor(
+                (PROBE_INPUTS * multiple, *tensor.shape[1:]),
+                keras.backend.standardize_dtype(tensor.dtype),
+            )
+        ),
+        (y_true, y_pred, inputs),
+    )
+    operation = RewardOperation(reward)
+    try:
+        operation.compute_output_spec(*specs)
+    except Exception as error:
+        raise operation.error or error from None
+
+
+class RewardOperation(keras.Operation):
+    """A reward as something that Keras can infer the output shape of."""
+
+    def __init__(self, reward):
+        super().__init__()
+        self.reward = reward
+        self.error = None
+
+    def call(self, y_true, y_pred, inputs):
+        try:
+            return self.reward.evaluate(y_true, y_pred, inputs)[0]
+        except Exception as error:
+            self.error = error  # Keras raises another one, about shapes
+            raise
+
+
+PROBE_INPUTS = 13  # any number that a reward will not return by accident

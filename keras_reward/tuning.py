@@ -1,0 +1,474 @@
+"""RewardTuning: a Keras model, its policy and a reward, trained by `fit`."""
+
+import functools
+import inspect
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_reward import advantages, policies, rewards
+from keras_reward.backend import RewardTrainer
+from keras_reward.callbacks import RewardProgress, UnscoredWarning
+from keras_reward.objective import weighted_likelihood_loss
+from keras_reward.policies.policy import refuse_truncation, repeat_rows
+from keras_reward.rewards.reward import check_shapes
+
+UPDATES = ("all", "first")
+# Metrics of a training step that a single greedy output does not have.
+TRAINING_ONLY = ("reward_std", "entropy", "no_signal")
+
+
+class Rollout(NamedTuple):
+    """What a step draws and earns, without gradient.
+
+    Attributes:
+        samples: `(batch, n, ...)`, the samples whose likelihood is changed.
+        advantages: `(batch, n)`.
+        rewards: `(batch, num_samples)` of all samples, NaN where unscored.
+        parts: dict of `(batch, num_samples)` by the name of the part.
+    """
+
+    samples: Any
+    advantages: Any
+    rewards: Any
+    parts: dict
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class RewardTuning(RewardTrainer, keras.Model):
+    """Tunes a trained Keras model for a reward, by Reinforce.
+
+    Reward tuning is maximum likelihood on the model's own samples, each weighted by
+    how much better than its baseline it did (Pinto et al. 2023, "Tuning computer
+    vision models with task rewards"). Each step of `fit` runs the model once, draws
+    `num_samples` outputs for each input, scores them with the reward, subtracts a
+    baseline, and ascends the mean of `advantage * log_prob(sample)`.
+
+    `RewardTuning(model, reward=...)` and `RewardTuning(reward=...)(model)` are the
+    same thing. `tuned.model` is the model that was passed in, the same object.
+
+    `predict`, `evaluate` and validation data use the greedy output, decoded to what
+    the reward sees; `val_reward` is its mean reward. In `evaluate`, `loss` is minus
+    the reward, so that callbacks that watch `val_loss` keep the best model too.
+
+    Args:
+        model: any built or unbuilt `keras.Model`, trained as usual. If left out, the
+            result waits to be called with one.
+        reward: a `Reward`, a function `(y_true, y_pred) -> (rows,)`, or a name such as
+            `"colorfulness"`.
+        policy: how the model's output is a distribution. `"auto"` (default): a model
+            that has the methods of the policy protocol is its own policy, any other
+            model's output is read as logits over its last axis. Or `"categorical"`,
+            `"bernoulli"`, `"gaussian"`, or a `Policy`.
+        num_samples: outputs drawn for each input in a training step. Default 2, as in
+            the paper; more lower the variance.
+        baseline: what is subtracted from a reward. `"leave_one_out"` (default): the
+            mean of the other samples. `"greedy"`: the reward of the greedy output.
+            `"mean"`: the mean of all samples. `"moving_average"`: an average over
+            earlier batches. `None`: nothing.
+        update: `"all"` (default) changes the likelihood of every sample, `"first"` of
+            the first one only, with the others as its baseline, as the paper does.
+        temperature: divides the logits, in sampling and scoring alike. Default 1.0.
+        entropy_weight: weight of the policy's mean entropy per position (nats), added
+            to the objective. Default 0.0.
+        scale_advantages: if True, divides advantages by the standard deviation of the
+            rewards of their input. Default False: it biases the gradient.
+        model_training: the `training` flag of the model in a step. Default False, so
+            that dropout is off and batch normalisation uses its averages.
+        seed: int, for the random numbers of the samples. Default: random.
+        name: optional name.
+
+    Raises:
+        ValueError: for an unknown policy, baseline, update or reward, for numbers out
+            of range, and for truncated sampling (`top_k`, `top_p`).
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras import ops
+    from keras_reward import RewardTuning
+
+    def share_of_class_3(y_true, y_pred):
+        return ops.cast(y_pred == 3, "float32")
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    tuned = RewardTuning(reward=share_of_class_3, num_samples=4, seed=0)(model)
+    tuned.compile(optimizer=keras.optimizers.Adam(0.1))
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    tuned.fit(x, epochs=5, verbose=0)
+    tuned.evaluate(x, verbose=0, return_dict=True)  # reward of the greedy output
+    tuned.predict(x, verbose=0)                     # (64,) greedy classes
+    tuned.model                                     # the tuned model
+    ```
+    """
+
+    def __new__(cls, model=None, **kwargs):
+        if model is None:
+            return UnboundTuning(cls, kwargs)
+        return super().__new__(cls, model, **kwargs)
+
+    def __init__(
+        self,
+        model=None,
+        reward=None,
+        policy="auto",
+        num_samples=2,
+        baseline="leave_one_out",
+        update="all",
+        temperature=1.0,
+        entropy_weight=0.0,
+        scale_advantages=False,
+        model_training=False,
+        seed=None,
+        name=None,
+        **kwargs,
+    ):
+        if not isinstance(model, keras.Model):
+            raise ValueError(
+                f"RewardTuning tunes a keras.Model. Received: {model!r} "
+                f"(of type {type(model).__name__})"
+            )
+        check_arguments(num_samples, baseline, update, temperature, kwargs)
+        # The model's dtype policy decides about loss scaling. It casts its own inputs.
+        super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
+        self.model = model
+        self.reward = rewards.get(reward)
+        self.policy = policies.get(policy, model, temperature)
+        self.num_samples = num_samples
+        self.baseline = baseline
+        self.update = update
+        self.temperature = temperature
+        self.entropy_weight = entropy_weight
+        self.scale_advantages = scale_advantages
+        self.model_training = model_training
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.average_reward = None
+        if baseline == "moving_average":
+            self.average_reward = self.add_weight(
+                shape=(),
+                initializer=keras.initializers.Constant(float("nan")),
+                trainable=False,
+                aggregation="mean",
+                name="average_reward",
+            )
+        self.trackers = make_trackers(self.reward.part_names, num_samples)
+        self.built = model.built
+
+    def call(self, inputs, training=None):
+        """The greedy output of each input, decoded to what the reward sees."""
+        context = self.policy.encode(inputs, training=bool(training))
+        return self.policy.decode(inputs, self.policy.mode(context)[:, None])
+
+    # Training. The order of `training_loss` is that of the method: encode, sample,
+    # reward, advantage, log-probability, loss.
+
+    def training_loss(self, data, no_gradient):
+        """The loss of one step, with everything that leads to it.
+
+        Args:
+            data: a batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+            no_gradient: calls a function and lets no gradient through it.
+
+        Returns:
+            Scalar, float32.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        context = self.policy.encode(x, training=self.model_training)
+        rollout = no_gradient(self.rollout, context, x, y)
+        log_probs = self.policy.log_prob(context, rollout.samples)
+        loss = weighted_likelihood_loss(
+            log_probs,
+            rollout.advantages,
+            sample_weight=input_weights(sample_weight, log_probs),
+        )
+        if self.entropy_weight:
+            entropy = self.policy.entropy(context, rollout.samples)
+            loss = loss - self.entropy_weight * ops.mean(entropy)
+        else:
+            entropy = no_gradient(self.policy.entropy, context, rollout.samples)
+        for penalty in self.losses:  # regularisers of the model's layers
+            loss = loss + ops.cast(ops.sum(penalty), "float32")
+        self.record(rollout, entropy, loss)
+        return loss
+
+    def rollout(self, context, x, y):
+        """Draws samples, scores them and compares them with their baseline."""
+        samples = self.policy.sample(
+            context, self.num_samples, seed=self.seed_generator
+        )
+        candidates = samples
+        if self.baseline == "greedy":
+            greedy = ops.cast(self.policy.mode(context), samples.dtype)
+            candidates = ops.concatenate([samples, greedy[:, None]], axis=1)
+        scores, parts = self.score(x, y, candidates)
+        n = self.num_samples
+        advantage = self.advantage(scores)
+        if self.update == "first":
+            samples, advantage = samples[:, :1], advantage[:, :1]
+        parts = {name: values[:, :n] for name, values in parts.items()}
+        return Rollout(samples, advantage, scores[:, :n], parts)
+
+    def score(self, x, y, samples):
+        """Rewards and parts of samples `(batch, n, ...)`: `(batch, n)` each."""
+        outputs = self.policy.decode(x, samples)
+        n = samples.shape[1]
+        repeat = functools.partial(repeat_rows, n=n)
+        targets = map_tensors(repeat, self.reward.prepare(y))
+        inputs = map_tensors(repeat, x) if self.reward.uses_inputs else None
+        check_shapes(self.reward, targets, outputs, inputs, multiple=n)
+        scores, parts = self.reward.evaluate(targets, outputs, inputs)
+        shape = (ops.shape(samples)[0], n)
+        parts = {name: ops.reshape(part, shape) for name, part in parts.items()}
+        return ops.reshape(scores, shape), parts
+
+    def advantage(self, scores):
+        """Advantages `(batch, num_samples)` of scores, in which `"greedy"` has the
+        greedy output's in a last column."""
+        n = self.num_samples
+        samples = scores[:, :n]
+        if self.baseline == "leave_one_out":
+            result = advantages.leave_one_out(samples)
+        elif self.baseline == "mean":
+            result = advantages.mean(samples)
+        elif self.baseline == "greedy":
+            result = advantages.greedy(samples, scores[:, n])
+        elif self.baseline == "moving_average":
+            average = ops.convert_to_tensor(self.average_reward)
+            result = advantages.moving_average(samples, average)
+            self.average_reward.assign(advantages.update_average(average, samples))
+        else:
+            result = advantages.moving_average(samples, 0.0)
+        if self.scale_advantages:
+            result = advantages.scale_by_std(result, samples)
+        return result
+
+    def record(self, rollout, entropy, loss):
+        """Updates the metrics of a training step."""
+        values = {
+            "entropy": entropy,
+            "reward_std": advantages.reward_std(rollout.rewards),
+            "no_signal": advantages.no_signal(rollout.rewards),
+        }
+        for name in TRAINING_ONLY:
+            if name in self.trackers:
+                self.trackers[name].update_state(values[name])
+        self.record_rewards(rollout.rewards, rollout.parts)
+        batch = ops.shape(rollout.rewards)[0]
+        self.loss_tracker.update_state(ops.stop_gradient(loss), sample_weight=batch)
+
+    def record_rewards(self, scores, parts):
+        """Updates `reward`, its parts and `unscored` by scores of any one shape."""
+        for name, values in {"reward": scores, **parts}.items():
+            values, scored = advantages.split_scored(values)
+            self.trackers[name].update_state(values, sample_weight=scored)
+        _, scored = advantages.split_scored(scores)
+        self.trackers["unscored"].update_state(ops.logical_not(scored))
+
+    @property
+    def loss_tracker(self):
+        """The metric `loss`, which `compile` makes."""
+        return next(metric for metric in self.metrics if metric.name == "loss")
+
+    def training_logs(self):
+        """Results of the metrics that a training step updates."""
+        trackers = {"loss": self.loss_tracker, **self.trackers}
+        return {name: tracker.result() for name, tracker in trackers.items()}
+
+    # Evaluation: Keras's own step, whose `y_pred` is what `call` returns.
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """Minus the mean reward of greedy outputs; updates the reward's metrics."""
+        del training
+        targets = self.reward.prepare(y)
+        inputs = x if self.reward.uses_inputs else None
+        check_shapes(self.reward, targets, y_pred, inputs)
+        scores, parts = self.reward.evaluate(targets, y_pred, inputs)
+        self.record_rewards(scores, parts)
+        scores, _ = advantages.split_scored(scores)
+        weights = input_weights(sample_weight, scores)
+        return -ops.mean(scores if weights is None else scores * weights)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the metrics given to `compile`; results without training's own."""
+        results = super().compute_metrics(x, y, y_pred, sample_weight)
+        return {k: v for k, v in results.items() if k not in TRAINING_ONLY}
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        args, kwargs = with_callbacks(keras.Model.evaluate, self, args, kwargs)
+        return super().evaluate(*args, **kwargs)
+
+    # Saving.
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        # Keras saves no seeds; with this one a continued run draws what it would have.
+        store["seed_generator_state"] = self.seed_generator.state
+
+    def load_own_variables(self, store):
+        store = {name: store[name] for name in store.keys()}
+        self.seed_generator.state.assign(store.pop("seed_generator_state"))
+        super().load_own_variables(store)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "model": serialize(self.model),
+            "reward": serialize(self.reward),
+            "policy": "auto" if self.policy is self.model else serialize(self.policy),
+            "num_samples": self.num_samples,
+            "baseline": self.baseline,
+            "update": self.update,
+            "temperature": self.temperature,
+            "entropy_weight": self.entropy_weight,
+            "scale_advantages": self.scale_advantages,
+            "model_training": self.model_training,
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        parts = {
+            part: keras.saving.deserialize_keras_object(
+                config[part], custom_objects=custom_objects
+            )
+            for part in ("model", "reward", "policy")
+        }
+        return cls(**{**config, **parts})
+
+
+class UnboundTuning:
+    """`RewardTuning(reward=...)` before it is called with a model."""
+
+    def __init__(self, tuning_class, kwargs):
+        arguments = inspect.signature(tuning_class.__init__).bind(None, **kwargs)
+        arguments.apply_defaults()
+        values = arguments.arguments
+        check_arguments(
+            *(values[n] for n in ("num_samples", "baseline", "update", "temperature")),
+            values["kwargs"],
+        )
+        rewards.get(values["reward"])
+        self._tuning_class = tuning_class
+        self._kwargs = kwargs
+
+    def __call__(self, model):
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"{UNBOUND} Received: {type(model).__name__}")
+        return self._tuning_class(model, **self._kwargs)
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise ValueError(f"{UNBOUND} Received: `{name}` of a tuner without a model")
+
+    def __repr__(self):
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self._kwargs.items())
+        return f"{self._tuning_class.__name__}({arguments}), waiting for a model"
+
+
+UNBOUND = (
+    "This RewardTuning has no model yet. Call it with a keras.Model first: "
+    "`tuned = RewardTuning(reward=...)(model)`; then compile and fit `tuned`."
+)
+
+
+def check_arguments(num_samples, baseline, update, temperature, unknown):
+    """Raises a ValueError for settings that `RewardTuning` cannot work with."""
+    refuse_truncation("RewardTuning", unknown)
+    if unknown:
+        raise TypeError(
+            f"RewardTuning does not know the arguments {sorted(unknown)}. Known: "
+            f"{list(inspect.signature(RewardTuning.__init__).parameters)[1:-1]}"
+        )
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(
+            "`num_samples` must be a positive int. "
+            f"Received: num_samples={num_samples!r}"
+        )
+    if baseline not in advantages.BASELINES:
+        raise ValueError(
+            f"`baseline` must be one of {advantages.BASELINES}. "
+            f"Received: baseline={baseline!r}"
+        )
+    if baseline in ("leave_one_out", "mean") and num_samples < 2:
+        raise ValueError(
+            f"A {baseline} baseline needs the other samples of an input: "
+            "`num_samples` must be at least 2. For a single sample choose "
+            '`baseline="greedy"` or `"moving_average"`. '
+            f"Received: num_samples={num_samples}"
+        )
+    if update not in UPDATES:
+        raise ValueError(
+            f"`update` must be one of {UPDATES}. Received: update={update!r}"
+        )
+    if not temperature > 0:
+        raise ValueError(
+            "`temperature` must be a positive number. "
+            f"Received: temperature={temperature!r}"
+        )
+
+
+def make_trackers(part_names, num_samples):
+    """A running mean for each metric but `loss`, by name."""
+    names = ["reward", *part_names, "reward_std", "entropy", "no_signal", "unscored"]
+    if num_samples == 1:  # one sample does not differ from itself
+        names = [name for name in names if name not in ("reward_std", "no_signal")]
+    taken = sorted({name for name in names if names.count(name) > 1 or name == "loss"})
+    if taken:
+        raise ValueError(
+            "The reward and its parts log under names of RewardTuning's own metrics. "
+            f"Rename them. Received: {taken}"
+        )
+    return {name: keras.metrics.Mean(name=name) for name in names}
+
+
+def map_tensors(function, structure):
+    """Applies `function` to the tensors of a nest, and leaves None as it is."""
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else function(leaf), structure
+    )
+
+
+def input_weights(sample_weight, like):
+    """`sample_weight` as `(batch,)` float32, or None.
+
+    Args:
+        sample_weight: `(batch,)` or `(batch, 1)`, one number for each input, or None.
+        like: a tensor with the batch in its first axis, for the message.
+    """
+    if sample_weight is None:
+        return None
+    shape = tuple(sample_weight.shape)
+    if len(shape) > 2 or (len(shape) == 2 and shape[1] != 1):
+        raise ValueError(
+            "`sample_weight` must have one number for each input. "
+            f"Expected: shape ({like.shape[0] or 'batch'},). Received: shape {shape}"
+        )
+    return ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
+
+
+def with_callbacks(method, model, args, kwargs):
+    """Arguments of `fit` or `evaluate` with the callbacks that tuning adds."""
+    bound = inspect.signature(method).bind(model, *args, **kwargs)
+    callbacks = bound.arguments.get("callbacks")
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = keras.tree.flatten(callbacks) if callbacks else []
+        callbacks.append(UnscoredWarning())
+        has_bar = any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks)
+        if bound.arguments.get("verbose") != 0 and not has_bar:
+            callbacks.append(RewardProgress())
+        bound.arguments["callbacks"] = callbacks
+    return bound.args[1:], bound.kwargs
