@@ -104,6 +104,7 @@ def weighted_likelihood_loss(log_probs, weights, mask=None, sample_weight=None):
     objective.weighted_likelihood_loss(log_probs, [[0.5, -0.5]])  # -0.25
     ```
     """
+    log_probs = ops.cast(log_probs, "float32")
     weights = ops.stop_gradient(ops.cast(weights, "float32"))
     token_axes = len(log_probs.shape) - len(weights.shape)
     for _ in range(token_axes):

@@ -13,8 +13,8 @@ from keras_reward.callbacks import RewardProgress, UnscoredWarning
 from keras_reward.objective import weighted_likelihood_loss
 from keras_reward.policies.policy import refuse_truncation, repeat_rows
 from keras_reward.rewards.reward import check_shapes
+from keras_reward.unbound import UnboundTuning, check_arguments
 
-UPDATES = ("all", "first")
 # Metrics of a training step that a single greedy output does not have.
 TRAINING_ONLY = ("reward_std", "entropy", "no_signal")
 
@@ -105,10 +105,11 @@ class RewardTuning(RewardTrainer, keras.Model):
     ```
     """
 
-    def __new__(cls, model=None, **kwargs):
+    def __new__(cls, model=None, *args, **kwargs):
+        refuse_truncation(cls.__name__, kwargs)
         if model is None:
             return UnboundTuning(cls, kwargs)
-        return super().__new__(cls, model, **kwargs)
+        return super().__new__(cls, model, *args, **kwargs)
 
     def __init__(
         self,
@@ -124,14 +125,13 @@ class RewardTuning(RewardTrainer, keras.Model):
         model_training=False,
         seed=None,
         name=None,
-        **kwargs,
     ):
         if not isinstance(model, keras.Model):
             raise ValueError(
                 f"RewardTuning tunes a keras.Model. Received: {model!r} "
                 f"(of type {type(model).__name__})"
             )
-        check_arguments(num_samples, baseline, update, temperature, kwargs)
+        check_arguments(num_samples, baseline, update, temperature)
         # The model's dtype policy decides about loss scaling. It casts its own inputs.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
@@ -176,6 +176,7 @@ class RewardTuning(RewardTrainer, keras.Model):
         Returns:
             Scalar, float32.
         """
+        self.refuse_compiled_loss()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         context = self.policy.encode(x, training=self.model_training)
         rollout = no_gradient(self.rollout, context, x, y)
@@ -268,6 +269,13 @@ class RewardTuning(RewardTrainer, keras.Model):
         _, scored = advantages.split_scored(scores)
         self.trackers["unscored"].update_state(ops.logical_not(scored))
 
+    def refuse_compiled_loss(self):
+        if getattr(self, "loss", None) is not None:
+            raise ValueError(
+                "The objective is the reward: compile RewardTuning with an optimizer "
+                f"and without a loss. Received: loss={self.loss!r}"
+            )
+
     @property
     def loss_tracker(self):
         """The metric `loss`, which `compile` makes."""
@@ -285,6 +293,7 @@ class RewardTuning(RewardTrainer, keras.Model):
     ):
         """Minus the mean reward of greedy outputs; updates the reward's metrics."""
         del training
+        self.refuse_compiled_loss()
         targets = self.reward.prepare(y)
         inputs = x if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, y_pred, inputs)
@@ -298,6 +307,17 @@ class RewardTuning(RewardTrainer, keras.Model):
         """Updates the metrics given to `compile`; results without training's own."""
         results = super().compute_metrics(x, y, y_pred, sample_weight)
         return {k: v for k, v in results.items() if k not in TRAINING_ONLY}
+
+    def get_metrics_result(self):
+        """Results of all metrics, but for those that no evaluation has built yet."""
+        results = {}
+        for metric in self.metrics:
+            if getattr(metric, "built", True):
+                result = metric.result()
+                results.update(
+                    result if isinstance(result, dict) else {metric.name: result}
+                )
+        return results
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
@@ -317,7 +337,7 @@ class RewardTuning(RewardTrainer, keras.Model):
         store["seed_generator_state"] = self.seed_generator.state
 
     def load_own_variables(self, store):
-        store = {name: store[name] for name in store.keys()}
+        store = {name: store[name] for name in store.keys()}  # noqa: SIM118, not a dict
         self.seed_generator.state.assign(store.pop("seed_generator_state"))
         super().load_own_variables(store)
 
@@ -347,78 +367,6 @@ class RewardTuning(RewardTrainer, keras.Model):
             for part in ("model", "reward", "policy")
         }
         return cls(**{**config, **parts})
-
-
-class UnboundTuning:
-    """`RewardTuning(reward=...)` before it is called with a model."""
-
-    def __init__(self, tuning_class, kwargs):
-        arguments = inspect.signature(tuning_class.__init__).bind(None, **kwargs)
-        arguments.apply_defaults()
-        values = arguments.arguments
-        check_arguments(
-            *(values[n] for n in ("num_samples", "baseline", "update", "temperature")),
-            values["kwargs"],
-        )
-        rewards.get(values["reward"])
-        self._tuning_class = tuning_class
-        self._kwargs = kwargs
-
-    def __call__(self, model):
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"{UNBOUND} Received: {type(model).__name__}")
-        return self._tuning_class(model, **self._kwargs)
-
-    def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise ValueError(f"{UNBOUND} Received: `{name}` of a tuner without a model")
-
-    def __repr__(self):
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self._kwargs.items())
-        return f"{self._tuning_class.__name__}({arguments}), waiting for a model"
-
-
-UNBOUND = (
-    "This RewardTuning has no model yet. Call it with a keras.Model first: "
-    "`tuned = RewardTuning(reward=...)(model)`; then compile and fit `tuned`."
-)
-
-
-def check_arguments(num_samples, baseline, update, temperature, unknown):
-    """Raises a ValueError for settings that `RewardTuning` cannot work with."""
-    refuse_truncation("RewardTuning", unknown)
-    if unknown:
-        raise TypeError(
-            f"RewardTuning does not know the arguments {sorted(unknown)}. Known: "
-            f"{list(inspect.signature(RewardTuning.__init__).parameters)[1:-1]}"
-        )
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(
-            "`num_samples` must be a positive int. "
-            f"Received: num_samples={num_samples!r}"
-        )
-    if baseline not in advantages.BASELINES:
-        raise ValueError(
-            f"`baseline` must be one of {advantages.BASELINES}. "
-            f"Received: baseline={baseline!r}"
-        )
-    if baseline in ("leave_one_out", "mean") and num_samples < 2:
-        raise ValueError(
-            f"A {baseline} baseline needs the other samples of an input: "
-            "`num_samples` must be at least 2. For a single sample choose "
-            '`baseline="greedy"` or `"moving_average"`. '
-            f"Received: num_samples={num_samples}"
-        )
-    if update not in UPDATES:
-        raise ValueError(
-            f"`update` must be one of {UPDATES}. Received: update={update!r}"
-        )
-    if not temperature > 0:
-        raise ValueError(
-            "`temperature` must be a positive number. "
-            f"Received: temperature={temperature!r}"
-        )
 
 
 def make_trackers(part_names, num_samples):
@@ -463,6 +411,13 @@ def input_weights(sample_weight, like):
 def with_callbacks(method, model, args, kwargs):
     """Arguments of `fit` or `evaluate` with the callbacks that tuning adds."""
     bound = inspect.signature(method).bind(model, *args, **kwargs)
+    weighted = bound.arguments.get("sample_weight") is not None
+    if weighted and bound.arguments.get("y") is None:
+        raise ValueError(
+            "Keras drops `sample_weight` where there is no `y`. Pass a `y` with one "
+            "row for each input; the reward need not use it. "
+            "Received: sample_weight, and y=None"
+        )
     callbacks = bound.arguments.get("callbacks")
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []

@@ -1,0 +1,382 @@
+"""Colorization: teach a small colorizer to dare, by tuning it for colourfulness.
+
+A colorizer sees a grey photograph and picks a colour for every cell of a coarse grid.
+Maximum likelihood makes it timid: grass is surely green, but a shirt may be anything,
+and the likeliest guess for "anything" is greyish brown. Reward tuning (Pinto et al.
+2023, "Tuning computer vision models with task rewards", section 4.3) then asks for
+what we wanted in the first place, pictures that are vivid and of many hues.
+
+    python examples/colorization.py
+    python examples/colorization.py --photos my_pictures --seed 1
+
+The photographs are those that scikit-image and scikit-learn bring along, so nothing is
+downloaded. Some whole photographs are held out; every number in the table is of those.
+"""
+
+import argparse
+import io
+import json
+import pathlib
+import tarfile
+import time
+
+import keras
+import matplotlib
+import numpy as np
+import skimage
+import sklearn
+from keras import layers, ops
+from PIL import Image, ImageOps
+
+from keras_reward import (
+    CategoricalPolicy,
+    ColorfulnessReward,
+    ColorPalette,
+    RewardTuning,
+)
+from keras_reward.codecs import rgb_to_lab, to_gray
+
+# Data. The network sees squares of SIZE pixels and paints GRID x GRID cells: the eye
+# sees lightness finely and colour coarsely, as JPEG and television have long known.
+SIZE = 64
+GRID = 16
+SCALES = (0.35, 1.0)  # side of a square, as a share of the photograph's short side
+TRAIN_SQUARES = 1536  # in all, shared out evenly among the photographs
+HELD_OUT_SQUARES = 96
+HOLD_OUT_EVERY = 8  # with --photos: the first of every eight files is held out
+GREY_SPREAD = 6.0  # of 255: a photograph whose channels differ less on average is grey
+BUILT_IN = {
+    skimage: "astronaut chelsea coffee ihc motorcycle_left retina rocket",
+    sklearn: "china flower",
+}
+BUILT_IN_HELD_OUT = ("china.jpg", "flower.jpg")
+
+# Maximum likelihood.
+WIDTH = 48
+BLOCKS = 3
+BATCH = 32
+LIKELIHOOD_EPOCHS = 8
+
+# Reward tuning. At temperature 1 independent samples are colourful by noise alone and
+# the likeliest colours stay grey; a low temperature ties the two together.
+TEMPERATURE = 0.3
+NUM_SAMPLES = 8
+LEARNING_RATE = 2e-4
+TUNING_EPOCHS = 10
+STEPS_PER_EPOCH = 16
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--photos", help="a folder or a tar file of photographs")
+    parser.add_argument("--output", default="outputs/colorization")
+    args = parser.parse_args()
+    output = pathlib.Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)
+    clock = Clock()
+
+    heading("1. Photographs")
+    train, held_out = load_squares(args.photos, np.random.default_rng(args.seed))
+    palette = ColorPalette(spacing=20.0)
+    clock.stop("data")
+
+    heading("2. Maximum likelihood: which colours are likely?")
+    colorizer = build_colorizer(palette.num_colors)
+    fit_likelihood(colorizer, palette, train)
+    clock.stop("likelihood")
+
+    before, painted_before = measure(colorizer, palette, held_out)
+    clock.stop("measuring")
+
+    heading("3. Reward tuning: which colours do we want?")
+    tuned, history = tune(colorizer, palette, train, held_out, args.seed)
+    clock.stop("tuning")
+
+    after, painted_after = measure(tuned.model, palette, held_out)
+    clock.stop("measuring")
+
+    heading(f"4. Held-out photographs, greedy colours, {len(held_out)} squares")
+    print_table(before, after)
+    save_gallery(output / "gallery.png", held_out, painted_before, painted_after)
+    save_curve(output / "reward.png", history)
+    tuned.model.save(output / "tuned.keras")
+    clock.stop("saving")
+    save_results(output / "results.json", args, before, after, clock)
+
+
+class Clock:
+    """Seconds of each stage."""
+
+    def __init__(self):
+        self.start = self.last = time.perf_counter()
+        self.seconds = {}
+
+    def stop(self, stage):
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.last = now
+
+    def rounded(self):
+        total = self.last - self.start
+        return {k: round(v, 1) for k, v in {**self.seconds, "total": total}.items()}
+
+
+def heading(text):
+    print(f"\n{text}\n{'-' * len(text)}", flush=True)
+
+
+# 1. Photographs
+
+
+def load_squares(source, rng):
+    """Training and held-out squares, `(count, SIZE, SIZE, 3)` in [0, 1]."""
+    photos, refused = {}, {"unreadable": 0, "grey": 0}
+    for name, content in find_files(source):
+        photo, problem = read_photo(content)
+        if problem:
+            refused[problem] += 1
+        else:
+            photos[name] = photo
+    where = source or "scikit-image and scikit-learn"
+    counts = f"{refused['unreadable']} unreadable files, {refused['grey']} grey ones"
+    if len(photos) < 2:
+        raise SystemExit(
+            "Expected at least two colour photographs, one to train on and one to hold "
+            f"out. Received: {len(photos)} usable in {where} ({counts})"
+        )
+    held_out = BUILT_IN_HELD_OUT if source is None else sorted(photos)[::HOLD_OUT_EVERY]
+    train = [photo for name, photo in sorted(photos.items()) if name not in held_out]
+    test = [photo for name, photo in sorted(photos.items()) if name in held_out]
+    print(f"{len(photos)} colour photographs from {where}; left out: {counts}")
+    print(f"{len(train)} to train on, held out: {', '.join(held_out[:5])}", end="")
+    print(f" and {len(held_out) - 5} more" if len(held_out) > 5 else "")
+    fixed = np.random.default_rng(0)  # the same held-out squares for every seed
+    return (
+        rng.permutation(cut_squares(train, TRAIN_SQUARES, rng)),
+        cut_squares(test, HELD_OUT_SQUARES, fixed),
+    )
+
+
+def find_files(source):
+    """Yields `(name, bytes)` of the built-in photographs, a folder's or a tar's."""
+    if source is None:
+        for library, names in BUILT_IN.items():
+            for path in sorted(pathlib.Path(library.__file__).parent.rglob("*.*")):
+                if path.stem in names.split() and path.suffix in (".jpg", ".png"):
+                    yield path.name, path.read_bytes()
+        return
+    source = pathlib.Path(source)
+    if not source.exists():
+        raise SystemExit(f"Expected a folder or tar of photographs. Received: {source}")
+    paths = sorted(source.rglob("*")) if source.is_dir() else [source]
+    for path in paths:
+        if path.is_file() and tarfile.is_tarfile(path):
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    if member.isfile():
+                        yield (
+                            f"{path.name}/{member.name}",
+                            tar.extractfile(member).read(),
+                        )
+        elif path.is_file():
+            yield str(path.relative_to(source.parent)), path.read_bytes()
+
+
+def read_photo(content):
+    """An RGB image of moderate size and None, or None and what is wrong with it."""
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    except Exception:
+        return None, "unreadable"
+    enlarge = SIZE / SCALES[0] / min(image.size)
+    if enlarge < 1.0:  # more pixels than any square will show
+        image = image.resize([max(1, round(enlarge * side)) for side in image.size])
+    pixels = np.asarray(image, "float32")
+    spread = pixels.max(-1) - pixels.min(-1)
+    return (None, "grey") if spread.mean() < GREY_SPREAD else (image, None)
+
+
+def cut_squares(photos, count, rng):
+    """Random squares at several scales, every second one mirrored."""
+    squares = []
+    for photo in photos:
+        for i in range(max(1, count // len(photos))):
+            # The first square of a photograph is as large as fits.
+            side = min(photo.size) * (rng.uniform(*SCALES) if i else 1.0)
+            left, top = (rng.uniform(0.0, length - side) for length in photo.size)
+            box = (left, top, left + side, top + side)
+            square = photo.resize((SIZE, SIZE), Image.Resampling.BOX, box=box)
+            squares.append(ImageOps.mirror(square) if i % 2 else square)
+    return np.stack([np.asarray(s, "float32") / 255.0 for s in squares])
+
+
+# 2. The colorizer
+
+
+@keras.saving.register_keras_serializable(package="colorization_example")
+class ReflectPadding(layers.Layer):
+    """Mirrors one pixel beyond each edge.
+
+    With zeros there, a network can tell where in the picture it is. Tuning finds that
+    out, and paints one and the same rainbow over every picture.
+    """
+
+    def call(self, images):
+        return ops.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+
+
+def build_colorizer(num_colors):
+    """Grey image in, logits of colours of each cell out, and no notion of position."""
+
+    def conv(x, filters):
+        x = layers.Conv2D(filters, 3, use_bias=False)(ReflectPadding()(x))
+        return layers.BatchNormalization(momentum=0.9)(x)
+
+    def halve(x, filters):
+        # Two by two pixels without overlap treat left and right alike.
+        return layers.Conv2D(filters, 2, strides=2)(x)
+
+    def relu(x):
+        return layers.Activation("relu")(x)
+
+    image = keras.Input((SIZE, SIZE, 1), name="grey")
+    x = relu(conv(image, WIDTH // 4))
+    x = relu(conv(halve(x, WIDTH // 2), WIDTH // 2))
+    x = detail = relu(conv(halve(x, WIDTH), WIDTH))
+    x = halve(x, WIDTH)  # a coarser level, to see more of the surroundings
+    for _ in range(BLOCKS):
+        x = layers.add([x, conv(relu(conv(x, WIDTH)), WIDTH)])
+    x = layers.add([layers.UpSampling2D(2)(x), detail])
+    x = relu(conv(x, WIDTH))
+    return keras.Model(image, layers.Conv2D(num_colors, 1, name="colors")(x))
+
+
+def fit_likelihood(colorizer, palette, photos):
+    """Ordinary training: cross-entropy against the colours of the photographs."""
+    colorizer.compile(
+        optimizer=keras.optimizers.Adam(1e-3),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    colorizer.fit(
+        grey(photos),
+        ops.convert_to_numpy(palette.encode(photos, grid=(GRID, GRID))),
+        batch_size=BATCH,
+        epochs=LIKELIHOOD_EPOCHS,
+    )
+
+
+def grey(photos):
+    return ops.convert_to_numpy(to_gray(photos))
+
+
+# 3. Reward tuning
+
+
+def tune(colorizer, palette, photos, held_out, seed):
+    """Maximum likelihood on the colorizer's own samples, weighted by their reward."""
+    tuned = RewardTuning(
+        reward=ColorfulnessReward(),
+        policy=CategoricalPolicy(codec=palette),
+        temperature=TEMPERATURE,
+        num_samples=NUM_SAMPLES,
+        seed=seed,
+    )(colorizer)
+    tuned.compile(optimizer=keras.optimizers.Adam(LEARNING_RATE))
+    history = tuned.fit(
+        grey(photos[: BATCH * STEPS_PER_EPOCH]),
+        validation_data=grey(held_out),
+        batch_size=BATCH,
+        epochs=TUNING_EPOCHS,
+    )
+    return tuned, history.history
+
+
+# 4. Results
+
+
+def measure(colorizer, palette, photos):
+    """The table's column for a colorizer, and its painted photographs."""
+    images = grey(photos)
+    bins = likeliest(colorizer, images)
+    mirrored = likeliest(colorizer, images[:, :, ::-1])[:, :, ::-1]
+    painted = palette.decode(images, bins[:, None])[:, 0]
+    reward, parts = ColorfulnessReward().call(None, painted)
+    lightness, _, _ = rgb_to_lab(painted, stack=False)
+    true_lightness, _, _ = rgb_to_lab(photos, stack=False)
+    table = {
+        "reward": reward,
+        "vivid fraction": parts["vividness"],
+        "hue entropy": parts["hue_entropy"],
+        "lightness error": ops.abs(lightness - true_lightness),
+        "mirror agreement": bins == mirrored,
+    }
+    table = {name: float(np.mean(ops.convert_to_numpy(v))) for name, v in table.items()}
+    return table, ops.convert_to_numpy(painted)
+
+
+def likeliest(colorizer, images):
+    return colorizer.predict(images, batch_size=BATCH, verbose=0).argmax(-1)
+
+
+def print_table(before, after):
+    print(f"{'':18}{'before':>8}{'after':>8}")
+    for name in before:
+        print(f"{name:18}{before[name]:8.3f}{after[name]:8.3f}")
+
+
+def save_gallery(path, photos, before, after, rows=8):
+    columns = {
+        "grey": grey(photos),
+        "original": photos,
+        "before": before,
+        "after": after,
+    }
+    pick = np.linspace(0, len(photos), rows, endpoint=False).astype(int)
+    images = [np.broadcast_to(c[pick], photos[pick].shape) for c in columns.values()]
+    images = np.stack(images, axis=1).reshape(-1, SIZE, SIZE, 3)
+    keras.visualization.plot_image_gallery(
+        images, rows=rows, cols=len(columns), value_range=(0, 1), show=False
+    )
+    figure = matplotlib.pyplot.gcf()
+    for axes, title in zip(figure.axes, columns, strict=False):
+        axes.set_title(title)
+    save_figure(path)
+
+
+def save_curve(path, history):
+    matplotlib.pyplot.figure(figsize=(6, 4))
+    for name, label in {"reward": "samples", "val_reward": "held out, greedy"}.items():
+        matplotlib.pyplot.plot(history[name], label=label)
+    matplotlib.pyplot.xlabel("epoch of reward tuning")
+    matplotlib.pyplot.ylabel("colourfulness reward")
+    matplotlib.pyplot.legend()
+    save_figure(path)
+
+
+def save_figure(path):
+    matplotlib.pyplot.savefig(path, dpi=100, bbox_inches="tight")
+    matplotlib.pyplot.close()
+    print(f"saved {path}")
+
+
+def save_results(path, args, before, after, clock):
+    results = {
+        "metric": "reward",
+        "before": before,
+        "after": after,
+        "seed": args.seed,
+        "seconds": clock.rounded(),
+        "backend": keras.backend.backend(),
+        "settings": {
+            k: v for k, v in globals().items() if k.isupper() and k != "BUILT_IN"
+        },
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"saved {path}, after {clock.rounded()['total']:.0f} seconds")
+
+
+if __name__ == "__main__":
+    matplotlib.use("Agg")
+    main()

@@ -1,0 +1,210 @@
+"""Colours and colour rewards against scikit-image and NumPy."""
+
+import keras
+import numpy as np
+import pytest
+import skimage.color
+import skimage.data
+from tiny import to_numpy
+
+from keras_reward import (
+    ColorfulnessReward,
+    ColorPalette,
+    HueEntropyReward,
+    VividnessReward,
+)
+from keras_reward.codecs import colors
+
+
+def rgb_grid(points=33):
+    axis = np.linspace(0.0, 1.0, points, dtype="float32")
+    return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Crops of photographs, `(n, 128, 128, 3)` float32 in [0, 1]."""
+    photos = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
+    crops = [photo[i : i + 128, i : i + 128] for photo in photos for i in (0, 100, 170)]
+    return np.stack(crops).astype("float32") / 255.0
+
+
+def numpy_colorfulness(images):
+    """Vivid fraction and hue entropy by angles and histograms, in float64."""
+    lab = skimage.color.rgb2lab(images.astype("float64"))
+    a, b = lab[..., 1], lab[..., 2]
+    vivid = (np.sqrt(a**2 + b**2) > 10).mean((1, 2))
+    entropies = []
+    for angles in np.arctan2(b, a):
+        counts, _ = np.histogram(angles, bins=7, range=(-np.pi, np.pi))
+        p = counts[counts > 0] / counts.sum()
+        entropies.append(-(p * np.log(p)).sum())
+    return vivid, np.array(entropies)
+
+
+def test_lab_is_that_of_scikit_image():
+    grid = rgb_grid()
+    expected = skimage.color.rgb2lab(grid.astype("float64"))
+    np.testing.assert_allclose(to_numpy(colors.rgb_to_lab(grid)), expected, atol=1e-2)
+
+
+def test_white_is_not_exactly_grey():
+    white = to_numpy(colors.rgb_to_lab(np.ones((1, 3), "float32")))[0]
+    np.testing.assert_allclose(white, [100.0, -0.0025, 0.0047], atol=1e-3)
+
+
+def test_lab_and_back():
+    grid = rgb_grid(17)
+    lab = to_numpy(colors.rgb_to_lab(grid))
+    back = to_numpy(colors.lab_to_rgb(lab[..., 0], lab[..., 1], lab[..., 2]))
+    np.testing.assert_allclose(back, grid, atol=1e-4)
+
+
+def test_colours_outside_the_gamut_keep_lightness_and_hue():
+    generator = np.random.default_rng(0)
+    lightness = generator.uniform(5, 95, 2000).astype("float32")
+    a, b = generator.uniform(-150, 150, (2, 2000)).astype("float32")
+    rgb = to_numpy(colors.lab_to_rgb(lightness, a, b))
+    assert rgb.min() >= 0.0
+    assert rgb.max() <= 1.0
+    lab = skimage.color.rgb2lab(rgb.astype("float64"))
+    np.testing.assert_allclose(lab[:, 0], lightness, atol=0.15)
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    turned = np.angle(
+        np.exp(1j * (np.arctan2(lab[:, 2], lab[:, 1]) - np.arctan2(b, a)))
+    )
+    assert np.abs(turned)[chroma > 5].max() < 0.05
+    assert (chroma <= np.hypot(a, b) + 0.1).all()
+    # Chroma is as large as fits: one more step of the bisection does not.
+    more = (chroma / np.hypot(a, b) + 1.2 * 2.0**-7).astype("float32")
+    planes = colors.lab_to_linear(lightness, more * a, more * b)
+    linear = np.stack([to_numpy(plane) for plane in planes])
+    outside = (linear < -1e-4).any(0) | (linear > 1.0001).any(0)
+    assert (more < 1.0).mean() > 0.5
+    assert outside[more < 1.0].mean() > 0.99
+
+
+def test_gray_image_has_the_lightness_of_the_picture(pictures):
+    gray = to_numpy(colors.to_gray(pictures))
+    assert gray.shape == (*pictures.shape[:3], 1)
+    expected = skimage.color.rgb2lab(pictures)[..., 0]
+    np.testing.assert_allclose(to_numpy(colors.lightness_of(gray)), expected, atol=0.02)
+    np.testing.assert_allclose(
+        to_numpy(colors.lightness_of(np.repeat(gray, 3, -1))), expected, atol=0.02
+    )
+
+
+def test_colour_rewards_are_those_of_numpy(pictures):
+    vivid, entropy = numpy_colorfulness(pictures)
+    result = to_numpy(VividnessReward()(None, pictures))
+    np.testing.assert_allclose(result, vivid, atol=1e-3)
+    result = to_numpy(HueEntropyReward()(None, pictures))
+    np.testing.assert_allclose(result, entropy, atol=2e-3)
+    result = to_numpy(ColorfulnessReward()(None, pictures))
+    np.testing.assert_allclose(result, vivid * entropy, atol=2e-3)
+    product = to_numpy((VividnessReward() * HueEntropyReward())(None, pictures))
+    np.testing.assert_allclose(result, product, rtol=1e-5, atol=1e-6)
+
+
+def test_hue_bins_are_those_of_the_angle():
+    """Every direction, on a fine circle: which bin it counts in."""
+    angle = np.linspace(-np.pi, np.pi, 7001)[:-1] + 1e-4
+    a, b = (10 * f(angle).astype("float32")[:, None, None] for f in (np.cos, np.sin))
+    from keras_reward.rewards.colorfulness import hue_entropy
+
+    # Pairs of a direction and pure red: the entropy is 0 if they share a bin.
+    a, b = (
+        np.concatenate([p, np.full_like(p, q)], 1) for p, q in ((a, 10.0), (b, 0.0))
+    )
+    bins = np.floor((angle + np.pi) / (2 * np.pi / 7)).astype(int)
+    same = to_numpy(hue_entropy(a, b, 7)) < 1e-6
+    np.testing.assert_array_equal(same, bins == 3)
+
+
+def test_black_counts_in_the_bin_of_angle_zero():
+    images = np.zeros((1, 2, 2, 3), "float32")
+    images[0, 0, 0] = [1.0, 0.3, 0.4]  # a red of angle 0.24, in the middle bin
+    assert float(to_numpy(HueEntropyReward()(None, images))[0]) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "vivid", "entropy"),
+    [
+        ([[1, 0, 0], [1, 0, 0]], 1.0, 0.0),
+        ([[1, 0, 0], [0, 0, 1]], 1.0, np.log(2)),
+        ([[1, 0, 0], [0, 0, 0]], 0.5, None),
+        ([[0, 0, 0], [0, 0, 0]], 0.0, 0.0),
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1]], 1.0, np.log(4)),
+    ],
+)
+def test_colour_rewards_of_pure_colours(pixels, vivid, entropy):
+    images = np.array(pixels, "float32")[None, None]
+    assert float(to_numpy(VividnessReward()(None, images))[0]) == pytest.approx(vivid)
+    if entropy is not None:
+        result = float(to_numpy(HueEntropyReward()(None, images))[0])
+        assert result == pytest.approx(entropy, abs=1e-6)
+
+
+def test_palette_is_in_gamut_with_grey_first():
+    palette = ColorPalette(spacing=20.0)
+    assert palette.colors.shape == (palette.num_colors, 2)
+    np.testing.assert_array_equal(palette.colors[0], [0.0, 0.0])
+    assert len(np.unique(palette.colors, axis=0)) == palette.num_colors
+    lightness = np.arange(1.0, 100.0)[:, None]
+    planes = np.broadcast_arrays(lightness, *palette.colors.T[:, None, :])
+    lab = np.stack(planes, -1)
+    with pytest.warns(UserWarning):  # of negative values, where out of gamut
+        back = skimage.color.rgb2lab(skimage.color.lab2rgb(lab))
+    shown = np.abs(back - lab).max(-1) < 0.5
+    assert shown.any(0).all()
+
+
+def test_bins_are_the_nearest_colours(pictures):
+    palette = ColorPalette(spacing=15.0)
+    bins = to_numpy(palette.encode(pictures, grid=(8, 8)))
+    lab = skimage.color.rgb2lab(pictures)[..., 1:]
+    cells = lab.reshape(len(lab), 8, 16, 8, 16, 2).mean((2, 4))
+    distance = np.linalg.norm(cells[..., None, :] - palette.colors, axis=-1)
+    chosen = np.take_along_axis(distance, bins[..., None], -1)[..., 0]
+    np.testing.assert_allclose(chosen, distance.min(-1), atol=0.02)
+
+
+def test_painting_keeps_lightness_and_finds_the_colours_again(pictures):
+    palette = ColorPalette(spacing=15.0)
+    gray = to_numpy(colors.to_gray(pictures))
+    bins = to_numpy(palette.encode(pictures, grid=(32, 32)))
+    painted = to_numpy(palette.decode(gray, np.stack([bins, 0 * bins], 1)))
+    assert painted.shape == (len(pictures), 2, 128, 128, 3)
+    lab = skimage.color.rgb2lab(painted.astype("float64"))
+    lightness = skimage.color.rgb2lab(pictures.astype("float64"))[..., 0]
+    for n in range(2):
+        assert np.abs(lab[:, n, ..., 0] - lightness).mean() < 0.1
+    assert np.abs(lab[:, 1, ..., 1:]).max() < 1.0  # bin 0 is grey
+    error = np.abs(lab[:, 0] - skimage.color.rgb2lab(pictures)).mean((0, 1, 2))
+    assert (error[1:] < 8.0).all()  # half a bin, and what cells leave out
+
+
+def test_palette_refuses_cells_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"images of 10x10 pixels, grid=\(4, 4\)"):
+        ColorPalette().encode(np.zeros((1, 10, 10, 3), "float32"), grid=(4, 4))
+    with pytest.raises(ValueError, match="spacing=0"):
+        ColorPalette(spacing=0)
+
+
+def test_palette_survives_serialisation():
+    config = keras.saving.serialize_keras_object(ColorPalette(spacing=25.0))
+    copy = keras.saving.deserialize_keras_object(config)
+    np.testing.assert_array_equal(copy.colors, ColorPalette(spacing=25.0).colors)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((2, 4, 4), "float32"), np.zeros((2, 4, 4, 1), "float32")]
+)
+def test_wrong_images_are_refused_by_name(images):
+    with pytest.raises(ValueError, match=r"'colorfulness' needs float RGB.*\(2, 4, 4"):
+        ColorfulnessReward()(None, images)
+
+
+def test_integer_images_are_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        ColorfulnessReward()(None, np.zeros((2, 4, 4, 3), "uint8"))
