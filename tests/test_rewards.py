@@ -90,6 +90,22 @@ def test_equal_names_are_refused():
         First() + First()
 
 
+def test_a_named_reward_puts_its_name_before_its_parts():
+    reward = TwoParts() + TwoParts(name="mine") + (First() + Second())
+    named = SumReward([First(), Second()], name="both") + 0.0 * TwoParts(name="mine")
+    assert reward.part_names == (
+        *("two_parts", "left", "right"),
+        *("mine", "mine_left", "mine_right"),
+        *("first", "second"),
+    )
+    assert named.part_names[:3] == ("both", "both_first", "both_second")
+    for each in (reward, named):
+        total, parts = each.evaluate(each.prepare(None), OUTPUTS[:2])
+        assert set(parts) == set(each.part_names)
+    np.testing.assert_allclose(to_numpy(total), [11.0, 22.0])
+    np.testing.assert_allclose(to_numpy(parts["both"]), [11.0, 22.0])
+
+
 def test_parts_must_be_those_declared():
     class Wrong(TwoParts):
         part_names = ("left",)

@@ -46,6 +46,7 @@ def inputs(batch=16, features=3, seed=0):
 
 def to_numpy(tensor):
     """A NumPy array from a tensor of any backend."""
+    tensor = keras.ops.convert_to_tensor(tensor)
     return keras.ops.convert_to_numpy(keras.ops.stop_gradient(tensor))
 
 

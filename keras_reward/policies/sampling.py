@@ -32,6 +32,7 @@ def sample_categorical(logits, uniform):
     sample_categorical(logits, np.array([[0.4, 0.6, 0.9]], "float32"))  # [[0, 1, 2]]
     ```
     """
+    logits, uniform = ops.convert_to_tensor(logits), ops.convert_to_tensor(uniform)
     classes = logits.shape[-1]
     weights = ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
     cumulative = ops.cumsum(weights, axis=-1)

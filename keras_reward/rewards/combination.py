@@ -28,7 +28,7 @@ class Combination(Reward):
         return tuple(name for reward in self.rewards for name in reward.log_names())
 
     def log_names(self):
-        return self.part_names
+        return super().log_names() if self._name else self.part_names
 
     @property
     def uses_inputs(self):
@@ -42,9 +42,9 @@ class Combination(Reward):
         for reward, targets in zip(self.rewards, y_true, strict=True):
             score, inner = reward.evaluate(targets, y_pred, inputs)
             scores.append(score)
-            if not isinstance(reward, Combination):
+            if reward.name in reward.log_names():
                 parts[reward.name] = score
-            parts.update(inner)
+            parts.update({reward.part_log_name(k): v for k, v in inner.items()})
         return self.merge(scores), parts
 
     def merge(self, scores):

@@ -143,9 +143,17 @@ class Reward:
             for part, values in parts.items()
         }
 
+    def part_log_name(self, part):
+        """Name of a part in the logs of a sum or product that this reward is in.
+
+        A reward that was given a name puts it in front, so that two rewards of one
+        class can be told apart.
+        """
+        return f"{self.name}_{part}" if getattr(self, "_name", None) else part
+
     def log_names(self):
         """Names under which this reward logs as a term of another."""
-        return (self.name, *self.part_names)
+        return (self.name, *map(self.part_log_name, self.part_names))
 
     def get_config(self):
         return {"name": getattr(self, "_name", None)}

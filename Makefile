@@ -1,0 +1,54 @@
+# Every target sets up what it needs in .venv. CONTRIBUTING.md has the same steps
+# without make.
+
+PYTHON ?= python3
+ENV := .venv
+RUN := $(ENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BACKENDS ?= jax tensorflow torch
+# Arguments for the script, as in: make demo ARGS="--seed 1"
+ARGS ?=
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test lint bench clean
+
+demo: $(ENV)/demo.stamp
+	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(RUN) examples/colorization.py $(ARGS)
+
+test: $(ENV)/test.stamp
+	@failed=""; \
+	for backend in $(BACKENDS); do \
+		echo "== $$backend"; \
+		KERAS_BACKEND=$$backend $(RUN) -m pytest $(ARGS) || failed="$$failed $$backend"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "Tests failed on:$$failed"; exit 1; fi
+
+lint: $(ENV)/lint.stamp
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(ENV)/test.stamp
+	$(RUN) benchmarks/step_overhead.py --backends $(BACKENDS) $(ARGS)
+
+clean:
+	rm -rf $(ENV) build dist outputs .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(ENV)/base.stamp:
+	$(PYTHON) -m venv $(ENV)
+	touch $@
+
+$(ENV)/demo.stamp: pyproject.toml constraints.txt $(ENV)/base.stamp
+	@echo "Installing JAX, Keras and what the demo needs into $(ENV) ..."
+	$(INSTALL) --editable ".[jax,examples]"
+	touch $@
+
+$(ENV)/test.stamp: pyproject.toml constraints.txt $(ENV)/base.stamp
+	@echo "Installing JAX, TensorFlow, PyTorch and the test tools into $(ENV) ..."
+	$(INSTALL) --editable ".[jax,tensorflow,torch,test]"
+	touch $@
+
+$(ENV)/lint.stamp: pyproject.toml constraints.txt $(ENV)/base.stamp
+	$(INSTALL) ruff
+	touch $@

@@ -1,0 +1,62 @@
+"""What importing the package costs, and what it promises."""
+
+import pathlib
+import pkgutil
+import subprocess
+import sys
+
+import keras
+
+import keras_reward
+
+HEAVY = {"keras_hub", "keras_nlp", "keras_cv", "matplotlib", "pycocotools"}
+BACKENDS = {"jax", "tensorflow", "torch"}
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(keras_reward.__path__, "keras_reward.")
+    if module.name.split(".")[-1] not in BACKENDS
+    or module.name.endswith(keras.config.backend())
+]
+# Imports each module as the first one of the package, in a Python that has Keras, and
+# prints what it brings that Keras has not. (Keras itself brings JAX and matplotlib.)
+ALONE = """
+import importlib, sys
+import keras
+before = set(sys.modules)
+for name in sys.argv[1:]:
+    for loaded in [m for m in sys.modules if m.split(".")[0] == "keras_reward"]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+    print(name, *{m.split(".")[0] for m in set(sys.modules) - before})
+"""
+
+
+def test_every_module_imports_on_its_own_and_lightly():
+    result = subprocess.run(
+        [sys.executable, "-c", ALONE, "keras_reward", *MODULES],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [name for name, *_ in lines] == ["keras_reward", *MODULES]
+    for name, *brought in lines:
+        assert "keras_reward" in brought, name
+        assert not set(brought) & (HEAVY | BACKENDS), name
+
+
+def test_all_public_names_exist_and_have_examples():
+    for name in keras_reward.__all__:
+        assert hasattr(keras_reward, name)
+        assert getattr(keras_reward, name).__doc__
+
+
+def test_only_backend_modules_import_a_backend():
+    root = pathlib.Path(keras_reward.__file__).parent
+    for path in root.rglob("*.py"):
+        if path.parent.name == "backend":
+            continue
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if words[:1] in (["import"], ["from"]):
+                assert words[1].split(".")[0] not in BACKENDS, f"{path}: {line}"
