@@ -83,7 +83,7 @@ class GaussianPolicy(FactorizedPolicy):
     def token_log_prob(self, context, samples):
         log_stddev = self.current_log_stddev()
         # Samples are outcomes: the density is differentiated at fixed values.
-        samples = ops.stop_gradient(samples)
+        samples = ops.stop_gradient(ops.convert_to_tensor(samples))
         standard = (samples - context[:, None]) * ops.exp(-log_stddev)
         return -0.5 * ops.square(standard) - log_stddev - 0.5 * math.log(2.0 * math.pi)
 

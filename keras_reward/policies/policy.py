@@ -49,7 +49,7 @@ class Policy(keras.layers.Layer):
                 f"of that signature. Received: codec={codec!r}"
             )
         self.codec = codec
-        self.model = None
+        self._untracked(model=None)
         self.temperature = 1.0
         self.built = True
 
@@ -69,9 +69,15 @@ class Policy(keras.layers.Layer):
                 "new one for each model. "
                 f"Received: model={model.name!r}, bound to {self.model.name!r}"
             )
-        self.model = model
+        self._untracked(model=model)
         self.temperature = temperature
         return self
+
+    def _untracked(self, **attributes):
+        # The model belongs to the tuner. As a part of the policy it would bring along
+        # its own metrics, a second "loss" among them.
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
 
     def encode(self, x, training=False):
         """One pass of the model: all that sampling and scoring need, computed once.

@@ -1,0 +1,64 @@
+"""Several devices give what one gives: `keras.distribution` and `tf.distribute`."""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+# One process for each number of devices: they are set before a backend starts.
+TRAIN = """
+import contextlib, os, sys
+
+devices = int(sys.argv[1])
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+import keras
+import numpy as np
+from test_train_step import GivenNoise, data, match, noise
+from tiny import classifier, weights_of
+
+from keras_reward import RewardTuning
+
+scope = contextlib.nullcontext()
+if keras.config.backend() == "jax":
+    names = [f"cpu:{i}" for i in range(devices)]
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=names))
+else:
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    logical = [tf.config.LogicalDeviceConfiguration()] * devices
+    tf.config.set_logical_device_configuration(cpu, logical)
+    names = [f"cpu:{i}" for i in range(devices)]
+    scope = tf.distribute.MirroredStrategy(names).scope()
+
+x, y = data()
+x = {"features": x, "noise": noise(16, 3, 4)}
+with scope:
+    model = classifier(positions=4)
+    tuned = RewardTuning(model, reward=match, policy=GivenNoise(), num_samples=3)
+    tuned.compile(keras.optimizers.Adam(0.05))
+    tuned.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    np.savez(sys.argv[2], *weights_of(model))
+"""
+
+
+@pytest.mark.skipif(
+    keras.config.backend() == "torch", reason="Keras distributes no torch models"
+)
+def test_two_devices_equal_one(tmp_path):
+    runs = []
+    for devices in (1, 2):
+        path = tmp_path / f"{devices}.npz"
+        subprocess.run(
+            [sys.executable, "-c", TRAIN, str(devices), str(path)],
+            cwd=pathlib.Path(__file__).parent,
+            check=True,
+            capture_output=True,
+        )
+        with np.load(path) as weights:
+            runs.append([weights[name] for name in weights.files])
+    for a, b in zip(*runs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
