@@ -260,7 +260,7 @@ def test_mixed_precision_trains_without_nan(dtype, policy):
         assert isinstance(tuned.optimizer, keras.optimizers.LossScaleOptimizer)
     x, y = data(batch=64)
     before = tuned.evaluate(x, y, verbose=0, return_dict=True)["reward"]
-    history = tuned.fit(x, y, epochs=12, verbose=0).history
+    history = tuned.fit(x, y, epochs=40, verbose=0).history
     for name, values in history.items():
         assert np.isfinite(values).all(), name
     assert tuned.evaluate(x, y, verbose=0, return_dict=True)["reward"] > before

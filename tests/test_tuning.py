@@ -76,7 +76,7 @@ def test_tuning_raises_the_reward_of_the_same_model():
     tuned = tuner(model)
     x = inputs(128)
     before = reward_of(tuned, x)
-    history = tuned.fit(x, epochs=15, validation_data=inputs(64, seed=1), verbose=0)
+    history = tuned.fit(x, epochs=40, validation_data=inputs(64, seed=1), verbose=0)
     assert reward_of(tuned, x) > max(0.9, before)
     assert history.history["val_reward"][-1] > 0.9
     assert tuned.model is model
@@ -164,7 +164,7 @@ def test_targets_are_repeated_for_the_samples_of_an_input():
     tuned = tuner(reward=correct, learning_rate=0.2)
     x = np.repeat(np.eye(3, dtype="float32"), 20, 0)
     y = np.repeat([4, 0, 2], 20)
-    tuned.fit(x, y, epochs=25, verbose=0)
+    tuned.fit(x, y, epochs=60, verbose=0)
     np.testing.assert_array_equal(tuned.predict(np.eye(3), verbose=0), [4, 0, 2])
     assert reward_of(tuned, x, y) == 1.0
 
@@ -226,7 +226,7 @@ if BACKEND == "tensorflow":
 def test_datasets_of_every_kind(kind):
     tuned = tuner(reward=correct)
     steps = {"steps_per_epoch": 3} if kind == "generator" else {}
-    tuned.fit(*DATASETS[kind](), epochs=15, shuffle=False, verbose=0, **steps)
+    tuned.fit(*DATASETS[kind](), epochs=50, shuffle=False, verbose=0, **steps)
     assert reward_of(tuned, inputs(64, seed=5), np.full(64, 3)) > 0.8
 
 
@@ -320,7 +320,7 @@ def functional_with_two_inputs():
 def test_subclassed_unbuilt_model():
     tuned = tuner(Subclassed(), learning_rate=0.05)
     x = inputs(64)
-    tuned.fit(x, epochs=12, verbose=0)
+    tuned.fit(x, epochs=60, verbose=0)
     assert reward_of(tuned, x) > 0.9
     assert tuned.predict(x, verbose=0).shape == (64,)
 
@@ -328,7 +328,7 @@ def test_subclassed_unbuilt_model():
 def test_several_inputs():
     tuned = tuner(functional_with_two_inputs())
     x = {"a": inputs(64), "b": inputs(64, 2, seed=1)}
-    tuned.fit(x, epochs=12, verbose=0)
+    tuned.fit(x, epochs=60, verbose=0)
     assert reward_of(tuned, x) > 0.9
 
 
@@ -353,7 +353,7 @@ def test_bernoulli_probabilities_are_read_as_such():
     for activation, from_logits in (("sigmoid", False), (None, True)):
         policy = BernoulliPolicy(from_logits=from_logits)
         tuned = tuner(classifier(activation=activation), count, policy=policy)
-        tuned.fit(inputs(64), epochs=15, verbose=0)
+        tuned.fit(inputs(64), epochs=50, verbose=0)
         assert reward_of(tuned, inputs(64)) > 0.95
 
 
@@ -379,13 +379,13 @@ def test_regression_model_with_a_reward_that_has_no_gradient():
 def test_every_baseline_and_update_learns(baseline, update):
     tuned = tuner(baseline=baseline, update=update)
     x = inputs(64)
-    tuned.fit(x, epochs=20, verbose=0)
+    tuned.fit(x, epochs=60, verbose=0)
     assert reward_of(tuned, x) > 0.9
 
 
 def test_settings_beside_the_defaults_learn():
     tuned = tuner(scale_advantages=True, entropy_weight=0.01, temperature=0.8)
-    tuned.fit(inputs(64), epochs=20, verbose=0)
+    tuned.fit(inputs(64), epochs=60, verbose=0)
     assert reward_of(tuned, inputs(64)) > 0.9
 
 
@@ -426,7 +426,7 @@ def test_a_model_that_brings_the_protocol_is_its_own_policy():
     tuned = tuner(OwnPolicy(), chose_thirteen, learning_rate=0.05)
     assert tuned.policy is tuned.model
     x = inputs(64)
-    tuned.fit(x, epochs=12, verbose=0)
+    tuned.fit(x, epochs=60, verbose=0)
     assert reward_of(tuned, x) > 0.9
     assert tuned.predict(x, verbose=0).min() >= 10
     with pytest.raises(ValueError, match=r"own policy.*temperature=0\.5"):
