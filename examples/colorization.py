@@ -64,7 +64,7 @@ TEMPERATURE = 0.25
 NUM_SAMPLES = 8
 LEARNING_RATE = 1e-4
 STEPS_PER_EPOCH = 16
-MOST_EPOCHS = 48
+MOST_EPOCHS = 96
 # Enough is enough: ln 4, as for four hues in equal parts, all vivid. Photographs earn
 # less. Beyond this the samples earn by noise, and colours follow content no longer.
 ENOUGH_REWARD = float(np.log(4.0))
