@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_reward import advantages, policies, rewards
 from keras_reward.backend import RewardTrainer
-from keras_reward.callbacks import RewardProgress, UnscoredWarning
+from keras_reward.callbacks import HostFailure, RewardProgress, UnscoredWarning
 from keras_reward.objective import weighted_likelihood_loss
 from keras_reward.policies.policy import refuse_truncation, repeat_rows
 from keras_reward.rewards.reward import check_shapes
@@ -136,6 +136,7 @@ class RewardTuning(RewardTrainer, keras.Model):
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
         self.reward = rewards.get(reward)
+        self.supports_jit = self.reward.supports_jit
         self.policy = policies.get(policy, model, temperature)
         self.num_samples = num_samples
         self.baseline = baseline
@@ -157,6 +158,13 @@ class RewardTuning(RewardTrainer, keras.Model):
             )
         self.trackers = make_trackers(self.reward.part_names, num_samples)
         self.built = model.built
+
+    @property
+    def non_trainable_variables(self):
+        """Those of the model and the tuning, and what the reward reads."""
+        own = {id(variable) for variable in self.variables}
+        read = [v for v in self.reward.variables if id(v) not in own]
+        return super().non_trainable_variables + read
 
     def call(self, inputs, training=None):
         """The greedy output of each input, decoded to what the reward sees."""
@@ -329,17 +337,37 @@ class RewardTuning(RewardTrainer, keras.Model):
         args, kwargs = with_callbacks(keras.Model.evaluate, self, args, kwargs)
         return super().evaluate(*args, **kwargs)
 
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        result = super().train_on_batch(*args, **kwargs)
+        self.reward.raise_failure()
+        return result
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args, **kwargs):
+        result = super().test_on_batch(*args, **kwargs)
+        self.reward.raise_failure()
+        return result
+
     # Saving.
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
         # Keras saves no seeds; with this one a continued run draws what it would have.
         store["seed_generator_state"] = self.seed_generator.state
+        for name, variable in self.reward_variables().items():
+            store[name] = variable
 
     def load_own_variables(self, store):
         store = {name: store[name] for name in store.keys()}  # noqa: SIM118, not a dict
         self.seed_generator.state.assign(store.pop("seed_generator_state"))
+        for name, variable in self.reward_variables().items():
+            variable.assign(store.pop(name))
         super().load_own_variables(store)
+
+    def reward_variables(self):
+        """What the reward saves, by its name in the file."""
+        return {f"reward_{i}": v for i, v in enumerate(self.reward.saved_variables)}
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -422,6 +450,8 @@ def with_callbacks(method, model, args, kwargs):
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []
         callbacks.append(UnscoredWarning())
+        if model.reward.runs_on_host:
+            callbacks.append(HostFailure())
         has_bar = any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks)
         if bound.arguments.get("verbose") != 0 and not has_bar:
             callbacks.append(RewardProgress())

@@ -32,6 +32,13 @@ def softmax_model(activation="softmax"):
     return classifier(activation=activation)
 
 
+def softmax_segmenter():
+    """As KerasCV's: the softmax stands in an inner model, before an upsampling."""
+    head = keras.layers.Conv2D(3, 1, activation="softmax", name="inner_softmax")
+    inner = keras.Sequential([head, keras.layers.UpSampling2D(2)])
+    return keras.Sequential([keras.Input((4, 4, 3)), inner])
+
+
 def needs_targets(y_true, y_pred):
     return ops.cast(ops.equal(y_true, y_pred), "float32")
 
@@ -159,6 +166,10 @@ CASES = {
             softmax_model("sigmoid"), reward=good, policy=BernoulliPolicy()
         ),
         r"ends in a sigmoid.*BernoulliPolicy\(from_logits=False\)",
+    ),
+    "softmax in an inner model, then resized": (
+        lambda: RewardTuning(softmax_segmenter(), reward=good),
+        "ends in a softmax.*Received: last layer 'inner_softmax'",
     ),
     "codec that is none": (
         lambda: CategoricalPolicy(codec=3),

@@ -53,3 +53,24 @@ def to_numpy(tensor):
 def weights_of(model):
     """Copies of a model's weights, as NumPy arrays."""
     return [np.array(to_numpy(weight)) for weight in model.weights]
+
+
+def compiled(function, xla=False):
+    """A function of arrays, compiled as the backend's training step would be.
+
+    Args:
+        function: takes and returns nests of tensors.
+        xla: on TensorFlow, compile through XLA, which JAX always does.
+
+    Returns:
+        The compiled function; on torch, which runs eagerly, the function itself.
+    """
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=xla)
+    return function

@@ -3,17 +3,32 @@
 Each module overrides Keras's `train_step` for its backend as a mixin `RewardTrainer`.
 A step is the same everywhere: `RewardTuning.training_loss` under the gradient, with a
 `no_gradient(function, *args)` for what is sampled and rewarded, then Keras's own
-optimizer.
+optimizer. `keep_weights` makes the model hold its weights when a step is interrupted.
+
+`host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
+within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.
 """
 
 import keras
 
 if keras.config.backend() == "jax":
-    from keras_reward.backend.jax import RewardTrainer
+    from keras_reward.backend.jax import (
+        XLA_CALLS_HOST,
+        RewardTrainer,
+        host_call,
+    )
 elif keras.config.backend() == "tensorflow":
-    from keras_reward.backend.tensorflow import RewardTrainer
+    from keras_reward.backend.tensorflow import (
+        XLA_CALLS_HOST,
+        RewardTrainer,
+        host_call,
+    )
 elif keras.config.backend() == "torch":
-    from keras_reward.backend.torch import RewardTrainer
+    from keras_reward.backend.torch import (
+        XLA_CALLS_HOST,
+        RewardTrainer,
+        host_call,
+    )
 else:
     raise ImportError(
         "keras_reward trains on the Keras backends jax, tensorflow and torch. "

@@ -2,6 +2,10 @@
 
 import jax
 import keras
+import numpy as np
+from jax.experimental import io_callback
+
+XLA_CALLS_HOST = True
 
 
 class RewardTrainer:
@@ -12,6 +16,10 @@ class RewardTrainer:
         # traced, from a reward of the wrong shape say, would lose the model.
         del purge_model_variables
         return super()._get_jax_state(**kinds)
+
+    def keep_weights(self):
+        """Takes the weights from a loop over batches that an error ends."""
+        self.jax_state_sync()
 
     def train_step(self, state, data):
         trainable, non_trainable, optimizer_variables, metrics_variables = state
@@ -49,3 +57,23 @@ class RewardTrainer:
         )
         seam = len(non_trainable)
         return logs, (trainable, values[:seam], optimizer_variables, values[seam:])
+
+
+def host_call(function, tensors, shape):
+    """Calls a function of NumPy arrays that returns one, from a compiled step.
+
+    Args:
+        function: takes an array for each of `tensors`.
+        tensors: list of tensors.
+        shape: shape of what it returns, in float32.
+
+    Returns:
+        A float32 tensor.
+    """
+
+    def call(*arrays):
+        return function(*map(np.asarray, arrays))
+
+    if not any(isinstance(tensor, jax.core.Tracer) for tensor in tensors):
+        return jax.numpy.asarray(call(*tensors))
+    return io_callback(call, jax.ShapeDtypeStruct(shape, "float32"), *tensors)

@@ -2,9 +2,14 @@
 
 import tensorflow as tf
 
+XLA_CALLS_HOST = False
+
 
 class RewardTrainer:
     """Mixin for `keras.Model`: one step of reward tuning."""
+
+    def keep_weights(self):
+        """Nothing to do: a step writes the model's own variables."""
 
     def train_step(self, data):
         with tf.GradientTape() as tape:
@@ -21,3 +26,18 @@ class RewardTrainer:
         gradients = tape.gradient(loss, weights)
         self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
         return self.training_logs()
+
+
+def host_call(function, tensors, shape):
+    """Calls a function of NumPy arrays that returns one, from a compiled step.
+
+    Args:
+        function: takes an array for each of `tensors`.
+        tensors: list of tensors.
+        shape: shape of what it returns, in float32; None where only the run will tell.
+
+    Returns:
+        A float32 tensor.
+    """
+    result = tf.numpy_function(function, tensors, tf.float32)
+    return tf.ensure_shape(result, shape)

@@ -2,9 +2,14 @@
 
 import torch
 
+XLA_CALLS_HOST = True  # `torch.compile` leaves `host_call` alone
+
 
 class RewardTrainer:
     """Mixin for `keras.Model`: one step of reward tuning."""
+
+    def keep_weights(self):
+        """Nothing to do: a step writes the model's own variables."""
 
     def train_step(self, data):
         self.zero_grad()
@@ -21,3 +26,22 @@ def no_gradient(function, *args):
     """Calls a function without recording it: `stop_gradient` alone would record."""
     with torch.no_grad():
         return function(*args)
+
+
+@torch.compiler.disable
+def host_call(function, tensors, shape):
+    """Calls a function of NumPy arrays that returns one.
+
+    Args:
+        function: takes an array for each of `tensors`.
+        tensors: list of tensors.
+        shape: shape of what it returns, in float32.
+
+    Returns:
+        A float32 tensor on the device of `tensors`.
+    """
+    device = tensors[0].device
+    if device.type == "meta":  # Keras infers shapes
+        return torch.empty(shape, dtype=torch.float32, device=device)
+    arrays = [tensor.detach().cpu().numpy() for tensor in tensors]
+    return torch.from_numpy(function(*arrays)).to(device)

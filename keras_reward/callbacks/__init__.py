@@ -1,4 +1,6 @@
-"""What `fit` shows and says while it tunes."""
+"""What `fit` shows, says and measures while it tunes."""
 
+from keras_reward.callbacks.host_failure import HostFailure
+from keras_reward.callbacks.official_scores import OfficialScores
 from keras_reward.callbacks.progress import RewardProgress
 from keras_reward.callbacks.unscored import UnscoredWarning

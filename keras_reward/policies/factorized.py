@@ -211,10 +211,9 @@ class BernoulliPolicy(FactorizedPolicy):
 
 def refuse_activation(policy, model, activation):
     """Raises if a model that ends in `activation` is about to be read as logits."""
-    layers = getattr(model, "layers", None)
-    if not layers or not policy.from_logits:
+    last = last_layer(model)
+    if last is None or not policy.from_logits:
         return
-    last = layers[-1]
     is_layer = type(last).__name__.lower() == activation
     if is_layer or getattr(last, "activation", None) is keras.activations.get(
         activation
@@ -226,3 +225,21 @@ def refuse_activation(policy, model, activation):
             f"`policy={name}(from_logits=False)`. "
             f"Received: last layer {last.name!r}"
         )
+
+
+# Layers after which probabilities are probabilities still.
+PASSING = (
+    keras.layers.Cropping2D,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+    keras.layers.Resizing,
+    keras.layers.UpSampling2D,
+)
+
+
+def last_layer(model):
+    """The last layer of a model that computes something, also within inner models."""
+    for layer in reversed(getattr(model, "layers", None) or []):
+        if not isinstance(layer, PASSING):
+            return last_layer(layer) if isinstance(layer, keras.Model) else layer
+    return None

@@ -13,6 +13,8 @@ from keras_reward.rewards.combination import (
     SumReward,
     as_reward,
 )
+from keras_reward.rewards.host import HostReward
+from keras_reward.rewards.model import ModelReward
 from keras_reward.rewards.reward import Reward
 
 REWARDS = {

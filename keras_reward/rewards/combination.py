@@ -34,6 +34,26 @@ class Combination(Reward):
     def uses_inputs(self):
         return any(reward.uses_inputs for reward in self.rewards)
 
+    @property
+    def runs_on_host(self):
+        return any(reward.runs_on_host for reward in self.rewards)
+
+    @property
+    def supports_jit(self):
+        return all(reward.supports_jit for reward in self.rewards)
+
+    @property
+    def variables(self):
+        return [v for reward in self.rewards for v in reward.variables]
+
+    @property
+    def saved_variables(self):
+        return [v for reward in self.rewards for v in reward.saved_variables]
+
+    def raise_failure(self):
+        for reward in self.rewards:
+            reward.raise_failure()
+
     def prepare(self, y_true):
         return [reward.prepare(y_true) for reward in self.rewards]
 

@@ -44,6 +44,8 @@ class Reward:
     """
 
     part_names = ()
+    runs_on_host = False  # whether `call` leaves the compiled step for Python
+    supports_jit = True  # as of `keras.Layer`: False keeps a step from XLA
 
     def __init__(self, name=None):
         self._name = name
@@ -58,6 +60,20 @@ class Reward:
     def uses_inputs(self):
         """Whether `call` takes the model's inputs as a third argument `inputs`."""
         return takes_inputs(self.call)
+
+    @property
+    def variables(self):
+        """List of `keras.Variable` that `call` reads: tables, a scorer's weights.
+
+        `RewardTuning` hands them to the compiled step, so that they are no constants
+        in it, and trains none of them.
+        """
+        return []
+
+    @property
+    def saved_variables(self):
+        """Those of `variables` that enter the checkpoint of a `RewardTuning`."""
+        return self.variables
 
     def prepare(self, y_true):
         """What need not be done for each sample: runs once per input.
@@ -101,7 +117,9 @@ class Reward:
         y_true, y_pred, inputs = keras.tree.map_structure(
             as_tensor, (y_true, y_pred, inputs)
         )
-        return self.evaluate(self.prepare(y_true), y_pred, inputs)[0]
+        rewards = self.evaluate(self.prepare(y_true), y_pred, inputs)[0]
+        self.raise_failure()
+        return rewards
 
     def evaluate(self, y_true, y_pred, inputs=None):
         """As `__call__` with prepared targets, and with the parts.
@@ -142,6 +160,13 @@ class Reward:
             part: as_rows(f"{self.name}/{part}", values, rows)
             for part, values in parts.items()
         }
+
+    def raise_failure(self):
+        """Raises what went wrong on the host since the last call, if anything did.
+
+        An exception within a compiled step would lose the step's weights. So a reward
+        that runs on the host keeps it, and `RewardTuning` asks after each step.
+        """
 
     def part_log_name(self, part):
         """Name of a part in the logs of a sum or product that this reward is in.

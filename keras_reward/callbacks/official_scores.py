@@ -1,0 +1,96 @@
+"""The field's own score of the greedy outputs, after every epoch."""
+
+import keras
+import numpy as np
+
+
+class OfficialScores(keras.callbacks.Callback):
+    """Adds official scores to the logs of every epoch: `val_map`, `val_pq`, `val_cider`.
+
+    After each epoch it predicts the data in batches (`RewardTuning` predicts greedy
+    outputs, in the form that rewards see) and has an evaluator score all of them
+    together. Every number that the evaluator returns enters the logs as `val_` and its
+    name, for `ModelCheckpoint`, `EarlyStopping` and the history; put this callback in
+    front of those that read it.
+
+    Args:
+        evaluator: from `keras_reward.evaluation`, or any object with `reset_state()`,
+            `update_state(y_true, y_pred)` on NumPy arrays, and `result()`, a dict.
+        data: `(x, y)` arrays or nests of them, or an iterable of such batches: a
+            `keras.utils.PyDataset`, a `tf.data.Dataset`, a PyTorch `DataLoader`, a
+            list.
+        batch_size: of predictions where `data` is arrays. Default 32.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras_reward import RecallReward, RewardTuning
+    from keras_reward.callbacks import OfficialScores
+    from keras_reward.evaluation import CocoDetection
+
+    class Detector(keras.Model):  # one box an image
+        def call(self, x):
+            boxes = x[:, None, :4]
+            return {
+                "boxes": boxes,
+                "labels": keras.ops.zeros(keras.ops.shape(boxes)[:2], "int32"),
+                "scores": keras.ops.ones(keras.ops.shape(boxes)[:2]),
+            }
+
+    boxes = np.array([[0, 0, 20, 20], [5, 5, 30, 40]], "float32")
+    y = {"boxes": boxes[:, None], "labels": np.zeros((2, 1), "int32")}
+    scores = OfficialScores(CocoDetection(), (boxes, y))
+    scores.set_model(Detector())
+    scores.scores()["map"]  # 1.0
+    best = keras.callbacks.ModelCheckpoint("best.keras", monitor="val_map", mode="max")
+    callbacks = [scores, best]  # for `fit`
+    ```
+    """
+
+    def __init__(self, evaluator, data, batch_size=32):
+        super().__init__()
+        self.evaluator = evaluator
+        self.data = data
+        self.batch_size = batch_size
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, value in self.scores().items():
+            if np.ndim(value) == 0 and not isinstance(value, (dict, str)):
+                logs[f"val_{name}"] = float(value)
+
+    def scores(self):
+        """Predicts the data and returns what the evaluator says of it: a dict."""
+        count, batches = batches_of(self.data, self.batch_size)
+        verbose = (self.params or {}).get("verbose", 0)
+        bar = keras.utils.Progbar(count, verbose=verbose, unit_name="batch")
+        self.evaluator.reset_state()
+        for step, (x, y) in enumerate(batches):
+            predictions = self.model.predict_on_batch(x)
+            self.evaluator.update_state(y, to_numpy(predictions))
+            bar.update(step + 1)
+        return self.evaluator.result()
+
+
+def batches_of(data, batch_size):
+    """The number of batches, None if unknown, and an iterator of `(x, y)` in NumPy."""
+    if isinstance(data, tuple):
+        rows = len(keras.tree.flatten(data)[0])
+        starts = range(0, rows, batch_size)
+        slices = [slice(start, start + batch_size) for start in starts]
+        return len(slices), (take(data, rows) for rows in slices)
+    if isinstance(data, keras.utils.PyDataset):
+        count = data.num_batches
+        return count, (to_numpy(data[i][:2]) for i in range(count))
+    count = len(data) if hasattr(data, "__len__") else None
+    return count, (to_numpy(tuple(batch[:2])) for batch in data)
+
+
+def take(data, rows):
+    """A slice of every array in a nest, in NumPy."""
+    return to_numpy(keras.tree.map_structure(lambda array: array[rows], data[:2]))
+
+
+def to_numpy(structure):
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, structure)

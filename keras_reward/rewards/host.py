@@ -1,0 +1,184 @@
+"""Rewards in plain Python: any function of NumPy arrays, called from the step."""
+
+import concurrent.futures
+import multiprocessing
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_reward.backend import XLA_CALLS_HOST, host_call
+from keras_reward.rewards.combination import FunctionReward
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class HostReward(FunctionReward):
+    """A Python function on NumPy arrays as a reward: an evaluator, a service, a person.
+
+    The function runs on the host, while the compiled step waits for it: on JAX, on
+    TensorFlow (which then compiles the step without XLA) and on PyTorch. Where a reward
+    can be written in `keras.ops`, a plain function or a `Reward` is much faster.
+
+    An exception in the function does not lose the weights of the step: the rows that
+    failed have no influence on it, and `fit`, `evaluate` or the call then raises the
+    exception itself, with a note that says which rows failed.
+
+    Args:
+        function: `(y_true, y_pred) -> (rows,)` or `(y_true, y_pred, inputs) ->
+            (rows,)`, on NumPy arrays (half precision arrives as float32), or nests of
+            them; its own copies, so it may change them. NaN or None for a row that it
+            cannot score. To be loaded from a saved file it must be registered with
+            `keras.saving.register_keras_serializable`.
+        batch_size: most rows in one call of the function. Default: all rows, divided by
+            `workers`.
+        workers: number of calls that run at the same time. Default 1.
+        use_multiprocessing: if True, workers are processes: for Python code that
+            computes. The function must be picklable, and a script that starts training
+            needs `if __name__ == "__main__":`. Default False, threads: for functions
+            that wait, or that compute in NumPy.
+        name: name in the logs. Default: the function's own.
+
+    Call arguments: `y_true`, `y_pred` as the function takes them. Returns `(rows,)`.
+
+    Its part `reward_seconds` is logged: how long the function took in a step.
+
+    Raises:
+        ValueError: if the function does not return one number per row.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward import HostReward
+
+    def brightness(y_true, y_pred):
+        return [image.mean() for image in y_pred]
+
+    reward = HostReward(brightness, batch_size=8, workers=2)
+    reward(None, np.ones((16, 4, 4, 3), "float32"))  # sixteen times 1.0
+    ```
+    """
+
+    part_names = ("reward_seconds",)
+    runs_on_host = True
+    supports_jit = XLA_CALLS_HOST
+
+    def __init__(
+        self, function, batch_size=None, workers=1, use_multiprocessing=False, name=None
+    ):
+        super().__init__(function, name=name)
+        for argument, value in {"batch_size": batch_size, "workers": workers}.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(
+                    f"`{argument}` must be a positive integer. "
+                    f"Received: {argument}={value!r}"
+                )
+        self.batch_size = batch_size
+        self.workers = workers
+        self.use_multiprocessing = use_multiprocessing
+        self.failure = None
+        self.pool = None
+
+    def call(self, y_true, y_pred, inputs=None):
+        arguments = (y_true, y_pred, inputs) if self.uses_inputs else (y_true, y_pred)
+        leaves = keras.tree.flatten(arguments)
+        tensors = [as_host_dtype(leaf) for leaf in leaves if leaf is not None]
+
+        def score(*arrays):
+            arrays = iter(arrays)
+            own = [None if leaf is None else np.array(next(arrays)) for leaf in leaves]
+            return self.score(keras.tree.pack_sequence_as(arguments, own))
+
+        rows = keras.tree.flatten(y_pred)[0].shape[0]
+        scores = host_call(score, tensors, (2, rows))
+        return scores[0], {"reward_seconds": scores[1]}
+
+    def score(self, arguments):
+        """Scores and seconds `(2, rows)` of the function's arguments, in NumPy."""
+        start = time.perf_counter()
+        rows = len(keras.tree.flatten(arguments[1])[0])
+        scores = np.full((rows,), np.nan, "float32")
+        size = self.batch_size or max(1, -(-rows // self.workers))
+        parts = [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
+        failed = []
+        for part, call in zip(parts, self.calls(arguments, parts), strict=True):
+            try:
+                scores[part] = as_scores(self.name, call(), part.stop - part.start)
+            except BaseException as error:  # an interrupt, too, must not lose weights
+                failed.append((part, error))
+        if failed:
+            self.keep_failure(failed, rows)
+        seconds = np.full((rows,), time.perf_counter() - start, "float32")
+        return np.stack([scores, seconds])
+
+    def calls(self, arguments, parts):
+        """A function without arguments for each part: it returns the part's scores."""
+        batches = [take_rows(arguments, part) for part in parts]
+        if self.workers == 1:
+            return [lambda batch=batch: self.function(*batch) for batch in batches]
+        try:
+            futures = [self.submit(batch) for batch in batches]
+        except concurrent.futures.BrokenExecutor:  # a worker of an earlier step died
+            self.pool = None
+            futures = [self.submit(batch) for batch in batches]
+        return [future.result for future in futures]
+
+    def submit(self, batch):
+        """Hands a batch to the pool, which starts with the first one."""
+        if self.pool is None and self.use_multiprocessing:
+            self.pool = concurrent.futures.ProcessPoolExecutor(
+                self.workers,
+                # A fork would copy the locks of the backend's threads.
+                mp_context=multiprocessing.get_context("spawn"),
+            )
+        elif self.pool is None:
+            self.pool = concurrent.futures.ThreadPoolExecutor(self.workers)
+        return self.pool.submit(self.function, *batch)
+
+    def keep_failure(self, failed, rows):
+        """Keeps the first error, noting the rows of all, for `raise_failure`."""
+        _, error = failed[0]
+        where = ", ".join(f"{part.start} to {part.stop - 1}" for part, _ in failed)
+        error.add_note(
+            f"Raised by HostReward {self.name!r} on rows {where} of {rows}. "
+            "A row is one sample of one input, the samples of an input adjacent."
+        )
+        self.failure = error
+
+    def raise_failure(self):
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "batch_size": self.batch_size,
+            "workers": self.workers,
+            "use_multiprocessing": self.use_multiprocessing,
+        }
+
+
+def as_host_dtype(tensor):
+    """A tensor whose dtype NumPy has."""
+    half = keras.backend.standardize_dtype(tensor.dtype) in ("bfloat16", "float16")
+    return ops.cast(tensor, "float32") if half else tensor
+
+
+def take_rows(structure, rows):
+    """A slice of the first axis of every array in a nest."""
+    return keras.tree.map_structure(
+        lambda array: None if array is None else array[rows], structure
+    )
+
+
+def as_scores(name, scores, rows):
+    """What a host function returned, as `(rows,)` float32; None becomes NaN."""
+    scores = np.asarray(scores, "float32")
+    if scores.shape != (rows,):
+        raise ValueError(
+            f"Reward {name!r} must return one number per row. "
+            f"Expected: shape ({rows},). Received: shape {scores.shape}"
+        )
+    return scores
