@@ -167,6 +167,7 @@ class Reward:
         An exception within a compiled step would lose the step's weights. So a reward
         that runs on the host keeps it, and `RewardTuning` asks after each step.
         """
+        return  # an empty body is more than TensorFlow's AutoGraph can read
 
     def part_log_name(self, part):
         """Name of a part in the logs of a sum or product that this reward is in.
@@ -231,6 +232,15 @@ def takes_inputs(function):
 
 def as_tensor(value):
     return None if value is None else ops.convert_to_tensor(value)
+
+
+def is_integer(value):
+    """Whether a value is a tensor or array of an integer dtype; booleans are not."""
+    try:
+        dtype = keras.backend.standardize_dtype(getattr(value, "dtype", "object"))
+    except ValueError:  # no dtype that Keras knows
+        return False
+    return keras.backend.is_int_dtype(dtype)
 
 
 def as_rows(name, rewards, rows):
