@@ -1,0 +1,285 @@
+"""The reward for captions: CIDEr-D (Pinto et al. 2023, section 4.4)."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_reward.rewards.ngrams import (
+    build_table,
+    check_ids,
+    count_matches,
+    document_frequencies,
+    look_up_ngrams,
+    scored_captions,
+    scored_references,
+)
+from keras_reward.rewards.reward import Reward
+
+ORDERS = 4  # n-grams of 1 to 4 words
+SIGMA = 6.0  # width of the length penalty, in bigrams
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class CIDErReward(Reward):
+    """CIDEr-D of captions: tf-idf similarity of their n-grams to the references'.
+
+    The mean over n = 1 to 4 and over the references of an image, times 10, of
+
+    ```
+    exp(-(l - l')^2 / (2 * 6^2)) * sum(min(v, v') * v') / (|v| * |v'|)
+    ```
+
+    with, for candidate and reference, the vector `v` of count times idf of each n-gram
+    and the number `l` of bigrams; `idf = log(images) - log(max(1, images with it))`.
+    An n that has a zero norm counts as 0.
+
+    Document frequencies are those of the training captions: call `adapt` with them
+    before the reward is used. Those of a batch would change from batch to batch.
+
+    A caption ends at its first end token or padding. A reference that is all padding
+    is absent, so that images may have different numbers of references; one that
+    consists of the end token is an empty reference, and counts. A candidate whose image
+    has no reference gets 0. All words need ids of their own: one id for all unknown
+    words makes them match each other, and changes the score.
+
+    Does not punish: captions that break off, where the end token is not scored (see
+    `score_end_token`); repeated words, except that the length penalty is felt beyond a
+    few; odd grammar made of frequent phrases. `CIDErReward(...) + RepetitionReward()`
+    closes the second hole, `+ 0.1 * LengthReward(...)` the first as well.
+
+    Args:
+        end_id: id of the end token. Default None: captions end at padding alone.
+        pad_id: id of padding. Default 0. It may be the same as `end_id`.
+        score_end_token: whether the end token counts as a word. Default True, as is
+            usual in tuning: else captions that break off ("a man on a") score as well
+            as whole ones, and the model learns to write them. All references then end
+            with it, whether or not it is in the array; candidates only if they
+            produced it. With False, or without `end_id`, the reward is the score as it
+            is published.
+        name: optional name. Default "cider".
+
+    Call arguments: `y_true` integer ids of references, `(rows, references, T)`,
+    padded; `y_pred` integer ids of captions, `(rows, T2)`. Returns `(rows,)` in
+    [0, 10].
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward import CIDErReward
+
+    references = np.array([  # two images, up to two captions each
+        [[5, 6, 7, 8, 1], [5, 6, 9, 1, 0]],
+        [[5, 2, 3, 4, 1], [0, 0, 0, 0, 0]],
+    ])
+    reward = CIDErReward(end_id=1, score_end_token=False)
+    reward.adapt(references)
+    reward(references, np.array([[5, 6, 7, 8, 1], [9, 9, 1, 0, 0]]))  # [6.01, 0.0]
+    ```
+
+    Reference: Vedantam et al. 2015, "CIDEr: Consensus-based Image Description
+    Evaluation", section 7 (CIDEr-D); Pinto et al. 2023, "Tuning computer vision models
+    with task rewards", section 4.4; on the end token, Rennie et al. 2017,
+    "Self-critical Sequence Training for Image Captioning".
+    """
+
+    def __init__(self, end_id=None, pad_id=0, score_end_token=True, name=None):
+        super().__init__(name=name)
+        self.end_id = end_id
+        self.pad_id = pad_id
+        self.score_end_token = score_end_token
+        self._probes = None
+        self._variables = []
+
+    @property
+    def name(self):
+        return self._name or "cider"
+
+    @property
+    def variables(self):
+        """The table of n-grams and their idf; empty before `adapt`."""
+        return list(self._variables)
+
+    def adapt(self, references):
+        """Counts document frequencies, on the host. Forgets earlier ones.
+
+        An image is a document: an n-gram counts once for all its captions. Adapt
+        before training; a tuner that already has the reward keeps the old frequencies.
+        Keeps all ids in memory while it runs.
+
+        Args:
+            references: integer ids `(images, references, T)`, padded, or an iterable
+                of such batches, which may differ in shape: a `tf.data.Dataset`, a
+                `keras.utils.PyDataset`, a generator. Of batches `(x, y)`, as `fit`
+                takes them, `y` is used.
+        """
+        captions, lengths, images = [], [], []
+        count = 0
+        for batch in reference_batches(references):
+            batch = keras.ops.convert_to_numpy(batch)
+            ids, length, present = self._references(np, batch)
+            captions.append(ids[present])
+            lengths.append(length[present])
+            captioned = np.any(present, axis=-1)
+            images.append(count + (np.cumsum(captioned) - 1)[np.nonzero(present)[0]])
+            count += int(captioned.sum())
+        if not count:
+            raise ValueError(
+                f"Reward {self.name!r} needs at least one caption to adapt to. "
+                f"Received: {len(captions)} batches without captions"
+            )
+        width = max(ids.shape[1] for ids in captions)
+        captions = [np.pad(i, ((0, 0), (0, width - i.shape[1]))) for i in captions]
+        parents, words, frequencies = document_frequencies(
+            *map(np.concatenate, (captions, lengths, images)), ORDERS
+        )
+        idf = np.log(float(count)) - np.log(np.concatenate([[1.0], frequencies]))
+        columns, directory, self._probes = build_table(parents, words)
+        self._make_variables([*columns, directory, idf.astype("float32")])
+
+    def _make_variables(self, values):
+        # Variables, not constants: a compiled step would carry a copy of constants.
+        names = ("parents", "words", "numbers", "directory", "idf")
+        self._variables = [
+            keras.Variable(
+                value, trainable=False, dtype=str(value.dtype), name=f"cider_{name}"
+            )
+            for name, value in zip(names, values, strict=True)
+        ]
+
+    def _references(self, xp, ids):
+        """References as scored: `(ids, lengths, present)`."""
+        ids = check_ids(self.name, ids, ("rows", "references", "tokens"), "references")
+        return scored_references(
+            xp, ids, self.end_id, self.pad_id, self.score_end_token
+        )
+
+    def _squared_idf(self, ids, lengths):
+        """Squared idf of each n-gram of captions, 0 beyond their ends.
+
+        Args:
+            ids: `(..., T)`.
+            lengths: `(...,)`.
+
+        Returns:
+            A list over n of `(..., T)` float32.
+        """
+        *columns, directory, idf = self._variables
+        numbers = look_up_ngrams(columns, directory, self._probes, ids, ORDERS)
+        positions = ops.arange(ids.shape[-1], dtype="int32")
+        return [
+            ops.where(
+                positions + n < lengths[..., None],
+                ops.square(ops.take(idf, number)),
+                0.0,
+            )
+            for n, number in enumerate(numbers)
+        ]
+
+    def _check_adapted(self):
+        if not self._variables:
+            raise ValueError(
+                f"Reward {self.name!r} has no document frequencies yet: call "
+                "`reward.adapt(references)` with the training captions before it is "
+                "used. Received: a reward that is not adapted"
+            )
+
+    def prepare(self, y_true):
+        """Counts and weighs the n-grams of the references, once per image.
+
+        Args:
+            y_true: `(batch, references, T)` integer ids, padded.
+        """
+        self._check_adapted()
+        ids, lengths, present = self._references(ops, y_true)
+        counts = count_matches(ids, ids, lengths, ORDERS)
+        norms = norms_of(counts, self._squared_idf(ids, lengths))
+        share = ops.cast(present, "float32")
+        total = ops.sum(share, axis=-1, keepdims=True)
+        # What the mean over references and orders, the factor 10 and the division by
+        # the norm amount to: one weight for each reference and order.
+        share = share * (10.0 / ORDERS) / ops.maximum(total, 1.0)
+        weights = ops.stack([share * inverse(norm) for norm in norms], axis=-1)
+        return {"ids": ids, "lengths": lengths, "weights": weights}
+
+    def call(self, y_true, y_pred):
+        self._check_adapted()
+        ids = check_ids(self.name, y_pred, ("rows", "tokens"), "captions")
+        lengths = scored_captions(
+            ops, ids, self.end_id, self.pad_id, self.score_end_token
+        )
+        own_counts = count_matches(ids, ids, lengths, ORDERS)
+        squares = self._squared_idf(ids, lengths)
+        norms = norms_of(own_counts, squares)
+        counts = count_matches(ids[:, None], y_true["ids"], y_true["lengths"], ORDERS)
+        similarity = 0.0
+        for n in range(ORDERS):
+            own = ops.cast(ops.maximum(own_counts[n], 1), "float32")[:, None]
+            count = ops.cast(counts[n], "float32")
+            # Over positions, not distinct n-grams: each counts `own` times too often.
+            square = squares[n][:, None] / own
+            products = ops.sum(ops.minimum(own, count) * count * square, axis=-1)
+            weights = y_true["weights"][..., n] * inverse(norms[n])[:, None]
+            similarity = similarity + products * weights
+        # CIDEr-D compares numbers of bigrams. Those of words differ by as much, except
+        # for empty captions, which are like nothing anyway.
+        difference = ops.cast(lengths[:, None] - y_true["lengths"], "float32")
+        penalty = ops.exp(ops.square(difference) * (-0.5 / SIGMA**2))
+        return ops.sum(similarity * penalty, axis=-1)
+
+    def get_config(self):
+        config = {
+            **super().get_config(),
+            "end_id": self.end_id,
+            "pad_id": self.pad_id,
+            "score_end_token": self.score_end_token,
+        }
+        if self._variables:
+            config["probes"] = self._probes
+            config["table_sizes"] = [variable.shape[0] for variable in self.variables]
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes the reward; of one that was adapted, with variables to be loaded."""
+        config = dict(config)
+        probes = config.pop("probes", None)
+        sizes = config.pop("table_sizes", None)
+        reward = cls(**config)
+        if sizes is not None:
+            reward._probes = probes
+            dtypes = ("int32", "int32", "int32", "int32", "float32")
+            reward._make_variables(list(map(np.zeros, sizes, dtypes)))
+        return reward
+
+
+def reference_batches(references):
+    """Yields arrays `(images, references, T)` from what `adapt` takes."""
+    if hasattr(references, "shape"):
+        batches = [references]
+    elif isinstance(references, keras.utils.PyDataset):
+        batches = (references[i] for i in range(references.num_batches))
+    else:
+        batches = references
+    for batch in batches:
+        yield batch[1] if isinstance(batch, tuple) else batch
+
+
+def norms_of(counts, squares):
+    """Norms of tf-idf vectors: a list over n of `(...,)`.
+
+    Args:
+        counts: list over n of `(..., T)`, how often the n-gram at a position occurs.
+        squares: list over n of `(..., T)`, its squared idf, 0 beyond the end.
+    """
+    # A sum over positions: an n-gram that occurs `count` times adds `count` times.
+    return [
+        ops.sqrt(ops.sum(ops.cast(count, "float32") * square, axis=-1))
+        for count, square in zip(counts, squares, strict=True)
+    ]
+
+
+def inverse(norms):
+    """`1 / norms`, and 0 where the norm is 0."""
+    zero = norms == 0.0
+    return ops.where(zero, 0.0, 1.0 / ops.where(zero, 1.0, norms))

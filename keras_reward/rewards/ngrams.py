@@ -1,0 +1,288 @@
+"""N-grams of padded token ids: how often they match, and what a corpus knows of them.
+
+Functions with a first argument `xp` run on tensors (`xp=keras.ops`) and on the host
+(`xp=numpy`) alike.
+"""
+
+import numpy as np
+from keras import ops
+
+from keras_reward.rewards.reward import is_integer
+
+WORD_BITS = 31  # of an int32, without the sign
+ROOT, UNKNOWN = -1, 0  # the empty n-gram, and any n-gram that is not in the table
+
+
+def check_ids(name, ids, shape, what):
+    """Returns token ids as int32.
+
+    Args:
+        name: the reward's name, for the message.
+        ids: an integer array or tensor.
+        shape: the names of its axes, for the message.
+        what: what the ids are, for the message.
+
+    Raises:
+        ValueError: if `ids` has another rank or is not of an integer dtype.
+    """
+    received = tuple(getattr(ids, "shape", ()))
+    if len(received) != len(shape) or not is_integer(ids):
+        dtype = getattr(ids, "dtype", type(ids).__name__)
+        raise ValueError(
+            f"Reward {name!r} needs {what} as integer token ids. "
+            f"Expected: shape ({', '.join(shape)}). "
+            f"Received: shape {received}, dtype {dtype}"
+        )
+    if isinstance(ids, np.ndarray):
+        return ids.astype("int32")
+    return ops.cast(ids, "int32")
+
+
+def caption_lengths(xp, ids, end_id, pad_id):
+    """Number of words before the first end token or padding: `(...,)` int32.
+
+    Args:
+        xp: `keras.ops` or `numpy`.
+        ids: `(..., T)` int32.
+        end_id: id of the end token, or None.
+        pad_id: id of padding.
+    """
+    width = ids.shape[-1]
+    stop = ids == pad_id
+    if end_id is not None:
+        stop = xp.logical_or(stop, ids == end_id)
+    positions = xp.arange(width, dtype="int32")
+    return xp.min(xp.where(stop, positions, width), axis=-1)
+
+
+def scored_captions(xp, ids, end_id, pad_id, score_end_token):
+    """Number of tokens of captions that are scored: `(...,)` int32.
+
+    Args:
+        xp, ids, end_id, pad_id: as in `caption_lengths`.
+        score_end_token: whether the end token counts, where there is one.
+    """
+    lengths = caption_lengths(xp, ids, end_id, pad_id)
+    if end_id is None or not score_end_token:
+        return lengths
+    at_end = xp.arange(ids.shape[-1], dtype="int32") == lengths[..., None]
+    ended = xp.any(xp.logical_and(at_end, ids == end_id), axis=-1)
+    return xp.where(ended, lengths + 1, lengths)
+
+
+def scored_references(xp, ids, end_id, pad_id, score_end_token):
+    """References as they are scored.
+
+    With `score_end_token` each ends with the end token, whether or not the array has
+    it: what people wrote is complete.
+
+    Args:
+        xp: `keras.ops` or `numpy`.
+        ids: `(images, references, T)` int32.
+        end_id, pad_id, score_end_token: as in `scored_captions`.
+
+    Returns:
+        `(ids, lengths, present)`: `(images, references, T + 1)`, and which of the
+        references are there at all, not padding alone; what the others hold means
+        nothing.
+    """
+    ids = xp.pad(ids, [(0, 0), (0, 0), (0, 1)], constant_values=pad_id)
+    present = ids[..., 0] != pad_id
+    lengths = caption_lengths(xp, ids, end_id, pad_id)
+    if end_id is not None and score_end_token:
+        at_end = xp.arange(ids.shape[-1], dtype="int32") == lengths[..., None]
+        ids = xp.where(at_end, end_id, ids)
+        lengths = lengths + 1
+    return ids, lengths, present
+
+
+# Matching. Which positions hold the same word is a row of bits in an int32; two words
+# match where the bits of the first and the shifted bits of the second are both set.
+
+
+def bit_windows(ids, orders):
+    """Splits captions into windows of at most 31 tokens, one bit each.
+
+    Long captions make several windows, which overlap so that every n-gram lies whole
+    in the window that it starts in.
+
+    Args:
+        ids: `(..., T)`.
+        orders: the longest n-gram.
+
+    Returns:
+        `(windows, starts)`: `(..., W, width)`, and how many of the positions of a
+        window are starts of n-grams that it counts.
+    """
+    length = ids.shape[-1]
+    if length <= WORD_BITS:
+        return ops.expand_dims(ids, -2), length
+    starts = WORD_BITS - (orders - 1)
+    count = -(-length // starts)
+    room = count * starts + orders - 1 - length
+    ids = ops.pad(ids, [(0, 0)] * (len(ids.shape) - 1) + [(0, room)])
+    windows = [ids[..., k * starts : k * starts + WORD_BITS] for k in range(count)]
+    return ops.stack(windows, axis=-2), starts
+
+
+def to_bits(flags):
+    """Packs booleans, `(..., width)` with a width up to 31, into int32: `(...,)`."""
+    bits = ops.convert_to_tensor(2 ** np.arange(flags.shape[-1]), dtype="int32")
+    packed = ops.sum(ops.where(flags, bits, ops.zeros_like(bits)), axis=-1)
+    return ops.cast(packed, "int32")
+
+
+def popcount(bits):
+    """Number of bits set in non-negative int32."""
+    bits = bits - ops.bitwise_and(ops.right_shift(bits, 1), 0x55555555)
+    pairs = ops.bitwise_and(ops.right_shift(bits, 2), 0x33333333)
+    bits = ops.bitwise_and(bits, 0x33333333) + pairs
+    bits = ops.bitwise_and(bits + ops.right_shift(bits, 4), 0x0F0F0F0F)
+    return ops.right_shift(bits * 0x01010101, 24)
+
+
+def count_matches(ids, others, lengths, orders):
+    """How often the n-gram at each position of a caption occurs in another caption.
+
+    Args:
+        ids: `(..., T)` int32. N-grams that reach beyond the caption are counted too:
+            the caller masks them.
+        others: `(..., T2)` int32, with leading axes that broadcast with those of `ids`.
+        lengths: `(...,)`, the lengths of `others`.
+        orders: the longest n-gram.
+
+    Returns:
+        A list over n = 1 to `orders` of `(..., T)` int32.
+    """
+    inside = ops.arange(others.shape[-1], dtype="int32") < lengths[..., None]
+    windows, starts = bit_windows(others, orders)
+    inside = to_bits(bit_windows(inside, orders)[0])
+    same = ids[..., None, :, None] == windows[..., :, None, :]
+    word = ops.bitwise_and(to_bits(same), inside[..., None])
+    counts, ngram = [], word
+    for order in range(1, orders + 1):
+        if order > 1:
+            after = ops.concatenate(
+                [ngram[..., 1:], ops.zeros_like(ngram[..., :1])], axis=-1
+            )
+            ngram = ops.bitwise_and(word, ops.right_shift(after, 1))
+        count = popcount(ops.bitwise_and(ngram, 2**starts - 1))
+        counts.append(ops.cast(ops.sum(count, axis=-2), "int32"))
+    return counts
+
+
+# The table. An n-gram is the pair (number of its first n - 1 words, last word), so that
+# two numbers are compared whatever n is, and there are no false matches.
+
+
+def bucket_of(xp, parents, words, buckets):
+    """Hashes pairs of int32, in int32 that wraps, to `[0, buckets)`, a power of two.
+
+    Shifts are masked: whether they repeat the sign then makes no difference.
+    """
+    mixed = words * 0x2C1B3C6D
+    mixed = xp.bitwise_xor(mixed, xp.bitwise_and(xp.right_shift(mixed, 15), 0x1FFFF))
+    mixed = (mixed + parents) * 0x297A2D39
+    mixed = xp.bitwise_xor(mixed, xp.bitwise_and(xp.right_shift(mixed, 13), 0x7FFFF))
+    mixed = mixed * 0x1B56C4E9
+    mixed = xp.bitwise_xor(mixed, xp.bitwise_and(xp.right_shift(mixed, 16), 0xFFFF))
+    return xp.bitwise_and(mixed, buckets - 1)
+
+
+def build_table(parents, words):
+    """Sorts distinct pairs by bucket. The pair at index i gets the number i + 1.
+
+    Args:
+        parents, words: `(entries,)` int32 NumPy arrays.
+
+    Returns:
+        `(columns, directory, probes)`: columns of parents, words and numbers; the first
+        row of each bucket; the size of the largest bucket.
+    """
+    entries = len(words)
+    # Two to four buckets an entry: few entries share one.
+    buckets = 2 ** int(2 * max(entries, 1) - 1).bit_length()
+    bucket = bucket_of(np, parents, words, buckets)
+    sizes = np.bincount(bucket, minlength=buckets)
+    directory = (np.cumsum(sizes) - sizes).astype("int32")
+    probes = max(int(sizes.max()), 1)
+    order = np.argsort(bucket, kind="stable")
+    # The last bucket is probed as far as the largest one. Nothing matches these rows:
+    # numbers of parents are never below ROOT.
+    beyond = np.full(probes, ROOT - 1, "int32")
+    columns = [
+        np.concatenate([column[order], beyond]).astype("int32")
+        for column in (parents, words, np.arange(1, entries + 1))
+    ]
+    return columns, directory, probes
+
+
+def look_up(columns, directory, probes, parents, words):
+    """Numbers of the pairs, UNKNOWN for those that are not in the table.
+
+    Args:
+        columns, directory, probes: as `build_table` returns them, as tensors.
+        parents, words: int32 of one shape.
+
+    Returns:
+        Int32 of that shape.
+    """
+    row = ops.take(directory, bucket_of(ops, parents, words, directory.shape[0]))
+    # All probes in one gather and a maximum, not one after the other: XLA's fusion
+    # would repeat the earlier ones for each of the later.
+    rows = row[..., None] + ops.arange(probes, dtype="int32")
+    parent, word, number = (ops.take(column, rows) for column in columns)
+    hit = ops.logical_and(parent == parents[..., None], word == words[..., None])
+    return ops.max(ops.where(hit, number, UNKNOWN), axis=-1)
+
+
+def look_up_ngrams(columns, directory, probes, ids, orders):
+    """Numbers of the n-grams at each position: a list over n of `(..., T)` int32.
+
+    N-grams that reach beyond the array are given some number too.
+    """
+    numbers = [look_up(columns, directory, probes, ops.full_like(ids, ROOT), ids)]
+    words = ids
+    for _ in range(1, orders):
+        words = ops.concatenate([words[..., 1:], words[..., :1]], axis=-1)
+        numbers.append(look_up(columns, directory, probes, numbers[-1], words))
+    return numbers
+
+
+def document_frequencies(ids, lengths, documents, orders):
+    """Counts in how many documents n-grams occur, on the host.
+
+    Only n-grams of at least two documents are returned: in CIDEr the others weigh as
+    much as those that never occur.
+
+    Args:
+        ids: `(captions, T)` int32 NumPy array.
+        lengths: `(captions,)`.
+        documents: `(captions,)`, to which document a caption belongs, from 0.
+        orders: the longest n-gram.
+
+    Returns:
+        `(parents, words, frequencies)`: `(entries,)` each. An n-gram's parent is the
+        number (index + 1) of its first n - 1 words, or ROOT.
+    """
+    caption, start = np.nonzero(np.arange(ids.shape[1]) < lengths[:, None])
+    parent = np.full(len(start), ROOT, "int64")
+    total = int(documents.max(initial=0)) + 1
+    found = []
+    entries = 0
+    for order in range(orders):
+        # An n-gram cannot be in more documents than its first n - 1 words.
+        alive = (start + order < lengths[caption]) & (parent != UNKNOWN)
+        caption, start, parent = caption[alive], start[alive], parent[alive]
+        words = ids[caption, start + order].astype("int64")
+        pairs, index = np.unique((parent << 32) + words, return_inverse=True)
+        occurs = np.unique(index * total + documents[caption]) // total
+        frequency = np.bincount(occurs, minlength=len(pairs))
+        kept = frequency > 1
+        number = np.where(kept, entries + np.cumsum(kept), UNKNOWN)
+        parent = number[index]
+        words = ((pairs[kept] + 2**31) & 0xFFFFFFFF) - 2**31  # the low half, signed
+        found.append(((pairs[kept] - words) >> 32, words, frequency[kept]))
+        entries += int(kept.sum())
+    parents, words, frequencies = map(np.concatenate, zip(*found, strict=True))
+    return parents.astype("int32"), words.astype("int32"), frequencies
