@@ -14,6 +14,7 @@ from keras_reward import (
     VividnessReward,
 )
 from keras_reward.codecs import colors
+from keras_reward.rewards.colorfulness import beyond_hues, hue_entropy, shares
 
 
 def rgb_grid(points=33):
@@ -110,15 +111,22 @@ def test_hue_bins_are_those_of_the_angle():
     """Every direction, on a fine circle: which bin it counts in."""
     angle = np.linspace(-np.pi, np.pi, 7001)[:-1] + 1e-4
     a, b = (10 * f(angle).astype("float32")[:, None, None] for f in (np.cos, np.sin))
-    from keras_reward.rewards.colorfulness import hue_entropy
-
     # Pairs of a direction and pure red: the entropy is 0 if they share a bin.
     a, b = (
         np.concatenate([p, np.full_like(p, q)], 1) for p, q in ((a, 10.0), (b, 0.0))
     )
     bins = np.floor((angle + np.pi) / (2 * np.pi / 7)).astype(int)
-    same = to_numpy(hue_entropy(a, b, 7)) < 1e-6
+    same = to_numpy(hue_entropy(shares(beyond_hues(a, b, 7)))) < 1e-6
     np.testing.assert_array_equal(same, bins == 3)
+
+
+@pytest.mark.parametrize("width", [1, 7, 31, 32, 1023, 1100])
+def test_flags_are_counted_exactly_in_images_of_any_width(width):
+    generator = np.random.default_rng(width)
+    flags = [generator.random((2, 3, width)) < p for p in (0.0, 0.1, 0.5, 0.9, 1.0)]
+    counted = shares([keras.ops.convert_to_tensor(flag) for flag in flags])
+    for flag, share in zip(flags, counted, strict=True):
+        np.testing.assert_allclose(to_numpy(share), flag.mean((1, 2)), rtol=1e-6)
 
 
 def test_black_counts_in_the_bin_of_angle_zero():

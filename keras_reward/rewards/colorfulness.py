@@ -32,39 +32,84 @@ def _is_float(tensor):
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype))
 
 
-def vividness(a, b, threshold):
-    """Fraction of pixels with `sqrt(a^2 + b^2) > threshold`: `(rows,)`."""
-    vivid = ops.square(a) + ops.square(b) > threshold**2
-    return ops.mean(ops.cast(vivid, "float32"), axis=(1, 2))
+def is_vivid(a, b, threshold):
+    """Whether `sqrt(a^2 + b^2) > threshold`: bools of the shape of `a`."""
+    return ops.square(a) + ops.square(b) > threshold**2
 
 
-def hue_entropy(a, b, bins):
-    """Entropy of the hue in nats, the angle of (a, b) in equal bins: `(rows,)`.
+def beyond_hues(a, b, bins):
+    """Whether the hue, the angle of (a, b), is in bin k or above.
 
-    The bins cover [-pi, pi). No angle is computed: a pixel lies beyond the boundary
-    at angle t if the cross product of (cos t, sin t) and (a, b) is positive, within
-    the half plane of t. Exact grey (0, 0) counts as angle 0.
+    The bins cover [-pi, pi) in equal parts. No angle is computed: a pixel lies beyond
+    the boundary at angle t if the cross product of (cos t, sin t) and (a, b) is
+    positive, within the half plane of t. Exact grey (0, 0) counts as angle 0.
 
     Args:
         a, b: `(rows, H, W)`.
         bins: number of bins.
+
+    Returns:
+        A list over k = 1 to `bins - 1` of bools `(rows, H, W)`.
     """
+    if bins < 2:
+        raise ValueError(f"`bins` must be at least 2. Received: bins={bins}")
     upper = b >= 0.0
-    beyond = []  # beyond[k]: share of pixels in bin k + 1 or above
+    beyond = []
     for k in range(1, bins):
         angle = -math.pi + 2.0 * math.pi * k / bins
         cross = math.cos(angle) * b - math.sin(angle) * a > 0.0
         if angle < 0.0:
-            inside = ops.logical_or(upper, cross)
+            beyond.append(ops.logical_or(upper, cross))
         elif angle > 0.0:
-            inside = ops.logical_and(upper, cross)
+            beyond.append(ops.logical_and(upper, cross))
         else:
-            inside = upper
-        beyond.append(ops.mean(ops.cast(inside, "float32"), axis=(1, 2)))
-    ones = ops.ones_like(a[:, 0, 0])
+            beyond.append(upper)
+    return beyond
+
+
+def shares(flags):
+    """Share of the pixels at which each flag is set.
+
+    Several flags are counted by one sum over the width, each in its own bits of an
+    integer: one pass over the pixels serves several flags.
+
+    Args:
+        flags: list of bools `(rows, H, W)`.
+
+    Returns:
+        A list of `(rows,)` float32.
+    """
+    width = flags[0].shape[2] or LARGEST_WIDTH
+    bits = width.bit_length()
+    together = max(1, 31 // bits)
+    counts = []
+    for start in range(0, len(flags), together):
+        group = flags[start : start + together]
+        packed = sum(
+            ops.cast(flag, "int32") * 2 ** (bits * place)
+            for place, flag in enumerate(group)
+        )
+        packed = ops.cast(ops.sum(packed, axis=2), "int32")  # int64 on PyTorch
+        for place in range(len(group)):
+            count = ops.right_shift(packed, bits * place)
+            counts.append(ops.bitwise_and(count, 2**bits - 1))
+    pixels = ops.cast(ops.shape(flags[0])[1] * ops.shape(flags[0])[2], "float32")
+    return [ops.sum(ops.cast(count, "float32"), axis=1) / pixels for count in counts]
+
+
+LARGEST_WIDTH = 2**15 - 1  # of images whose width is unknown while tracing
+
+
+def hue_entropy(beyond):
+    """Entropy in nats of the distribution of hues: `(rows,)`.
+
+    Args:
+        beyond: list of `(rows,)`: share of pixels in bin 1 or above, 2 or above, ...
+    """
+    ones = ops.ones_like(beyond[0])
     edges = ops.stack([ones, *beyond, ops.zeros_like(ones)], axis=-1)
-    shares = ops.maximum(edges[:, :-1] - edges[:, 1:], 0.0)
-    return -ops.sum(shares * ops.log(ops.maximum(shares, 1e-12)), axis=-1)
+    in_bins = ops.maximum(edges[:, :-1] - edges[:, 1:], 0.0)
+    return -ops.sum(in_bins * ops.log(ops.maximum(in_bins, 1e-12)), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -99,7 +144,8 @@ class VividnessReward(ColorReward):
         self.threshold = threshold
 
     def call(self, y_true, y_pred):
-        return vividness(*self.chroma_plane(y_pred), self.threshold)
+        (vivid,) = shares([is_vivid(*self.chroma_plane(y_pred), self.threshold)])
+        return vivid
 
     def get_config(self):
         return {**super().get_config(), "threshold": self.threshold}
@@ -144,7 +190,7 @@ class HueEntropyReward(ColorReward):
         self.bins = bins
 
     def call(self, y_true, y_pred):
-        return hue_entropy(*self.chroma_plane(y_pred), self.bins)
+        return hue_entropy(shares(beyond_hues(*self.chroma_plane(y_pred), self.bins)))
 
     def get_config(self):
         return {**super().get_config(), "bins": self.bins}
@@ -193,8 +239,9 @@ class ColorfulnessReward(ColorReward):
 
     def call(self, y_true, y_pred):
         a, b = self.chroma_plane(y_pred)
-        vivid = vividness(a, b, self.threshold)
-        hues = hue_entropy(a, b, self.bins)
+        flags = [is_vivid(a, b, self.threshold), *beyond_hues(a, b, self.bins)]
+        vivid, *beyond = shares(flags)
+        hues = hue_entropy(beyond)
         return vivid * hues, {"vividness": vivid, "hue_entropy": hues}
 
     def get_config(self):
