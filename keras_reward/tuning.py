@@ -1,7 +1,6 @@
 """RewardTuning: a Keras model, its policy and a reward, trained by `fit`."""
 
 import functools
-import inspect
 from typing import Any, NamedTuple
 
 import keras
@@ -9,7 +8,7 @@ from keras import ops
 
 from keras_reward import advantages, policies, rewards
 from keras_reward.backend import RewardTrainer
-from keras_reward.callbacks import HostFailure, RewardProgress, UnscoredWarning
+from keras_reward.callbacks.added import with_callbacks
 from keras_reward.objective import weighted_likelihood_loss
 from keras_reward.policies.policy import refuse_truncation, repeat_rows
 from keras_reward.rewards.reward import check_shapes
@@ -434,26 +433,3 @@ def input_weights(sample_weight, like):
             f"Expected: shape ({like.shape[0] or 'batch'},). Received: shape {shape}"
         )
     return ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
-
-
-def with_callbacks(method, model, args, kwargs):
-    """Arguments of `fit` or `evaluate` with the callbacks that tuning adds."""
-    bound = inspect.signature(method).bind(model, *args, **kwargs)
-    weighted = bound.arguments.get("sample_weight") is not None
-    if weighted and bound.arguments.get("y") is None:
-        raise ValueError(
-            "Keras drops `sample_weight` where there is no `y`. Pass a `y` with one "
-            "row for each input; the reward need not use it. "
-            "Received: sample_weight, and y=None"
-        )
-    callbacks = bound.arguments.get("callbacks")
-    if not isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = keras.tree.flatten(callbacks) if callbacks else []
-        callbacks.append(UnscoredWarning())
-        if model.reward.runs_on_host:
-            callbacks.append(HostFailure())
-        has_bar = any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks)
-        if bound.arguments.get("verbose") != 0 and not has_bar:
-            callbacks.append(RewardProgress())
-        bound.arguments["callbacks"] = callbacks
-    return bound.args[1:], bound.kwargs

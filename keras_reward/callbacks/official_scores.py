@@ -5,13 +5,13 @@ import numpy as np
 
 
 class OfficialScores(keras.callbacks.Callback):
-    """Adds official scores to the logs of every epoch: `val_map`, `val_pq`, `val_cider`.
+    """Adds official scores to the logs of every epoch.
 
     After each epoch it predicts the data in batches (`RewardTuning` predicts greedy
     outputs, in the form that rewards see) and has an evaluator score all of them
     together. Every number that the evaluator returns enters the logs as `val_` and its
-    name, for `ModelCheckpoint`, `EarlyStopping` and the history; put this callback in
-    front of those that read it.
+    name (`val_map`, `val_pq`, `val_cider`), for `ModelCheckpoint`, `EarlyStopping` and
+    the history; put this callback in front of those that read it.
 
     Args:
         evaluator: from `keras_reward.evaluation`, or any object with `reset_state()`,

@@ -1,0 +1,198 @@
+"""CIDEr-D of a dataset, with exact document frequencies, on the host."""
+
+import collections
+import math
+
+import keras
+import numpy as np
+
+from keras_reward.rewards.ngrams import scored_captions, scored_references
+
+ORDERS = 4
+SIGMA = 6.0
+
+
+class Cider:
+    """CIDEr-D of a dataset's captions, as the field reports it.
+
+    Document frequencies are those of the references that are evaluated, which are known
+    only when all have been seen: `result` does the work. Equal to pycocoevalcap's
+    `Cider` on the same words.
+
+    Captions are integer ids (cut at the first end token or padding; a reference that is
+    all padding is absent), or strings with words between spaces. An image without
+    references is not scored: NaN in `per_image`, and left out of the mean.
+
+    Args:
+        end_id: id of the end token. Default None: captions end at padding alone.
+        pad_id: id of padding. Default 0.
+        score_end_token: whether the end token counts as a word, as in `CIDErReward`.
+            Default False: published scores do not count it.
+        corpus: references of other images to take the document frequencies from, of
+            the same form as `y_true`. Default: the evaluated references.
+
+    Example:
+
+    ```python
+    from keras_reward.evaluation.cider import Cider
+
+    metric = Cider()
+    metric.update_state([["a dog runs here", "a dog"]], ["a dog runs here"])
+    metric.update_state([["the red car stops"]], ["the red car stops"])
+    metric.result()["cider"]  # 8.26
+    ```
+
+    Reference: Vedantam et al. 2015, "CIDEr: Consensus-based Image Description
+    Evaluation", section 7 (CIDEr-D).
+    """
+
+    def __init__(self, end_id=None, pad_id=0, score_end_token=False, corpus=None):
+        self._cut = (end_id, pad_id, score_end_token)
+        self.corpus = None if corpus is None else self._references(corpus)
+        self.reset_state()
+
+    def reset_state(self):
+        """Forgets all captions."""
+        self.references = []
+        self.candidates = []
+
+    def update_state(self, y_true, y_pred):
+        """Adds captions.
+
+        Args:
+            y_true: references: ids `(images, references, T)`, or for each image a list
+                of strings.
+            y_pred: one caption for each image: ids `(images, T2)`, or strings.
+        """
+        references = self._references(y_true)
+        candidates = [ngram_counts(words) for words in self._candidates(y_pred)]
+        if len(references) != len(candidates):
+            raise ValueError(
+                "`y_true` and `y_pred` must be of equally many images. Received: "
+                f"references of {len(references)} and captions of {len(candidates)}"
+            )
+        self.references += references
+        self.candidates += candidates
+
+    def result(self):
+        """The scores so far.
+
+        Returns:
+            A dict: `cider`, the mean over images (NaN without any), in [0, 10], and
+            `per_image`, an array in the order in which they came.
+        """
+        corpus = self.references if self.corpus is None else self.corpus
+        idf = inverse_document_frequencies(corpus)
+        scores = [
+            similarity(candidate, references, idf)
+            for candidate, references in zip(
+                self.candidates, self.references, strict=True
+            )
+        ]
+        scores = np.array(scores, "float64")
+        scored = scores[~np.isnan(scores)]
+        return {
+            "cider": float(scored.mean()) if len(scored) else math.nan,
+            "per_image": scores,
+        }
+
+    def _candidates(self, y_pred):
+        if is_text(y_pred):
+            return [caption.split() for caption in y_pred]
+        ids = as_ids(y_pred, 2, "captions", "(images, tokens)")
+        lengths = scored_captions(np, ids, *self._cut)
+        return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+
+    def _references(self, y_true):
+        """N-gram counts of the references of each image."""
+        if len(y_true) and is_text(y_true[0]):
+            images = [[text.split() for text in texts] for texts in y_true]
+        else:
+            ids = as_ids(y_true, 3, "references", "(images, references, tokens)")
+            images = [
+                [ids[:n].tolist() for ids, n, present in captions if present]
+                for captions in map(zip, *scored_references(np, ids, *self._cut))
+            ]
+        return [[ngram_counts(words) for words in image] for image in images]
+
+
+def cider(y_true, y_pred, **arguments):
+    """CIDEr-D of a dataset in one go.
+
+    Args:
+        y_true, y_pred: as `Cider.update_state` takes them.
+        **arguments: those of `Cider`.
+
+    Returns:
+        A dict: `cider`, the mean over images, and `per_image`, an array.
+    """
+    metric = Cider(**arguments)
+    metric.update_state(y_true, y_pred)
+    return metric.result()
+
+
+def is_text(captions):
+    """Whether captions are strings and not ids."""
+    return isinstance(captions, list | tuple) and all(
+        isinstance(caption, str) for caption in captions
+    )
+
+
+def as_ids(ids, rank, what, shape):
+    """Integer ids as a NumPy array."""
+    ids = np.asarray(keras.ops.convert_to_numpy(ids))
+    if ids.ndim != rank or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"CIDEr needs {what} as integer ids {shape}, or as strings. "
+            f"Received: shape {ids.shape}, dtype {ids.dtype}"
+        )
+    return ids.astype("int32")
+
+
+def ngram_counts(words):
+    """How often each n-gram occurs: for n = 1 to 4, a `Counter` of tuples."""
+    return [
+        collections.Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+        for n in range(1, ORDERS + 1)
+    ]
+
+
+def inverse_document_frequencies(corpus):
+    """`log(images) - log(images with the n-gram)` as a function of the n-gram.
+
+    Args:
+        corpus: n-gram counts of the references of each image.
+    """
+    frequencies = collections.Counter()
+    for references in corpus:
+        frequencies.update({g for counts in references for c in counts for g in c})
+    log_images = math.log(max(1, sum(len(references) > 0 for references in corpus)))
+    return lambda ngram: log_images - math.log(max(1, frequencies[ngram]))
+
+
+def similarity(candidate, references, idf):
+    """CIDEr-D of one candidate: a float, NaN without references."""
+    if not references:
+        return math.nan
+    vectors = tf_idf(candidate, idf)
+    total = 0.0
+    for reference in references:
+        difference = candidate[1].total() - reference[1].total()  # of bigrams
+        penalty = math.exp(-(difference**2) / (2.0 * SIGMA**2))
+        pairs = zip(vectors, tf_idf(reference, idf), strict=True)
+        total += penalty * sum(clipped_cosine(*pair) for pair in pairs)
+    return 10.0 * total / (ORDERS * len(references))
+
+
+def tf_idf(counts, idf):
+    """Vectors count times idf, one dict for each n."""
+    return [{ngram: n * idf(ngram) for ngram, n in each.items()} for each in counts]
+
+
+def clipped_cosine(vector, other):
+    """Cosine of two sparse vectors, of which the first is clipped to the second."""
+    norms = math.hypot(*vector.values()) * math.hypot(*other.values())
+    if norms == 0.0:
+        return 0.0
+    shared = vector.keys() & other.keys()
+    return sum(min(vector[g], other[g]) * other[g] for g in shared) / norms
