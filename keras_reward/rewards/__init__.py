@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_reward.rewards.captioning import CIDErReward
 from keras_reward.rewards.colorfulness import (
     ColorfulnessReward,
     HueEntropyReward,
@@ -13,13 +14,29 @@ from keras_reward.rewards.combination import (
     SumReward,
     as_reward,
 )
+from keras_reward.rewards.detection import (
+    MeanAveragePrecisionReward,
+    RecallReward,
+    matched_iou,
+)
 from keras_reward.rewards.host import HostReward
 from keras_reward.rewards.model import ModelReward
+from keras_reward.rewards.panoptic import PanopticQualityReward
+from keras_reward.rewards.regression import PSNRReward
 from keras_reward.rewards.reward import Reward
+from keras_reward.rewards.segmentation import DiceReward, MeanIoUReward
+from keras_reward.rewards.sequences import LengthReward, RepetitionReward
 
+# Those that need no further argument.
 REWARDS = {
     "colorfulness": ColorfulnessReward,
     "hue_entropy": HueEntropyReward,
+    "length": LengthReward,
+    "mean_average_precision": MeanAveragePrecisionReward,
+    "panoptic_quality": PanopticQualityReward,
+    "psnr": PSNRReward,
+    "recall": RecallReward,
+    "repetition": RepetitionReward,
     "vividness": VividnessReward,
 }
 

@@ -1,0 +1,123 @@
+"""Every reward written in ops lowers for accelerators, without the host in it."""
+
+import re
+
+import jax
+import keras
+import numpy as np
+import pytest
+from tiny import randomize
+
+import keras_reward
+from keras_reward import (
+    CIDErReward,
+    ColorfulnessReward,
+    DiceReward,
+    FunctionReward,
+    HueEntropyReward,
+    LengthReward,
+    MeanAveragePrecisionReward,
+    MeanIoUReward,
+    ModelReward,
+    PanopticQualityReward,
+    PSNRReward,
+    RecallReward,
+    RepetitionReward,
+    VividnessReward,
+)
+
+BOXES = {"boxes": np.ones((2, 3, 4), "float32"), "labels": np.ones((2, 3), "int32")}
+MAPS = np.ones((2, 8, 8, 2), "int32")
+IMAGES = np.ones((2, 8, 8, 3), "float32")
+LABELS = np.ones((2, 8, 8), "int32")
+CAPTIONS = np.full((2, 6), 5, "int32")
+REFERENCES = np.full((2, 3, 6), 5, "int32")
+
+
+def adapted():
+    reward = CIDErReward(end_id=1)
+    reward.adapt(REFERENCES)
+    return reward
+
+
+def critic():
+    layers = [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(1)]
+    return ModelReward(randomize(keras.Sequential(layers)), with_inputs=False)
+
+
+CASES = {
+    CIDErReward: (adapted, REFERENCES, CAPTIONS),
+    ColorfulnessReward: (ColorfulnessReward, None, IMAGES),
+    DiceReward: (lambda: DiceReward(3), LABELS, LABELS),
+    HueEntropyReward: (HueEntropyReward, None, IMAGES),
+    LengthReward: (LengthReward, None, CAPTIONS),
+    MeanAveragePrecisionReward: (
+        lambda: MeanAveragePrecisionReward(class_counts="coco"),
+        BOXES,
+        BOXES,
+    ),
+    MeanIoUReward: (lambda: MeanIoUReward(3), LABELS, LABELS),
+    ModelReward: (critic, None, IMAGES),
+    PSNRReward: (PSNRReward, IMAGES, IMAGES),
+    PanopticQualityReward: (
+        lambda: PanopticQualityReward(max_segments=4, stuff_classes=(2,)),
+        MAPS,
+        MAPS,
+    ),
+    RecallReward: (RecallReward, BOXES, BOXES),
+    RepetitionReward: (RepetitionReward, None, CAPTIONS),
+    VividnessReward: (VividnessReward, None, IMAGES),
+}
+
+
+def lowered(reward, y_true, y_pred):
+    """The text of a reward that is lowered for three platforms, and its variables."""
+
+    def score(variables, y_true, y_pred):
+        mapping = list(zip(reward.variables, variables, strict=True))
+        with keras.StatelessScope(mapping):
+            return reward.evaluate(reward.prepare(y_true), y_pred)[0]
+
+    arguments = ([v.value for v in reward.variables], y_true, y_pred)
+    exported = jax.export.export(jax.jit(score), platforms=["cpu", "cuda", "tpu"])(
+        *arguments
+    )
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    return exported.mlir_module()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_it_lowers_for_every_platform_without_host_callback(case):
+    make, y_true, y_pred = CASES[case]
+    text = lowered(make(), y_true, y_pred)
+    calls = set(re.findall(r"custom_call @(\w+)", text))
+    assert not [name for name in calls if "callback" in name]
+    # 64-bit integers and floats are slow or missing on accelerators.
+    assert not re.findall(r"tensor<[\dx]*(?:i64|f64|ui64)>", text)
+
+
+def test_no_reward_is_left_out():
+    every = {
+        value
+        for value in vars(keras_reward).values()
+        if isinstance(value, type) and issubclass(value, keras_reward.Reward)
+    }
+    made_of_others = {
+        keras_reward.Reward,
+        keras_reward.ProductReward,
+        keras_reward.SumReward,
+        FunctionReward,
+        keras_reward.HostReward,  # on the host by its nature
+    }
+    assert every - made_of_others == set(CASES)
+
+
+def test_tables_are_arguments_not_constants():
+    """A corpus of many n-grams does not make the compiled step larger."""
+    sizes = []
+    for words in (5, 5000):
+        reward = CIDErReward()
+        ids = np.arange(1, words + 1, dtype="int32")
+        reward.adapt(np.repeat(ids[None, None], 2, axis=0))
+        sizes.append(len(lowered(reward, REFERENCES, CAPTIONS)))
+    assert sizes[1] < 1.2 * sizes[0]
