@@ -108,7 +108,7 @@ def sentence(ids):
     return " ".join(words)
 
 
-def reference(ids, references, captions):
+def reference(ids, references, captions, samples=SAMPLES):
     """The same with pycocoevalcap: counts n-grams of text, then scores."""
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
@@ -118,7 +118,10 @@ def reference(ids, references, captions):
         counter += ("", present)
     counter.compute_doc_freq()
     candidates = [sentence(caption) for caption in captions]
-    texts = [[sentence(caption) for caption in image] for image in references]
+    texts = [
+        [sentence(caption) for caption in image if caption[0] != PAD]
+        for image in references
+    ]
 
     def score():
         scorer = CiderScorer()
@@ -126,7 +129,7 @@ def reference(ids, references, captions):
         scorer.crefs = Corpus()
         scorer.crefs.documents = len(ids)
         for row, candidate in enumerate(candidates):
-            scorer += (candidate, texts[row // SAMPLES])
+            scorer += (candidate, texts[row // samples])
         return np.array(scorer.compute_cider())
 
     return score

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import skimage.color
 import skimage.data
-from tiny import to_numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from tiny import compiled, to_numpy
 
 from keras_reward import (
     ColorfulnessReward,
@@ -151,6 +154,33 @@ def test_colour_rewards_of_pure_colours(pixels, vivid, entropy):
     if entropy is not None:
         result = float(to_numpy(HueEntropyReward()(None, images))[0])
         assert result == pytest.approx(entropy, abs=1e-6)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    images=arrays("float32", (2, 4, 4, 3), elements=st.floats(width=32)),
+    order=st.permutations(range(16)),
+)
+def test_rewards_of_any_finite_image_are_finite_and_blind_to_place(images, order):
+    images = np.nan_to_num(images, posinf=3e38, neginf=-3e38)
+    moved = images.reshape(2, 16, 3)[:, list(order)].reshape(images.shape)
+    scores, again = map(to_numpy, map(COMPILED, (images, moved)))
+    assert np.isfinite(scores).all()
+    np.testing.assert_allclose(again, scores, atol=1e-6)
+
+
+COMPILED = compiled(lambda images: ColorfulnessReward()(None, images))
+
+
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize(
+    "reward", [VividnessReward(), HueEntropyReward(), ColorfulnessReward()], ids=repr
+)
+def test_compiled_equals_eager(reward, xla, pictures):
+    score = compiled(lambda images: reward(None, images), xla)
+    np.testing.assert_allclose(
+        to_numpy(score(pictures)), to_numpy(reward(None, pictures)), atol=1e-5
+    )
 
 
 def test_palette_is_in_gamut_with_grey_first():

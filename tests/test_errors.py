@@ -67,7 +67,7 @@ CASES = {
     ),
     "unknown reward": (
         lambda: RewardTuning(classifier(), reward="colourfulness"),
-        "Known: 'colorfulness', 'hue_entropy', 'vividness'.*'colourfulness'",
+        "Known: 'colorfulness', 'hue_entropy'.*'vividness'.*'colourfulness'",
     ),
     "unknown policy": (
         lambda: RewardTuning(classifier(), reward=good, policy="softmax"),

@@ -104,8 +104,8 @@ class CIDErReward(Reward):
         """Counts document frequencies, on the host. Forgets earlier ones.
 
         An image is a document: an n-gram counts once for all its captions. Adapt
-        before training; a tuner that already has the reward keeps the old frequencies.
-        Keeps all ids in memory while it runs.
+        before `fit`; after adapting anew, `compile` the tuning again. Keeps all ids in
+        memory while it runs.
 
         Args:
             references: integer ids `(images, references, T)`, padded, or an iterable
