@@ -30,6 +30,7 @@ lint: $(ENV)/lint.stamp
 
 bench: $(ENV)/test.stamp
 	$(RUN) benchmarks/step_overhead.py --backends $(BACKENDS) $(ARGS)
+	$(RUN) benchmarks/rewards.py --only detection panoptic colors
 
 clean:
 	rm -rf $(ENV) build dist outputs .pytest_cache .ruff_cache

@@ -8,13 +8,17 @@ import textwrap
 import pytest
 
 import keras_reward
-from keras_reward import advantages, codecs, objective
+from keras_reward import advantages, callbacks, codecs, evaluation, objective
 from keras_reward.policies import sampling
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCORES = ("Cider", "CocoDetection", "PanopticQuality")
+SCORES += ("cider", "coco_detection", "panoptic_quality")
 PUBLIC = {
     **{name: getattr(keras_reward, name) for name in keras_reward.__all__},
+    **{name: getattr(evaluation, name) for name in SCORES},
+    "OfficialScores": callbacks.OfficialScores,
     **{
         f"{module.__name__}.{name}": value
         for module in (advantages, objective, codecs, sampling)
@@ -53,6 +57,7 @@ def test_docstring_example_runs(name):
 def test_public_classes_have_examples():
     without = {"Policy", "ProductReward"}  # their subclasses and operators have
     assert set(keras_reward.__all__) - without <= set(EXAMPLES)
+    assert {*SCORES, "OfficialScores"} <= set(EXAMPLES)
 
 
 def test_links_between_pages_lead_somewhere():

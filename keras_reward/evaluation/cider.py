@@ -34,7 +34,7 @@ class Cider:
     Example:
 
     ```python
-    from keras_reward.evaluation.cider import Cider
+    from keras_reward.evaluation import Cider
 
     metric = Cider()
     metric.update_state([["a dog runs here", "a dog"]], ["a dog runs here"])
@@ -125,6 +125,15 @@ def cider(y_true, y_pred, **arguments):
 
     Returns:
         A dict: `cider`, the mean over images, and `per_image`, an array.
+
+    Example:
+
+    ```python
+    from keras_reward.evaluation import cider
+
+    references = [["a dog runs here", "a dog"], ["the red car stops"]]
+    cider(references, ["a dog runs here", "the red car stops"])["cider"]  # 8.26
+    ```
     """
     metric = Cider(**arguments)
     metric.update_state(y_true, y_pred)

@@ -28,7 +28,7 @@ class PanopticQuality:
 
     ```python
     import numpy as np
-    from keras_reward.evaluation.panoptic_quality import PanopticQuality
+    from keras_reward.evaluation import PanopticQuality
 
     y_true = np.zeros((1, 2, 4, 2), "int32")
     y_true[:, :, :2] = [3, 1]  # left half: class 3, instance 1
@@ -172,7 +172,7 @@ def panoptic_quality(y_true, y_pred, stuff_classes=()):
 
     ```python
     import numpy as np
-    from keras_reward.evaluation.panoptic_quality import panoptic_quality
+    from keras_reward.evaluation import panoptic_quality
 
     y_true = np.ones((2, 4, 4, 2), "int32")
     y_pred = y_true.copy()
