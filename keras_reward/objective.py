@@ -56,6 +56,31 @@ def categorical_entropy(logits):
     return ops.log(total) - ops.sum(weights * logits, axis=-1) / total
 
 
+def categorical_scores(logits, indices, entropy_gradient=False):
+    """Log-probability and entropy of softmax distributions, from one exponential.
+
+    As `categorical_log_prob` and `categorical_entropy`, for where both are needed and
+    logits are large.
+
+    Args:
+        logits: `(..., classes)`.
+        indices: `(...)` int, one draw from each distribution.
+        entropy_gradient: whether a gradient flows through the entropy. Default False.
+
+    Returns:
+        Two tensors `(...)`, float32, in nats: log-probability of the index, entropy.
+    """
+    held = (lambda tensor: tensor) if entropy_gradient else ops.stop_gradient
+    logits = ops.cast(logits, "float32")
+    logits = logits - ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
+    weights = ops.exp(logits)
+    total = ops.sum(weights, axis=-1)
+    log_total = ops.log(total)
+    picked = ops.take_along_axis(logits, ops.expand_dims(indices, -1), axis=-1)[..., 0]
+    mean = ops.sum(held(weights) * held(logits), axis=-1) / held(total)
+    return picked - log_total, held(log_total) - mean
+
+
 def sequence_log_prob(token_log_probs, mask=None):
     """Log-probability of whole outputs: the sum over their tokens.
 
@@ -113,3 +138,21 @@ def weighted_likelihood_loss(log_probs, weights, mask=None, sample_weight=None):
     if sample_weight is not None:
         outputs = outputs * ops.cast(sample_weight, "float32")[:, None]
     return -ops.mean(outputs)
+
+
+def input_weights(sample_weight, like):
+    """`sample_weight` as `(batch,)` float32, or None.
+
+    Args:
+        sample_weight: `(batch,)` or `(batch, 1)`, one number for each input, or None.
+        like: a tensor with the batch in its first axis, for the message.
+    """
+    if sample_weight is None:
+        return None
+    shape = tuple(sample_weight.shape)
+    if len(shape) > 2 or (len(shape) == 2 and shape[1] != 1):
+        raise ValueError(
+            "`sample_weight` must have one number for each input. "
+            f"Expected: shape ({like.shape[0] or 'batch'},). Received: shape {shape}"
+        )
+    return ops.cast(ops.reshape(sample_weight, (-1,)), "float32")

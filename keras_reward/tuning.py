@@ -4,18 +4,17 @@ import functools
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_reward import advantages, policies, rewards
 from keras_reward.backend import RewardTrainer
 from keras_reward.callbacks.added import with_callbacks
-from keras_reward.objective import weighted_likelihood_loss
+from keras_reward.logs import TRAINING_ONLY, make_trackers
+from keras_reward.objective import input_weights, weighted_likelihood_loss
 from keras_reward.policies.policy import refuse_truncation, repeat_rows
 from keras_reward.rewards.reward import check_shapes
 from keras_reward.unbound import UnboundTuning, check_arguments
-
-# Metrics of a training step that a single greedy output does not have.
-TRAINING_ONLY = ("reward_std", "entropy", "no_signal")
 
 
 class Rollout(NamedTuple):
@@ -57,9 +56,10 @@ class RewardTuning(RewardTrainer, keras.Model):
         reward: a `Reward`, a function `(y_true, y_pred) -> (rows,)`, or a name such as
             `"colorfulness"`.
         policy: how the model's output is a distribution. `"auto"` (default): a model
-            that has the methods of the policy protocol is its own policy, any other
-            model's output is read as logits over its last axis. Or `"categorical"`,
-            `"bernoulli"`, `"gaussian"`, or a `Policy`.
+            that has the methods of the policy protocol is its own policy, a sequence
+            model such as `VisionEncoderDecoder` is read token by token, any other
+            model's output as logits over its last axis. Or `"categorical"`,
+            `"bernoulli"`, `"gaussian"`, `"autoregressive"`, or a `Policy`.
         num_samples: outputs drawn for each input in a training step. Default 2, as in
             the paper; more lower the variance.
         baseline: what is subtracted from a reward. `"leave_one_out"` (default): the
@@ -71,6 +71,12 @@ class RewardTuning(RewardTrainer, keras.Model):
         temperature: divides the logits, in sampling and scoring alike. Default 1.0.
         entropy_weight: weight of the policy's mean entropy per position (nats), added
             to the objective. Default 0.0.
+        mle_weight: weight of the negative log-likelihood of the ground truth, added to
+            the loss and logged as `mle_loss`. Default 0.0. `y` then has the form of a
+            sample: class indices for `"categorical"`, padded token ids
+            `(batch, tokens)` or `(batch, references, tokens)` for a sequence model.
+            The sum over tokens, and the mean over references and inputs, under the
+            distribution that is sampled: with the temperature.
         scale_advantages: if True, divides advantages by the standard deviation of the
             rewards of their input. Default False: it biases the gradient.
         model_training: the `training` flag of the model in a step. Default False, so
@@ -120,6 +126,7 @@ class RewardTuning(RewardTrainer, keras.Model):
         update="all",
         temperature=1.0,
         entropy_weight=0.0,
+        mle_weight=0.0,
         scale_advantages=False,
         model_training=False,
         seed=None,
@@ -142,6 +149,7 @@ class RewardTuning(RewardTrainer, keras.Model):
         self.update = update
         self.temperature = temperature
         self.entropy_weight = entropy_weight
+        self.mle_weight = mle_weight
         self.scale_advantages = scale_advantages
         self.model_training = model_training
         self.seed = seed
@@ -155,7 +163,9 @@ class RewardTuning(RewardTrainer, keras.Model):
                 aggregation="mean",
                 name="average_reward",
             )
-        self.trackers = make_trackers(self.reward.part_names, num_samples)
+        self.trackers = make_trackers(
+            self.reward.part_names, num_samples, bool(mle_weight)
+        )
         self.built = model.built
 
     @property
@@ -187,20 +197,28 @@ class RewardTuning(RewardTrainer, keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         context = self.policy.encode(x, training=self.model_training)
         rollout = no_gradient(self.rollout, context, x, y)
-        log_probs = self.policy.log_prob(context, rollout.samples)
-        loss = weighted_likelihood_loss(
-            log_probs,
-            rollout.advantages,
-            sample_weight=input_weights(sample_weight, log_probs),
+        log_probs, entropy = self.policy.score(
+            context, rollout.samples, entropy_gradient=bool(self.entropy_weight)
         )
+        weights = input_weights(sample_weight, log_probs)
+        loss = weighted_likelihood_loss(log_probs, rollout.advantages, None, weights)
         if self.entropy_weight:
-            entropy = self.policy.entropy(context, rollout.samples)
             loss = loss - self.entropy_weight * ops.mean(entropy)
-        else:
-            entropy = no_gradient(self.policy.entropy, context, rollout.samples)
+        if self.mle_weight:
+            loss = loss + self.mle_weight * self.mle_loss(context, y, weights)
         for penalty in self.losses:  # regularisers of the model's layers
             loss = loss + ops.cast(ops.sum(penalty), "float32")
         self.record(rollout, entropy, loss)
+        return loss
+
+    def mle_loss(self, context, y, weights):
+        """Negative log-likelihood of the ground truth: a scalar."""
+        likelihood = ops.expand_dims(self.policy.target_log_prob(context, y), 1)
+        loss = weighted_likelihood_loss(
+            likelihood, ops.ones_like(likelihood), None, weights
+        )
+        batch = ops.shape(likelihood)[0]
+        self.trackers["mle_loss"].update_state(ops.stop_gradient(loss), batch)
         return loss
 
     def rollout(self, context, x, y):
@@ -257,13 +275,13 @@ class RewardTuning(RewardTrainer, keras.Model):
     def record(self, rollout, entropy, loss):
         """Updates the metrics of a training step."""
         values = {
-            "entropy": entropy,
+            "entropy": ops.stop_gradient(entropy),
             "reward_std": advantages.reward_std(rollout.rewards),
             "no_signal": advantages.no_signal(rollout.rewards),
         }
-        for name in TRAINING_ONLY:
+        for name, value in values.items():
             if name in self.trackers:
-                self.trackers[name].update_state(values[name])
+                self.trackers[name].update_state(value)
         self.record_rewards(rollout.rewards, rollout.parts)
         batch = ops.shape(rollout.rewards)[0]
         self.loss_tracker.update_state(ops.stop_gradient(loss), sample_weight=batch)
@@ -326,8 +344,22 @@ class RewardTuning(RewardTrainer, keras.Model):
                 )
         return results
 
+    def check_arrays(self, x=None, y=None, *args, **kwargs):
+        """Has the policy look at arguments of `fit` that are NumPy arrays."""
+
+        def is_host(data):
+            leaves = keras.tree.flatten(data)
+            return all(isinstance(leaf, np.ndarray) for leaf in leaves)
+
+        # A model that is its own policy need not have these methods.
+        if is_host(x) and hasattr(self.policy, "check_inputs"):
+            self.policy.check_inputs(x)
+        if self.mle_weight and is_host(y) and hasattr(self.policy, "check_targets"):
+            self.policy.check_targets(y)
+
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
+        self.check_arrays(*args, **kwargs)
         args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
         return super().fit(*args, **kwargs)
 
@@ -379,6 +411,7 @@ class RewardTuning(RewardTrainer, keras.Model):
             "update": self.update,
             "temperature": self.temperature,
             "entropy_weight": self.entropy_weight,
+            "mle_weight": self.mle_weight,
             "scale_advantages": self.scale_advantages,
             "model_training": self.model_training,
             "seed": self.seed,
@@ -396,40 +429,8 @@ class RewardTuning(RewardTrainer, keras.Model):
         return cls(**{**config, **parts})
 
 
-def make_trackers(part_names, num_samples):
-    """A running mean for each metric but `loss`, by name."""
-    names = ["reward", *part_names, "reward_std", "entropy", "no_signal", "unscored"]
-    if num_samples == 1:  # one sample does not differ from itself
-        names = [name for name in names if name not in ("reward_std", "no_signal")]
-    taken = sorted({name for name in names if names.count(name) > 1 or name == "loss"})
-    if taken:
-        raise ValueError(
-            "The reward and its parts log under names of RewardTuning's own metrics. "
-            f"Rename them. Received: {taken}"
-        )
-    return {name: keras.metrics.Mean(name=name) for name in names}
-
-
 def map_tensors(function, structure):
     """Applies `function` to the tensors of a nest, and leaves None as it is."""
     return keras.tree.map_structure(
         lambda leaf: None if leaf is None else function(leaf), structure
     )
-
-
-def input_weights(sample_weight, like):
-    """`sample_weight` as `(batch,)` float32, or None.
-
-    Args:
-        sample_weight: `(batch,)` or `(batch, 1)`, one number for each input, or None.
-        like: a tensor with the batch in its first axis, for the message.
-    """
-    if sample_weight is None:
-        return None
-    shape = tuple(sample_weight.shape)
-    if len(shape) > 2 or (len(shape) == 2 and shape[1] != 1):
-        raise ValueError(
-            "`sample_weight` must have one number for each input. "
-            f"Expected: shape ({like.shape[0] or 'batch'},). Received: shape {shape}"
-        )
-    return ops.cast(ops.reshape(sample_weight, (-1,)), "float32")

@@ -54,6 +54,19 @@ def test_impossible_classes_are_never_drawn():
     assert samples[0, -1] == 3
 
 
+def test_no_number_draws_a_forbidden_class():
+    """Half of 300 classes forbidden; numbers on and beside all boundaries."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (20, 300)).astype("float32")
+    forbidden = generator.random(logits.shape) < 0.5
+    logits[forbidden] = -1e30
+    boundaries = scipy.special.softmax(logits, -1).cumsum(-1)
+    near = [np.nextafter(boundaries, side, dtype="float32") for side in (0, 1)]
+    uniform = np.concatenate([boundaries, *near], -1).clip(0, 1 - 2**-24)
+    samples = to_numpy(sample_categorical(logits, uniform.astype("float32")))
+    assert not np.take_along_axis(forbidden, samples, -1).any()
+
+
 def test_the_last_class_is_drawn():
     samples = to_numpy(sample_categorical(np.zeros((1, 3), "float32"), [[0.99]]))
     assert samples[0, 0] == 2

@@ -406,11 +406,8 @@ class OwnPolicy(Subclassed):
     def sample(self, context, num_samples, seed=None, noise=None):
         return CategoricalPolicy().sample(context, num_samples, seed, noise)
 
-    def log_prob(self, context, samples):
-        return CategoricalPolicy().log_prob(context, samples)
-
-    def entropy(self, context, samples):
-        return CategoricalPolicy().entropy(context, samples)
+    def score(self, context, samples, entropy_gradient=False):
+        return CategoricalPolicy().score(context, samples, entropy_gradient)
 
     def mode(self, context):
         return CategoricalPolicy().mode(context)

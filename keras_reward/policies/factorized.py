@@ -69,6 +69,31 @@ class FactorizedPolicy(Policy):
     def log_prob(self, context, samples):
         return objective.sequence_log_prob(self.token_log_prob(context, samples))
 
+    def target_log_prob(self, context, targets):
+        """Log-probability `(batch,)` of the ground truth.
+
+        Args:
+            context: what `encode` returned.
+            targets: `(batch, ...)`, shaped as one sample of each input.
+        """
+        shape = getattr(targets, "shape", None)
+        expected = self.sample_shape(context)
+        if shape is None or tuple(shape[1:]) != expected:
+            described = ", ".join(["batch", *map(str, expected)])
+            received = type(targets).__name__ if shape is None else tuple(shape)
+            raise ValueError(
+                f"With `mle_weight`, {type(self).__name__} needs `y` in the form of a "
+                f"sample: shape ({described}). Received: y of shape {received}"
+            )
+        targets = ops.expand_dims(ops.convert_to_tensor(targets), 1)
+        targets, mask = self.targets_and_mask(context, targets)
+        token_log_probs = self.token_log_prob(context, targets)
+        return objective.sequence_log_prob(token_log_probs, mask)[:, 0]
+
+    def targets_and_mask(self, context, targets):
+        """Targets `(batch, 1, ...)` that can be scored, and which count: None, all."""
+        return targets, None
+
     def entropy(self, context, samples):
         entropies = self.position_entropy(context)
         axes = tuple(range(1, len(entropies.shape)))
@@ -136,6 +161,18 @@ class CategoricalPolicy(FactorizedPolicy):
     def token_log_prob(self, context, samples):
         indices = ops.cast(ops.moveaxis(samples, 1, -1), "int32")
         return ops.moveaxis(objective.categorical_log_prob(context, indices), -1, 1)
+
+    def targets_and_mask(self, context, targets):
+        dtype = keras.backend.standardize_dtype(targets.dtype)
+        if not keras.backend.is_int_dtype(dtype):
+            raise ValueError(
+                "With `mle_weight`, CategoricalPolicy needs `y` of class indices, "
+                f"integers. Received: y of dtype {dtype}"
+            )
+        targets = ops.cast(targets, "int32")
+        # Labels outside the classes mark what is not labelled, as in the rewards.
+        labelled = ops.logical_and(targets >= 0, targets < context.shape[-1])
+        return ops.where(labelled, targets, 0), labelled
 
     def position_entropy(self, context):
         return objective.categorical_entropy(context)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-PROTOCOL = ("encode", "sample", "log_prob", "entropy", "mode", "decode")
+PROTOCOL = ("encode", "sample", "score", "mode", "decode")
 TRUNCATIONS = ("top_k", "top_p", "sampler")
 
 
@@ -23,12 +23,13 @@ def refuse_truncation(name, kwargs):
 class Policy(keras.layers.Layer):
     """Base class: how a model's output is a distribution over outputs.
 
-    A policy is bound to a model and answers six questions about it. A subclass
-    implements `encode`, `sample`, `token_log_prob`, `entropy` and `mode`. A
-    `keras.Model` that has the six methods of the protocol itself (`encode`, `sample`,
-    `log_prob`, `entropy`, `mode`, `decode`) is its own policy.
+    A policy is bound to a model and answers five questions about it: the methods
+    `encode`, `sample`, `score`, `mode` and `decode`, the protocol. A subclass
+    implements `encode`, `sample`, `log_prob`, `entropy` and `mode`, or `score` in place
+    of `log_prob` and `entropy`. A `keras.Model` that has the five methods of the
+    protocol itself is its own policy.
 
-    `sample` and `log_prob` must speak of exactly the same distribution, temperature
+    `sample` and `score` must speak of exactly the same distribution, temperature
     included; else the Reinforce gradient is wrong.
 
     Args:
@@ -105,6 +106,49 @@ class Policy(keras.layers.Layer):
             `(batch, num_samples, ...)`.
         """
         raise NotImplementedError
+
+    def score(self, context, samples, entropy_gradient=False):
+        """Log-probability of samples, and entropy: all that a training step needs.
+
+        Args:
+            context: what `encode` returned.
+            samples: `(batch, n, ...)`.
+            entropy_gradient: whether a gradient flows through the entropy. Default
+                False: the entropy is for the log alone.
+
+        Returns:
+            `(batch, n)` and `(batch,)`, as `log_prob` and `entropy` return them.
+        """
+        log_probs = self.log_prob(context, samples)
+        if not entropy_gradient:
+            context = keras.tree.map_structure(ops.stop_gradient, context)
+        return log_probs, self.entropy(context, samples)
+
+    def target_log_prob(self, context, targets):
+        """Log-probability of the ground truth: what `mle_weight` needs.
+
+        Args:
+            context: what `encode` returned.
+            targets: `y`, as the policy expects it.
+
+        Returns:
+            `(batch,)`, float32, in nats.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not say how likely the ground truth is, which "
+            "`mle_weight` asks for. Give it a method `target_log_prob(context, "
+            "targets)`, or leave out `mle_weight`."
+        )
+
+    def check_inputs(self, x):
+        """Raises if the model cannot make outputs for `x`.
+
+        `fit` calls it where it is given NumPy arrays: inside the compiled step, values
+        cannot be looked at. Default: nothing is checked.
+        """
+
+    def check_targets(self, targets):
+        """As `check_inputs`, for the `y` that `mle_weight` scores."""
 
     def token_log_prob(self, context, samples):
         """Log-probability of each part of the samples that is drawn on its own.
