@@ -1,0 +1,330 @@
+"""A model from images to sequences: any image encoder and a Transformer decoder."""
+
+import keras
+from keras import ops
+
+from keras_reward.models import generation
+from keras_reward.models.captions import CaptionPreprocessor, check_special_ids
+from keras_reward.models.transformer import (
+    INITIALIZER,
+    DecoderBlock,
+    Dense,
+    PositionEmbedding,
+    layer_norm,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class VisionEncoderDecoder(keras.Model):
+    """An image encoder and a Transformer decoder that writes token ids about it.
+
+    The decoder is pre-norm, with causal self-attention, cross-attention to the encoded
+    image, learned positions and GELU. Maximum-likelihood training is plain `fit`, with
+    what `preprocessor` makes of images and sequences.
+
+    The methods below `call` are what sampling and scoring need: the image is encoded
+    once and its cross-attention keys and values are held once, however many sequences
+    are about it.
+
+    Args:
+        encoder: a Keras model from images `(batch, height, width, channels)` to
+            `(batch, tokens, features)`, of static shapes but for the batch:
+            `VisionTransformer`, KerasHub's `ViTBackbone`, or your own.
+        vocabulary_size: number of token ids, special ones included.
+        max_length: most tokens of a sequence, end token included.
+        num_layers: number of decoder blocks. Default 3.
+        num_heads: number of attention heads; divides `width`. Default 4.
+        mlp_dim: width of the feed-forward networks' middle. Default `4 * width`.
+        width: width of the decoder. Default: that of the encoder's output.
+        dropout: share of each sub-layer's output that is dropped in training.
+        start_id: id that the decoder is given before the first token. Not a part of
+            sequences, and may be the id of padding. Default 0.
+        end_id: id of the token that ends a sequence. Default 1. None: every sequence
+            has `max_length` tokens.
+        pad_id: id of what stands after the end. Default 0.
+        name: optional name.
+        dtype: optional dtype or dtype policy. Softmax and logits are float32 always.
+
+    Call arguments: a dict of `images` `(batch, height, width, channels)` and
+    `token_ids` `(batch, T)`, the ids before those to predict, `start_id` first; T is at
+    most `max_length`. Returns logits `(batch, T, vocabulary_size)`, float32.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras_reward.models import VisionEncoderDecoder, VisionTransformer
+
+    encoder = VisionTransformer((32, 32, 3), patch_size=8, width=16, num_heads=2)
+    model = VisionEncoderDecoder(encoder, vocabulary_size=20, max_length=6, num_heads=2)
+    images = np.random.default_rng(0).random((2, 32, 32, 3)).astype("float32")
+    x, y, weights = model.preprocessor(images, [[5, 6, 7], [8, 9]])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, sample_weight=weights, verbose=0)
+    model.generate(images, temperature=0)  # (2, 6) token ids, greedy
+    model.generate(images, num_samples=3)  # (2, 3, 6)
+    ```
+
+    Reference: Vaswani et al. 2017, "Attention Is All You Need"; pre-norm as in Xiong
+    et al. 2020, "On Layer Normalization in the Transformer Architecture".
+    """
+
+    def __init__(
+        self,
+        encoder,
+        vocabulary_size,
+        max_length,
+        num_layers=3,
+        num_heads=4,
+        mlp_dim=None,
+        width=None,
+        dropout=0.0,
+        start_id=0,
+        end_id=1,
+        pad_id=0,
+        name=None,
+        dtype=None,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        self.image_shape, memory_shape = encoder_shapes(encoder)
+        check_special_ids(vocabulary_size, start_id, end_id, pad_id)
+        width = width or memory_shape[-1]
+        if width % num_heads:
+            raise ValueError(
+                "`num_heads` must divide `width`. "
+                f"Received: width={width}, num_heads={num_heads}"
+            )
+        self.encoder = encoder
+        self.vocabulary_size = vocabulary_size
+        self.max_length = max_length
+        self.num_heads = num_heads
+        self.mlp_dim = mlp_dim or 4 * width
+        self.width = width
+        self.dropout = dropout
+        self.start_id = start_id
+        self.end_id = end_id
+        self.pad_id = pad_id
+        dtype = self.dtype_policy
+        self.token_embedding = keras.layers.Embedding(
+            vocabulary_size, width, INITIALIZER, name="token_embedding", dtype=dtype
+        )
+        self.positions = PositionEmbedding(
+            max_length, name="token_positions", dtype=dtype
+        )
+        self.drop = keras.layers.Dropout(dropout, dtype=dtype)
+        self.blocks = [
+            DecoderBlock(
+                num_heads, self.mlp_dim, dropout, name=f"decoder_block_{i}", dtype=dtype
+            )
+            for i in range(num_layers)
+        ]
+        self.head = Dense(vocabulary_size, name="logits", dtype=dtype)
+        self.build_layers(memory_shape)
+
+    def build_layers(self, memory_shape):
+        """Makes all weights: every shape is known."""
+        shape = (None, None, self.max_length, self.width)
+        self.token_embedding.build(shape[:-1])
+        self.positions.build(shape)
+        for block in self.blocks:
+            block.build(shape, memory_shape)
+        self.norm = layer_norm("decoder_norm", shape, self.dtype_policy)
+        self.head.build(shape)
+        self.built = True
+
+    def call(self, inputs, training=False):
+        if not isinstance(inputs, dict) or not {"images", "token_ids"} <= set(inputs):
+            raise ValueError(
+                f"{type(self).__name__} expects a dict with the keys 'images' and "
+                "'token_ids', as `preprocessor` makes it. "
+                f"Received: {describe(inputs)}"
+            )
+        context = self.encode(inputs, training=training)
+        token_ids = ops.expand_dims(inputs["token_ids"], 1)
+        hidden = self.hidden_states(context, token_ids, training=training)
+        return self.logits(hidden)[:, 0]
+
+    def encode(self, x, training=False):
+        """One pass of the encoder: all that the decoder needs of the images.
+
+        Args:
+            x: images `(batch, height, width, channels)`, or a dict that has them under
+                `"images"`.
+            training: the encoder's `training` flag.
+
+        Returns:
+            The context: the cross-attention keys and values of each decoder block, each
+            `(batch, heads, tokens, depth)`.
+        """
+        images = x["images"] if isinstance(x, dict) else x
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1:] != self.image_shape:
+            height, width, channels = self.image_shape
+            raise ValueError(
+                f"The encoder of {self.name!r} was built for images of shape (batch, "
+                f"{height}, {width}, {channels}). Resize yours, for example with "
+                f"`keras.layers.Resizing({height}, {width})`. "
+                f"Received: images of shape {shape}"
+            )
+        memory = self.encoder(images, training=training)
+        return [block.cross_attention.keys_values(memory) for block in self.blocks]
+
+    def hidden_states(self, context, token_ids, training=False):
+        """The decoder's output at each position, in one pass over known tokens.
+
+        Args:
+            context: what `encode` returned.
+            token_ids: `(batch, n, T)` int, n sequences about each image: the inputs,
+                `start_id` first. T is at most `max_length`.
+            training: whether to drop out.
+
+        Returns:
+            `(batch, n, T, width)`. The output at position t predicts token t.
+        """
+        if token_ids.shape[-1] > self.max_length:
+            raise ValueError(
+                f"{self.name!r} was made for at most {self.max_length} tokens. Shorten "
+                "the sequences, or make the model with a larger `max_length`. "
+                f"Received: token_ids of shape {tuple(token_ids.shape)}"
+            )
+        x = self.embed(token_ids, 0)
+        x = self.drop(x, training=training)
+        for block, memory in zip(self.blocks, context, strict=True):
+            x, _ = block(x, memory, training=training)
+        return self.norm(x)
+
+    def embed(self, token_ids, position):
+        """Ids `(batch, n, tokens)`, the first at `position`, to vectors."""
+        x = self.token_embedding(ops.cast(token_ids, "int32"))
+        return self.positions(x, position=position)
+
+    def logits(self, hidden):
+        """Logits `(..., vocabulary_size)` in float32 of `hidden` `(..., width)`."""
+        return ops.cast(self.head(hidden), "float32")
+
+    def start_cache(self, context, n):
+        """An empty cache for `next_hidden`.
+
+        Args:
+            context: what `encode` returned.
+            n: number of sequences about each image.
+
+        Returns:
+            A nest of zeros, each with the sequences in its first axis,
+            `(batch * n, heads, max_length, depth)`.
+        """
+        rows = ops.shape(context[0][0])[0] * n
+        shape = (rows, self.num_heads, self.max_length, self.width // self.num_heads)
+        empty = ops.zeros(shape, dtype=self.compute_dtype)
+        return [(empty, empty) for _ in self.blocks]
+
+    def next_hidden(self, context, cache, token_ids, position):
+        """The decoder's output at one position, given the cache of those before.
+
+        Args:
+            context: what `encode` returned.
+            cache: what the step before returned; at first, `start_cache`.
+            token_ids: `(batch, n)` int, the input of this position: `start_id` at
+                position 0, later the token before.
+            position: scalar int32.
+
+        Returns:
+            `(batch, n, width)`, which predicts the token at `position`, and the cache.
+        """
+        x = self.embed(ops.expand_dims(token_ids, -1), position)
+        steps = zip(self.blocks, context, cache, strict=True)
+        cache = []
+        for block, memory, known in steps:
+            x, known = block(x, memory, cache=known, position=position)
+            cache.append(known)
+        return self.norm(x)[:, :, 0], cache
+
+    def generate(
+        self, images, num_samples=1, temperature=1.0, beam_width=None, seed=None
+    ):
+        """Sequences about images: sampled, greedy, or the likeliest that a beam finds.
+
+        Args:
+            images: a batch `(batch, height, width, channels)`, or a dict that has it
+                under `"images"`.
+            num_samples: number of sequences about each image. Default 1.
+            temperature: divides the logits. 0 takes the likeliest token at every
+                position. Default 1.
+            beam_width: number of sequences about an image that a beam search keeps. It
+                returns the one of highest probability it found. Default None: no beam
+                search.
+            seed: int. With the same one, every backend draws the same numbers.
+
+        Returns:
+            Int32 NumPy array of token ids, `(batch, max_length)` if `num_samples` is
+            1, else `(batch, num_samples, max_length)`: the first end token included,
+            `pad_id` after it.
+        """
+        return generation.generate(
+            self, images, num_samples, temperature, beam_width, seed
+        )
+
+    @property
+    def preprocessor(self):
+        """A `CaptionPreprocessor` with the sizes and special ids of this model."""
+        return CaptionPreprocessor(
+            self.vocabulary_size,
+            self.max_length,
+            start_id=self.start_id,
+            end_id=self.end_id,
+            pad_id=self.pad_id,
+        )
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "encoder": serialize(self.encoder),
+            "vocabulary_size": self.vocabulary_size,
+            "max_length": self.max_length,
+            "num_layers": len(self.blocks),
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "width": self.width,
+            "dropout": self.dropout,
+            "start_id": self.start_id,
+            "end_id": self.end_id,
+            "pad_id": self.pad_id,
+            "name": self.name,
+            "dtype": serialize(self.dtype_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        encoder = keras.saving.deserialize_keras_object(
+            config["encoder"], custom_objects=custom_objects
+        )
+        return cls(**{**config, "encoder": encoder})
+
+
+def encoder_shapes(encoder):
+    """Shapes of an encoder's images, without the batch, and of its output."""
+    try:
+        images, memory = encoder.input_shape, encoder.output_shape
+    except AttributeError:  # neither functional nor a built Sequential
+        images = memory = None
+    if [len(as_shape(shape)) for shape in (images, memory)] != [4, 3]:
+        raise ValueError(
+            "`encoder` must be a Keras model from images (batch, height, width, "
+            "channels) to (batch, tokens, features) that knows these sizes before it "
+            "is called. Wrap another one: `images = keras.Input((height, width, 3)); "
+            "encoder = keras.Model(images, yours(images))`. "
+            f"Received: {encoder!r} with inputs {images} and outputs {memory}"
+        )
+    return tuple(images[1:]), tuple(memory)
+
+
+def as_shape(shape):
+    """`shape`, or () for what is not a shape whose sizes but the first are known."""
+    known = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape[1:])
+    return shape if known else ()
+
+
+def describe(inputs):
+    """What stands in an error message for a model's inputs."""
+    return sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
