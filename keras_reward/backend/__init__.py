@@ -7,24 +7,29 @@ optimizer. `keep_weights` makes the model hold its weights when a step is interr
 
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
 within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.
+`LOOPS_RECOMPUTE` says whether a compiled loop can go around a function that reads
+variables and whose gradient computes it anew (`keras.remat`).
 """
 
 import keras
 
 if keras.config.backend() == "jax":
     from keras_reward.backend.jax import (
+        LOOPS_RECOMPUTE,
         XLA_CALLS_HOST,
         RewardTrainer,
         host_call,
     )
 elif keras.config.backend() == "tensorflow":
     from keras_reward.backend.tensorflow import (
+        LOOPS_RECOMPUTE,
         XLA_CALLS_HOST,
         RewardTrainer,
         host_call,
     )
 elif keras.config.backend() == "torch":
     from keras_reward.backend.torch import (
+        LOOPS_RECOMPUTE,
         XLA_CALLS_HOST,
         RewardTrainer,
         host_call,

@@ -6,6 +6,7 @@ import numpy as np
 from jax.experimental import io_callback
 
 XLA_CALLS_HOST = True
+LOOPS_RECOMPUTE = True
 
 
 class RewardTrainer:

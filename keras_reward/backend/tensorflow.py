@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 XLA_CALLS_HOST = False
+LOOPS_RECOMPUTE = False
 
 
 class RewardTrainer:

@@ -3,6 +3,7 @@
 import torch
 
 XLA_CALLS_HOST = True  # `torch.compile` leaves `host_call` alone
+LOOPS_RECOMPUTE = True
 
 
 class RewardTrainer:

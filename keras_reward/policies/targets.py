@@ -1,0 +1,53 @@
+"""Token ids that the ground truth gives: their form, and how they are averaged."""
+
+from keras import ops
+
+from keras_reward import objective
+from keras_reward.rewards.reward import is_integer
+
+
+def as_references(policy, targets, max_length):
+    """Targets `(batch, [references,] T)` as `(batch, references, T)` int32.
+
+    Args:
+        policy: whose name stands in the message.
+        targets: integer token ids.
+        max_length: the largest T.
+    """
+    shape = tuple(getattr(targets, "shape", ()))
+    fits = len(shape) in (2, 3) and shape[-1] <= max_length and is_integer(targets)
+    if not fits:
+        received = type(targets).__name__
+        if hasattr(targets, "shape"):
+            received = f"shape {shape}, dtype {targets.dtype}"
+        raise ValueError(
+            f"With `mle_weight`, {type(policy).__name__} needs `y` of integer token "
+            "ids, padded: shape (batch, tokens) or (batch, references, tokens), "
+            f"with at most {max_length} tokens. Received: y of {received}"
+        )
+    targets = ops.cast(targets, "int32")
+    return targets if len(shape) == 3 else ops.expand_dims(targets, 1)
+
+
+def mean_over_references(log_probs, mask, is_padding):
+    """Log-probability of the references of each input, on average: `(batch,)`.
+
+    Args:
+        log_probs: `(batch, references, T)`.
+        mask: the same shape, the tokens that count.
+        is_padding: the same shape. A reference that is all padding is absent.
+    """
+    present = ops.logical_not(ops.all(is_padding, axis=-1))
+    present = ops.cast(present, "float32")
+    log_prob = objective.sequence_log_prob(log_probs, mask) * present
+    return ops.sum(log_prob, axis=1) / ops.maximum(ops.sum(present, axis=1), 1.0)
+
+
+def check_vocabulary(key, token_ids, size):
+    """Raises if a token id is negative or not below `size`."""
+    if token_ids is not None and not 0 <= token_ids.min() <= token_ids.max() < size:
+        raise ValueError(
+            f"Token ids must be at least 0 and below {size}, the size of the model's "
+            "vocabulary: make them with the model's own tokenizer. "
+            f"Received: {key} between {token_ids.min()} and {token_ids.max()}"
+        )

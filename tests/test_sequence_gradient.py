@@ -1,0 +1,311 @@
+"""Training steps on sequences: the gradient against enumeration, and how steps add up.
+
+As in test_gradient.py: the expected reward and its gradient follow from summing over
+all sequences, in float64 NumPy, and the library's estimate is read off real steps.
+"""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from sequences import Reference, SequenceModel, images
+from tiny import to_numpy, weights_of
+
+from keras_reward import CategoricalPolicy, CIDErReward, Reward, RewardTuning
+from keras_reward.policies.autoregressive import AutoregressivePolicy
+
+SEED = 1234
+STEPS = 40  # independent estimates of the gradient
+COPIES = 150  # of each input in a batch
+X = images(2)
+SLOTS = np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1]], "bool")
+TABLES = np.random.default_rng(1).normal(0.5, 1.0, (2, 27))  # by the ids as digits
+
+
+def tiny_model():
+    return SequenceModel(vocabulary_size=3, max_length=3)
+
+
+def table_reward(y_true, y_pred):
+    """Looks up the reward of the sequence that was drawn, in a table for each input."""
+    index = ops.sum(y_pred * ops.convert_to_tensor([9, 3, 1], "int32"), axis=-1)
+    return ops.sum(y_true * ops.one_hot(index, 27), axis=-1)
+
+
+def log_prob_of(weights, reference, x, tokens):
+    """Log-probability of a sequence under the reference with other weights."""
+    reference.embedding, reference.positions, reference.encoder, reference.head = (
+        weights
+    )
+    return sum(reference.token_log_probs(x, tokens))
+
+
+def differentiate(function, weights, step=1e-5):
+    """Central differences of a function of weights, in float64, as one vector."""
+    gradient = []
+    for which, weight in enumerate(weights):
+        for index in np.ndindex(weight.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = [np.array(w) for w in weights]
+                moved[which][index] += sign * step
+                ends.append(function(moved))
+            gradient.append((ends[0] - ends[1]) / (2 * step))
+    return np.array(gradient)
+
+
+def expected_reward(weights, reference):
+    """The mean over inputs of the reward's expectation, over all sequences."""
+    total = 0.0
+    for x, table in zip(X, TABLES, strict=True):
+        for tokens in reference.sequences():
+            with np.errstate(divide="ignore"):
+                p = np.exp(log_prob_of(weights, reference, x, tokens))
+            total += p * table[np.dot(reference.padded(tokens), [9, 3, 1])]
+    return total / len(X)
+
+
+def float64_weights(model):
+    assert [w.path.split("/")[-1] for w in model.weights][:2] == [
+        "embedding",
+        "positions",
+    ]
+    return [w.astype("float64") for w in model.get_weights()]
+
+
+def moved_by(tuned, x, *targets):
+    """How one step of SGD with learning rate 1 moves the weights, as one vector."""
+    before = weights_of(tuned.model)
+    tuned.train_on_batch(x, *targets)
+    pairs = zip(weights_of(tuned.model), before, strict=True)
+    return np.concatenate([(a - b).ravel() for a, b in pairs])
+
+
+SETTINGS = {
+    "leave one out": {},
+    "greedy, first": {"baseline": "greedy", "update": "first"},
+    "sharp, chunks": {"temperature": 0.7, "score_chunk": 1},
+    "slots": {"slot_mask": SLOTS},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_step_ascends_the_expected_reward(name):
+    arguments = dict(SETTINGS[name])
+    names = ("score_chunk", "slot_mask")
+    policy = {k: arguments.pop(k) for k in names if k in arguments}
+    model = tiny_model()
+    tuned = RewardTuning(
+        model,
+        reward=table_reward,
+        policy=AutoregressivePolicy(**policy),
+        num_samples=3,
+        seed=SEED,
+        **arguments,
+    )
+    tuned.compile(keras.optimizers.SGD(1.0))
+    reference = Reference(model, tuned.temperature, policy.get("slot_mask"))
+    start = float64_weights(model)
+    exact = differentiate(lambda w: expected_reward(w, reference), start)
+    x = np.repeat(X, COPIES, 0)
+    tables = np.repeat(TABLES, COPIES, 0).astype("float32")
+    estimates = []
+    for _ in range(STEPS):
+        model.set_weights(start)
+        estimates.append(moved_by(tuned, x, tables))
+    estimates = np.array(estimates, "float64")
+    error = estimates.std(0, ddof=1) / np.sqrt(STEPS)
+    deviation = np.abs(estimates.mean(0) - exact) / np.maximum(error, 1e-6)
+    assert deviation.max() < 4.0, deviation  # of about 50 weights
+    # Power: a wrong sign, a factor of 2, or no gradient at all would be found.
+    assert np.abs(exact / np.maximum(error, 1e-6)).max() > 20.0
+
+
+def nothing(y_true, y_pred):
+    return 0.0 * ops.cast(y_pred[:, 0], "float32")
+
+
+# Two references; one, and one that is absent; in ids with the end token 1.
+REFERENCES = np.array([[[2, 2, 1], [2, 1, 0]], [[1, 0, 0], [0, 0, 0]]])
+
+
+def mean_log_likelihood(weights, reference, targets):
+    """The mean over inputs and over their references, cut at the end token."""
+    total = 0.0
+    for x, references in zip(X, targets, strict=True):
+        values = [log_prob_of(weights, reference, x, tokens) for tokens in references]
+        total += np.mean(values)
+    return total / len(targets)
+
+
+def test_mle_weight_adds_the_gradient_of_the_likelihood():
+    model = tiny_model()
+    tuned = RewardTuning(model, reward=nothing, mle_weight=0.5, seed=0)
+    tuned.compile(keras.optimizers.SGD(1.0))
+    reference = Reference(model)
+    targets = [[[2, 2, 1], [2, 1]], [[1]]]
+    start = float64_weights(model)
+    likelihood = lambda w: mean_log_likelihood(w, reference, targets)  # noqa: E731
+    exact = 0.5 * differentiate(likelihood, start)
+    before = weights_of(model)
+    logs = tuned.train_on_batch(X, REFERENCES, return_dict=True)
+    pairs = zip(weights_of(model), before, strict=True)
+    moved = np.concatenate([(a - b).ravel() for a, b in pairs])
+    np.testing.assert_allclose(moved, exact, atol=1e-5)
+    assert float(logs["mle_loss"]) == pytest.approx(-likelihood(start), abs=1e-5)
+    assert float(logs["loss"]) == pytest.approx(-0.5 * likelihood(start), abs=1e-5)
+    logs = tuned.evaluate(X, REFERENCES, verbose=0, return_dict=True)
+    assert "mle_loss" not in logs
+
+
+def test_one_reference_may_come_without_an_axis_of_its_own():
+    policy = AutoregressivePolicy().bind(tiny_model())
+    context = policy.encode(X)
+    one = to_numpy(policy.target_log_prob(context, REFERENCES[:, 0]))
+    same = to_numpy(policy.target_log_prob(context, REFERENCES[:, :1]))
+    scored = to_numpy(policy.log_prob(context, REFERENCES[:, :1]))[:, 0]
+    np.testing.assert_allclose(one, same)
+    np.testing.assert_allclose(one, scored, atol=1e-6)
+
+
+def test_targets_that_break_off_are_scored_without_an_end():
+    """[2, 2] was not ended: only its two tokens count. Shorter arrays do."""
+    model = tiny_model()
+    policy = AutoregressivePolicy().bind(model)
+    context = policy.encode(X)
+    targets = np.array([[2, 2], [2, 0]])
+    expected = [
+        sum(Reference(model).token_log_probs(x, tokens))
+        for x, tokens in zip(X, [[2, 2], [2]], strict=True)
+    ]
+    result = to_numpy(policy.target_log_prob(context, targets))
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_targets_that_cannot_be_written_are_left_out():
+    """Forbidden by the slot mask, or outside the vocabulary."""
+    model = tiny_model()
+    policy = AutoregressivePolicy(slot_mask=SLOTS).bind(model)
+    targets = np.array([[2, 2, 1], [7, 1, 0]])  # token 2 is forbidden at position 1
+    result = to_numpy(policy.target_log_prob(policy.encode(X), targets))
+    reference = Reference(model, allowed=SLOTS)
+    first = [reference.log_softmax(X[0], tokens)[t] for tokens, t in
+             (([], 2), ([2, 2], 1))]  # fmt: skip
+    second = reference.log_softmax(X[1], [0])[1]
+    np.testing.assert_allclose(result, [sum(first), second], atol=1e-5)
+
+
+def test_mle_weight_of_class_indices():
+    """A factorised policy: cross-entropy, without what is not labelled."""
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(8), keras.layers.Reshape((2, 4))]
+    )
+    tuned = RewardTuning(model, reward=nothing, mle_weight=2.0, seed=0)
+    tuned.compile(keras.optimizers.SGD(0.0))
+    y = np.array([[0, 3], [-1, 2]])
+    logits = to_numpy(model(X)).astype("float64")
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -(log_p[0, 0, 0] + log_p[0, 1, 3] + log_p[1, 1, 2]) / 2
+    logs = tuned.train_on_batch(X, y, return_dict=True)
+    assert float(logs["mle_loss"]) == pytest.approx(expected, abs=1e-5)
+    assert float(logs["loss"]) == pytest.approx(2.0 * expected, abs=1e-5)
+
+
+def dense():
+    layers = [keras.layers.Dense(4), keras.layers.Reshape((1, 4))]
+    return keras.Sequential([keras.Input((3,)), *layers])
+
+
+class NoLikelihood(CategoricalPolicy):
+    target_log_prob = AutoregressivePolicy.__base__.target_log_prob
+
+
+ERRORS = {
+    "none": (tiny_model, None, "integer token ids.*NoneType"),
+    "floats": (tiny_model, np.ones((2, 3), "float32"), "integer token ids.*float32"),
+    "too long": (tiny_model, np.ones((2, 4), "int32"), "at most 3 tokens.*4"),
+    "axes": (tiny_model, np.ones((2, 1, 1, 3), "int32"), r"shape \(2, 1, 1, 3\)"),
+    "shape": (dense, np.ones((2, 3), "int32"), r"shape \(batch, 1\).*\(2, 3\)"),
+    "float classes": (dense, np.ones((2, 1), "float32"), "class indices.*float32"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_message_for_targets_without_a_likelihood(case):
+    make, y, message = ERRORS[case]
+    tuned = RewardTuning(make(), reward=nothing, mle_weight=1.0)
+    tuned.compile("sgd", run_eagerly=True)
+    with pytest.raises(ValueError, match=message):
+        tuned.training_loss((X, y), lambda f, *args: f(*args))
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_fit_finds_target_ids_outside_the_vocabulary(wrong):
+    tuned = RewardTuning(tiny_model(), reward=nothing, mle_weight=1.0)
+    tuned.compile("sgd")
+    y = np.array([[2, 1, 0], [2, wrong, 0]])
+    with pytest.raises(ValueError, match=f"at least 0 and below 3.*y between.*{wrong}"):
+        tuned.fit(X, y, verbose=0)
+
+
+def test_policy_without_a_likelihood_says_so():
+    tuned = RewardTuning(dense(), nothing, policy=NoLikelihood(), mle_weight=1.0)
+    tuned.compile("sgd", run_eagerly=True)
+    with pytest.raises(ValueError, match="`target_log_prob"):
+        tuned.training_loss((X, np.ones(2, "int32")), lambda f, *args: f(*args))
+
+
+@keras.saving.register_keras_serializable(package="keras_reward_tests")
+class CountTwos(Reward):
+    def call(self, y_true, y_pred):
+        return ops.sum(ops.cast(y_pred == 2, "float32"), axis=-1)
+
+
+def tuner(**arguments):
+    tuned = RewardTuning(
+        SequenceModel(), reward=CountTwos(), num_samples=4, seed=0, **arguments
+    )
+    tuned.compile(keras.optimizers.Adam(0.05))
+    return tuned
+
+
+def test_a_run_that_is_saved_and_continued_equals_the_uninterrupted_one(tmp_path):
+    policy = {"score_chunk": 2, "slot_mask": np.ones((3, 4), "bool")}
+    arguments = {"mle_weight": 0.1, "temperature": 0.8}
+    x, y = images(16), np.tile([2, 1, 0], (16, 1))
+
+    def fit(tuned):
+        tuned.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+
+    whole = tuner(policy=AutoregressivePolicy(**policy), **arguments)
+    fit(whole)
+    fit(whole)
+    first = tuner(policy=AutoregressivePolicy(**policy), **arguments)
+    fit(first)
+    first.save(tmp_path / "tuned.keras")
+    second = keras.models.load_model(tmp_path / "tuned.keras")
+    assert second.mle_weight == 0.1
+    fit(second)
+    for a, b in zip(weights_of(second), weights_of(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_tuning_raises_the_reward():
+    tuned = tuner()
+    x = images(64)
+    before = tuned.evaluate(x, verbose=0, return_dict=True)["reward"]
+    tuned.fit(x, epochs=25, verbose=0)
+    assert tuned.evaluate(x, verbose=0, return_dict=True)["reward"] > before + 0.5
+    assert tuned.predict(x, verbose=0).shape == (64, 3)
+
+
+def test_tuning_for_cider():
+    """The reward of captions, on the samples as they are written."""
+    references = np.tile([[[2, 3, 1]], [[3, 2, 1]]], (8, 1, 1))
+    x = np.tile(images(2), (8, 1))
+    reward = CIDErReward(end_id=1)
+    reward.adapt(references)
+    tuned = RewardTuning(SequenceModel(), reward, num_samples=8, seed=0)
+    tuned.compile(keras.optimizers.Adam(0.05))
+    history = tuned.fit(x, references, epochs=25, verbose=0).history["reward"]
+    assert np.mean(history[-3:]) > np.mean(history[:3]) + 0.5
