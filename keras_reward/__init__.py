@@ -2,8 +2,10 @@
 
 from keras_reward.codecs import ColorPalette
 from keras_reward.policies import (
+    AutoregressivePolicy,
     BernoulliPolicy,
     CategoricalPolicy,
+    CausalLMPolicy,
     GaussianPolicy,
     Policy,
 )
@@ -33,9 +35,11 @@ from keras_reward.tuning import RewardTuning
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoregressivePolicy",
     "BernoulliPolicy",
     "CIDErReward",
     "CategoricalPolicy",
+    "CausalLMPolicy",
     "ColorPalette",
     "ColorfulnessReward",
     "DiceReward",

@@ -2,14 +2,19 @@
 
 import keras
 
+from keras_reward.policies.autoregressive import AutoregressivePolicy, missing_parts
+from keras_reward.policies.causal_lm import CausalLMPolicy
 from keras_reward.policies.factorized import BernoulliPolicy, CategoricalPolicy
 from keras_reward.policies.gaussian import GaussianPolicy
+from keras_reward.policies.language_tasks import is_language_model
 from keras_reward.policies.policy import PROTOCOL, Policy
 
 POLICIES = {
     "categorical": CategoricalPolicy,
     "bernoulli": BernoulliPolicy,
     "gaussian": GaussianPolicy,
+    "autoregressive": AutoregressivePolicy,
+    "causal_lm": CausalLMPolicy,
 }
 
 
@@ -19,8 +24,9 @@ def get(identifier, model, temperature=1.0):
     Args:
         identifier: `"auto"`, a name from `POLICIES`, a `Policy`, or its serialised
             config. `"auto"`: a model that has the methods of the policy protocol is
-            its own policy; any other model's output is read as logits over its last
-            axis.
+            its own policy; a KerasHub `CausalLM` or `Seq2SeqLM` gets a
+            `CausalLMPolicy`, a sequence model an `AutoregressivePolicy`; any other
+            model's output is read as logits over its last axis.
         model: the `keras.Model` to read.
         temperature: divides the logits.
 
@@ -40,8 +46,10 @@ def get(identifier, model, temperature=1.0):
                 f"own too: set it there. Received: temperature={temperature}"
             )
         return model
+    if identifier == "auto" and is_language_model(model):
+        identifier = "causal_lm"
     if identifier == "auto":
-        identifier = "categorical"
+        identifier = "categorical" if missing_parts(model) else "autoregressive"
     if isinstance(identifier, str) and identifier in POLICIES:
         identifier = POLICIES[identifier]()
     if isinstance(identifier, dict):

@@ -1,0 +1,404 @@
+"""KerasHub's language models as policies: prompt in, generated text out."""
+
+import keras
+from keras import ops
+
+from keras_reward import objective
+from keras_reward.policies.language_tasks import task_of
+from keras_reward.policies.policy import Policy, repeat_rows
+from keras_reward.policies.sampling import sample_categorical
+from keras_reward.policies.targets import (
+    as_references,
+    check_vocabulary,
+    mean_over_references,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class CausalLMPolicy(Policy):
+    """The text that a KerasHub `CausalLM` or `Seq2SeqLM` writes after a prompt.
+
+    For the tasks of text alone (GPT-2, Gemma, Llama, ...), PaliGemma and Gemma 3 with
+    images, and Bart. Inputs are what the task's own preprocessor makes for generation:
+
+    ```text
+    x = model.preprocessor.generate_preprocess({"images": photos, "prompts": prompts})
+    ```
+
+    a dict of `token_ids` and `padding_mask` `(batch, L)`, True in the prompt (for Bart
+    the same of the decoder, and of the encoder), and images where the task has them.
+    L is the most tokens of prompt and answer together; prompts may differ in length.
+
+    A sample is the generated part alone: `(batch, n, T)` token ids that start at the
+    left, end with the first end token, and are padded behind it. An answer that has
+    not ended after T tokens, or at position L, is cut there. The prompt is never
+    scored.
+
+    An image is encoded once for all samples, in sampling and scoring. Sampling goes
+    through the task's cache, prefilled once per prompt; scoring is one pass over the
+    whole sequences. Dropout in the decoder is always off, so that what is sampled is
+    what is scored. Only what is trainable is tuned: after `backbone.enable_lora(rank)`
+    that is the adapters.
+
+    Args:
+        max_new_tokens: T, the most tokens of an answer. Default: L - 1.
+        end_token_ids: ids of the tokens that end an answer, an empty tuple if none
+            does. Default: those at which the task's own `generate` stops, from its
+            tokenizer.
+        pad_token_id: what samples are padded with. Default: the tokenizer's, or 0.
+        codec: how token ids become what a reward sees, see `Policy`. Default: the
+            reward sees them as they are, `(rows, T)`.
+        name: optional name.
+
+    Raises:
+        ValueError: when bound to a model that is no such task or has no end token; in
+            `encode`, for missing keys, images of the wrong size, token ids that are
+            not in the vocabulary, an empty prompt, and one that leaves no room for an
+            answer. The last three are seen outside of compiled functions only, so
+            `check_inputs` may be called with the data before `fit`.
+
+    Example:
+
+    ```python
+    from keras_reward import CausalLMPolicy
+
+    policy = CausalLMPolicy(max_new_tokens=32)
+    ```
+
+    ```text
+    model = keras_hub.models.PaliGemmaCausalLM.from_preset("pali_gemma_3b_224")
+    model.backbone.enable_lora(rank=8)
+    tuned = RewardTuning(model, reward=CIDErReward(end_id=1), policy=policy)
+    ```
+    """
+
+    def __init__(
+        self,
+        max_new_tokens=None,
+        end_token_ids=None,
+        pad_token_id=None,
+        codec=None,
+        name=None,
+        **kwargs,
+    ):
+        super().__init__(codec=codec, name=name, **kwargs)
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(
+                "`max_new_tokens` must be a positive number, or None. "
+                f"Received: max_new_tokens={max_new_tokens}"
+            )
+        if end_token_ids is not None:
+            end_token_ids = tuple(int(token) for token in end_token_ids)
+        self.max_new_tokens = max_new_tokens
+        self.end_token_ids = end_token_ids
+        self.pad_token_id = pad_token_id
+        self._untracked(task=None, end_ids=None, pad_id=None)
+
+    def bind(self, model, temperature=1.0):
+        task = task_of(model)
+        tokenizer = getattr(model.preprocessor, "tokenizer", None)
+        end_ids, pad_id = self.end_token_ids, self.pad_token_id
+        if end_ids is None:
+            end_ids = end_tokens_of(tokenizer, task, model)
+        if pad_id is None:
+            pad_id = getattr(tokenizer, "pad_token_id", None) or 0
+        self._untracked(task=task, end_ids=end_ids, pad_id=pad_id)
+        return super().bind(model, temperature)
+
+    def check_inputs(self, x):
+        """Raises a ValueError if `x` is not what the model can answer.
+
+        Args:
+            x: inputs, see the class. Values are looked at outside of compiled
+                functions only, shapes always.
+        """
+        keys = (*self.task.keys, *self.task.other_keys)
+        missing = [key for key in keys if not isinstance(x, dict) or key not in x]
+        if missing:
+            received = sorted(x) if isinstance(x, dict) else type(x).__name__
+            raise ValueError(
+                f"Model {self.model.name!r} takes a dict with the keys {sorted(keys)}: "
+                "make it with `model.preprocessor.generate_preprocess`. "
+                f"Missing: {missing}. Received: {received}"
+            )
+        self.task.check(x)
+        token_ids, mask = (x[key] for key in self.task.keys)
+        if len(token_ids.shape) != 2 or token_ids.shape[1] != mask.shape[1]:
+            raise ValueError(
+                "Token ids and their padding mask must have one shape (batch, L). "
+                f"Received: shapes {tuple(token_ids.shape)} and {tuple(mask.shape)}"
+            )
+        check_prompts(host_array(mask))
+        for key in keys:
+            if key.endswith("token_ids"):
+                size = self.task.backbone.vocabulary_size
+                check_vocabulary(key, host_array(x[key]), size)
+
+    def encode(self, x, training=False):
+        """The prompts, and what the model makes of their images or input texts.
+
+        Args:
+            x: a dict, see the class.
+            training: the `training` flag of the image encoder.
+
+        Returns:
+            A dict of tensors with a leading batch axis.
+        """
+        self.check_inputs(x)
+        token_ids, mask = (x[key] for key in self.task.keys)
+        mask = ops.cast(mask, "bool")
+        token_ids = ops.where(mask, ops.cast(token_ids, "int32"), self.pad_id)
+        return {
+            **self.task.encode(x, training),
+            "token_ids": token_ids,
+            "padding_mask": mask,
+            "lengths": count(mask),
+        }
+
+    def new_tokens(self, context):
+        """T, the most tokens of a sample."""
+        room = context["token_ids"].shape[1] - 1
+        return min(self.max_new_tokens or room, room)
+
+    def noise(self, context, num_samples, seed):
+        """Uniform numbers in [0, 1): `(batch, n, L)`, one per position of each row."""
+        batch, length = ops.shape(context["token_ids"])
+        return keras.random.uniform((batch, num_samples, length), seed=seed)
+
+    def sample(self, context, num_samples, seed=None, noise=None):
+        if noise is None:
+            noise = self.noise(context, num_samples, seed)
+        noise = ops.convert_to_tensor(noise, "float32")
+        noise = ops.reshape(noise, (-1, noise.shape[-1]))
+
+        def draw(logits, position):
+            uniform = ops.take(noise, position, axis=1)[:, None]
+            return sample_categorical(self.scaled(logits), uniform)[:, 0]
+
+        return self.generate(context, num_samples, draw)
+
+    def mode(self, context):
+        def most_likely(logits, position):
+            return ops.cast(ops.argmax(logits, axis=-1), "int32")
+
+        return self.generate(context, 1, most_likely)[:, 0]
+
+    def generate(self, context, num_samples, choose):
+        """Writes token by token, through the task's cache.
+
+        Args:
+            context: what `encode` returned.
+            num_samples: number of answers to each prompt.
+            choose: called with logits `(rows, vocabulary)` and the position of the
+                token to choose; returns `(rows,)` int32.
+
+        Returns:
+            `(batch, num_samples, T)` int32, the generated tokens.
+        """
+        rows = repeated(context, num_samples)
+        cache = repeated(self.task.prefill(context), num_samples)
+        lengths, token_ids = rows["lengths"], rows["token_ids"]
+        length = token_ids.shape[1]
+        limits = ops.minimum(lengths + self.new_tokens(context), length)
+        positions = ops.arange(length, dtype="int32")
+
+        def unfinished(position, token_ids, done, cache):
+            return ops.logical_and(position < length, ops.logical_not(ops.all(done)))
+
+        def write(position, token_ids, done, cache):
+            last = ops.take(token_ids, position - 1, axis=1)
+            logits, cache = self.task.step(rows, cache, last[:, None], position - 1)
+            in_prompt = position < lengths
+            token = ops.where(done, self.pad_id, choose(logits, position))
+            token = ops.where(in_prompt, ops.take(token_ids, position, axis=1), token)
+            token_ids = ops.where(positions == position, token[:, None], token_ids)
+            ended = ops.logical_and(self.is_end(token), ops.logical_not(in_prompt))
+            full = position + 1 >= limits
+            done = ops.logical_or(done, ops.logical_or(ended, full))
+            return position + 1, token_ids, done, cache
+
+        start = ops.maximum(ops.min(lengths), 1)
+        _, token_ids, _, _ = ops.while_loop(
+            unfinished, write, (start, token_ids, lengths >= limits, cache)
+        )
+        return self.answers(token_ids, lengths, num_samples)
+
+    def answers(self, token_ids, lengths, num_samples):
+        """What stands behind the prompts, moved to the left: `(batch, n, T)`."""
+        room = token_ids.shape[1]
+        steps = ops.arange(self.new_tokens({"token_ids": token_ids}), dtype="int32")
+        places = lengths[:, None] + steps
+        tokens = ops.take_along_axis(token_ids, ops.minimum(places, room - 1), axis=1)
+        tokens = ops.where(places < room, tokens, self.pad_id)
+        return ops.reshape(tokens, (-1, num_samples, steps.shape[0]))
+
+    def is_end(self, tokens):
+        """Which tokens end an answer: bool, as `tokens`."""
+        found = ops.zeros_like(tokens, dtype="bool")
+        for end_id in self.end_ids:
+            found = ops.logical_or(found, tokens == end_id)
+        return found
+
+    def mask(self, context, samples):
+        """Which tokens belong to the samples: through the first end token, inclusive.
+
+        Args:
+            context: what `encode` returned.
+            samples: `(batch, n, T)`.
+
+        Returns:
+            `(batch, n, T)` bool.
+        """
+        ends = ops.cast(self.is_end(samples), "int32")
+        open_still = ops.cumsum(ends, axis=-1) - ends == 0
+        room = context["token_ids"].shape[1] - context["lengths"]
+        steps = ops.arange(samples.shape[2], dtype="int32")
+        return ops.logical_and(open_still, steps < room[:, None, None])
+
+    def answer_states(self, context, samples):
+        """What predicts each token of the samples, by one pass over all sequences.
+
+        Args:
+            context: what `encode` returned.
+            samples: `(batch, n, T)`.
+
+        Returns:
+            `(batch, n, T, width)`: hidden states, each from one position before its
+            token.
+        """
+        n, steps = samples.shape[1:]
+        rows = repeated(context, n)
+        lengths = rows["lengths"][:, None]
+        length = rows["token_ids"].shape[1]
+        answers = ops.reshape(samples, (-1, steps))
+        written = count(ops.reshape(self.mask(context, samples), (-1, steps)))
+        # Each position's place in the answer; negative within the prompt.
+        places = ops.arange(length, dtype="int32") - lengths
+        inside = ops.clip(places, 0, steps - 1)
+        token_ids = ops.where(
+            places < 0,
+            rows["token_ids"],
+            ops.take_along_axis(answers, inside, axis=1),
+        )
+        hidden = self.task.hidden_states(rows, token_ids, places < written[:, None])
+        before = lengths - 1 + ops.arange(steps, dtype="int32")
+        before = ops.clip(before, 0, length - 1)
+        hidden = ops.take_along_axis(hidden, before[:, :, None], axis=1)
+        return ops.reshape(hidden, (-1, n, steps, hidden.shape[-1]))
+
+    def scaled(self, logits):
+        """Logits that are sampled from and scored, in float32."""
+        return ops.cast(logits, "float32") / self.temperature
+
+    def token_scores(self, context, samples, entropy_gradient=False):
+        """Log-probability and entropy of every token: two tensors `(batch, n, T)`.
+
+        What stands behind the end of a sample is without meaning.
+        """
+        samples = ops.convert_to_tensor(samples, "int32")
+        hidden = self.answer_states(context, samples)
+        logits = self.scaled(self.task.logits(hidden))
+        return objective.categorical_scores(logits, samples, entropy_gradient)
+
+    def token_log_prob(self, context, samples):
+        """Log-probability of each token `(batch, n, T)`; 0 behind the end."""
+        log_probs, _ = self.token_scores(context, samples)
+        return ops.where(self.mask(context, samples), log_probs, 0.0)
+
+    def score(self, context, samples, entropy_gradient=False):
+        log_probs, entropies = self.token_scores(context, samples, entropy_gradient)
+        mask = self.mask(context, samples)
+        weights = ops.cast(mask, "float32")
+        entropy = ops.sum(entropies * weights, axis=-1)
+        entropy = entropy / ops.maximum(ops.sum(weights, axis=-1), 1.0)
+        return objective.sequence_log_prob(log_probs, mask), ops.mean(entropy, axis=1)
+
+    def target_log_prob(self, context, targets):
+        """Mean log-probability `(batch,)` of reference answers.
+
+        Args:
+            context: what `encode` returned.
+            targets: `(batch, T')` or `(batch, references, T')` int token ids in the
+                form of samples: left-aligned, ended and padded. A reference that is
+                all padding is absent.
+        """
+        targets = as_references(self, targets, self.new_tokens(context))
+        log_probs, _ = self.token_scores(context, targets)
+        is_padding = targets == self.pad_id
+        mask = self.mask(context, targets)
+        if self.pad_id not in self.end_ids:
+            mask = ops.logical_and(mask, ops.logical_not(is_padding))
+        return mean_over_references(log_probs, mask, is_padding)
+
+    def check_targets(self, targets):
+        """Raises if `y` of `fit`, a NumPy array, has ids outside the vocabulary."""
+        check_vocabulary("y", targets, self.task.backbone.vocabulary_size)
+
+    def log_prob(self, context, samples):
+        return self.score(context, samples)[0]
+
+    def entropy(self, context, samples):
+        """Mean entropy `(batch,)` of the samples' tokens, in nats.
+
+        An estimate: the mean over the tokens of each sample, and then over samples.
+        """
+        return self.score(context, samples, entropy_gradient=True)[1]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "max_new_tokens": self.max_new_tokens,
+            "end_token_ids": self.end_token_ids,
+            "pad_token_id": self.pad_token_id,
+        }
+
+
+def repeated(structure, n):
+    """Each row of the tensors of a nest `n` times in a row."""
+    return keras.tree.map_structure(lambda leaf: repeat_rows(leaf, n), structure)
+
+
+def count(mask):
+    """Number of True in the last axis, int32."""
+    return ops.cast(ops.sum(ops.cast(mask, "int32"), axis=-1), "int32")
+
+
+def end_tokens_of(tokenizer, task, model):
+    """Ids of the tokens at which the task's own `generate` stops."""
+    first = getattr(tokenizer, "end_token_id", None)
+    if first is None:
+        raise ValueError(
+            f"Model {model.name!r} has no tokenizer with an `end_token_id`, so it is "
+            "unknown where an answer ends. Pass "
+            "`policy=CausalLMPolicy(end_token_ids=[...])`, with an empty list if "
+            f"answers have no end. Received: preprocessor={model.preprocessor!r}"
+        )
+    second = getattr(tokenizer, "end_token2_id", None)  # Llama 3 has two
+    others = [tokenizer.token_to_id(token) for token in task.end_tokens]
+    return (first, *([] if second is None else [second]), *others)
+
+
+def host_array(tensor):
+    """The values of a tensor as a NumPy array; None inside a compiled function."""
+    try:
+        return ops.convert_to_numpy(tensor)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None
+
+
+def check_prompts(mask):
+    """Raises if a prompt is empty or as long as the maximum."""
+    if mask is None:
+        return
+    lengths = mask.astype("int32").sum(-1)
+    if (lengths == mask.shape[1]).any():
+        raise ValueError(
+            f"A prompt fills all {mask.shape[1]} positions: no room is left for an "
+            "answer. Pass a larger `sequence_length` to `generate_preprocess`, or "
+            f"shorten the prompt. Received: prompt lengths {lengths}"
+        )
+    if (lengths == 0).any():
+        raise ValueError(
+            "A prompt must have at least one token, such as a start token. "
+            f"Received: prompt lengths {lengths}"
+        )

@@ -1,0 +1,498 @@
+"""KerasHub's language models as policies: small ones with random weights.
+
+KerasHub brings TensorFlow into the process whatever the backend, so the checks run in
+one process of their own. Cached sampling and the teacher-forced pass are compared with
+each other, with the task's own call and with its own `generate`.
+"""
+
+import concurrent.futures
+import functools
+import multiprocessing
+import types
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from tiny import classifier, compiled, to_numpy
+
+from keras_reward import RewardTuning
+from keras_reward.policies.causal_lm import CausalLMPolicy, end_tokens_of
+from keras_reward.policies.language_tasks import TextTask, is_language_model
+
+NAMES = ["gpt2", "pali_gemma", "gemma3", "bart"]
+SAMPLES = 4
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """Runs a function of this file in the process that has KerasHub."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        yield lambda check, *args: pool.submit(check, *args).result()
+
+
+class Setting:
+    """A model, its policy, inputs and what the policy makes of them."""
+
+    def __init__(self, name):
+        import hub_models
+
+        self.model = hub_models.MODELS[name]()
+        self.policy = CausalLMPolicy(end_token_ids=[hub_models.END]).bind(
+            self.model, temperature=1.3
+        )
+        self.end, self.pad = hub_models.END, hub_models.PAD
+        self.x = hub_models.prompts(name)
+        self.ids, self.mask = self.policy.task.keys
+        self.length = self.x[self.ids].shape[1]
+        shape = (len(self.x[self.ids]), SAMPLES, self.length)
+        self.noise = np.random.default_rng(3).random(shape, "float32")
+        self.run = compiled(self.sample_and_score)
+        self.results = self.numpy(self.x, self.noise)
+
+    def sample_and_score(self, x, noise):
+        policy = self.policy
+        context = policy.encode(x)
+        samples = policy.sample(context, SAMPLES, noise=noise)
+        hidden = policy.answer_states(context, samples)
+        return {
+            "samples": samples,
+            "logits": policy.scaled(policy.task.logits(hidden)),
+            "mask": policy.mask(context, samples),
+            "token_log_prob": policy.token_log_prob(context, samples),
+            "mode": policy.mode(context),
+            "context": context,
+            "cache": policy.task.prefill(context),
+        }
+
+    def numpy(self, x, noise):
+        x = keras.tree.map_structure(ops.convert_to_tensor, x)
+        results = self.run(x, ops.convert_to_tensor(noise))
+        return keras.tree.map_structure(to_numpy, results)
+
+    def rows(self):
+        """For each row its input's index, prompt length and generated tokens."""
+        lengths = self.x[self.mask].sum(-1)
+        for i, group in enumerate(self.results["samples"]):
+            for n, row in enumerate(group):
+                yield i, n, lengths[i], row[self.results["mask"][i, n]]
+
+    def sequences(self):
+        """Prompts with the samples behind them, `(rows, L)`."""
+        token_ids = np.repeat(self.x[self.ids], SAMPLES, 0)
+        for r, (_, _, length, answer) in enumerate(self.rows()):
+            token_ids[r, length : length + len(answer)] = answer
+        return token_ids
+
+
+setting = functools.cache(Setting)
+
+
+def log_softmax(logits, temperature=1.3):
+    logits = to_numpy(logits).astype("float64") / temperature
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def check_samples_end_once_and_are_padded(name):
+    s = setting(name)
+    samples, mask = s.results["samples"], s.results["mask"]
+    assert samples.shape == (3, SAMPLES, s.length - 1)
+    ended = []
+    for i, n, length, _ in s.rows():
+        room = s.length - length
+        row = list(samples[i, n])
+        end = row.index(s.end) + 1 if s.end in row[:room] else room
+        assert list(mask[i, n]) == [t < end for t in range(s.length - 1)]
+        assert row[end:] == [s.pad] * (s.length - 1 - end)
+        ended.append(s.end in row)
+    assert any(ended) and not all(ended)
+
+
+def check_tokens_are_drawn_from_what_is_scored(name):
+    """Each token is the one that its uniform number selects among the scored
+    probabilities: the ratio of sampled and scored probability is 1."""
+    s = setting(name)
+    tokens = 0
+    for i, n, length, answer in s.rows():
+        for t, token in enumerate(answer):
+            probability = np.exp(log_softmax(s.results["logits"][i, n, t], 1.0))
+            upper = probability[: token + 1].sum()
+            uniform = s.noise[i, n, length + t]
+            assert upper - probability[token] - 1e-5 <= uniform <= upper + 1e-5
+            tokens += 1
+    assert tokens > 30
+
+
+def check_cache_and_forced_pass_agree(name):
+    s = setting(name)
+    task = s.policy.task
+    rows, cache = keras.tree.map_structure(
+        lambda array: ops.convert_to_tensor(np.repeat(array, SAMPLES, axis=0)),
+        (s.results["context"], s.results["cache"]),
+    )
+    step = compiled(functools.partial(task.step, rows))
+    token_ids = s.sequences()
+    log_probs = np.zeros((*token_ids.shape, s.results["logits"].shape[-1]))
+    for position in range(1, token_ids.shape[1]):
+        logits, cache = step(
+            cache,
+            ops.convert_to_tensor(token_ids[:, position - 1 : position]),
+            ops.convert_to_tensor(position - 1, "int32"),
+        )
+        log_probs[:, position] = log_softmax(logits)
+    assert_token_log_probs(s, token_ids, log_probs)
+
+
+def check_forced_pass_is_the_tasks_own_call(name):
+    """Also shows that the generated part alone is scored, and from whole sequences."""
+    s = setting(name)
+    token_ids = s.sequences()
+    inputs = {key: np.repeat(value, SAMPLES, 0) for key, value in s.x.items()}
+    written = inputs[s.mask].copy()
+    for r, (_, _, length, answer) in enumerate(s.rows()):
+        written[r, length : length + len(answer)] = True
+    if name == "pali_gemma":
+        inputs["response_mask"] = written & ~inputs[s.mask]
+    inputs.update({s.ids: token_ids, s.mask: written})
+    log_probs = log_softmax(s.model.predict(inputs, verbose=0))
+    log_probs = np.concatenate([0 * log_probs[:, :1], log_probs[:, :-1]], axis=1)
+    assert_token_log_probs(s, token_ids, log_probs)
+
+
+def assert_token_log_probs(s, token_ids, log_probs):
+    """`log_probs` `(rows, L, vocabulary)`: of the token at each position."""
+    expected = np.zeros((*s.results["samples"].shape,))
+    for r, (i, n, length, answer) in enumerate(s.rows()):
+        for t, token in enumerate(answer):
+            expected[i, n, t] = log_probs[r, length + t, token]
+    np.testing.assert_allclose(s.results["token_log_prob"], expected, atol=1e-5)
+    # The distributions are far from uniform.
+    assert expected.min() < -3.0
+
+
+def check_greedy_is_the_tasks_own(name):
+    """Prompt by prompt: in one batch, KerasHub's PaliGemma overwrites what it knows
+    of the longer prompts."""
+    s = setting(name)
+    for i, greedy in enumerate(s.results["mode"]):
+        x = {key: value[i : i + 1] for key, value in s.x.items()}
+        result = s.model.generate(x, stop_token_ids=(s.end,))
+        token_ids, mask = (to_numpy(result[key])[0] for key in (s.ids, s.mask))
+        answer = token_ids[x[s.mask].sum() :][mask[x[s.mask].sum() :]]
+        padded = np.full(s.length - 1, s.pad)
+        padded[: len(answer)] = answer
+        np.testing.assert_array_equal(greedy, padded)
+
+
+def check_rows_do_not_depend_on_their_batch(name):
+    import hub_models
+
+    s = setting(name)
+    other = hub_models.prompts(name, lengths=(4, 3, 2), seed=7)
+    x = {key: value.copy() for key, value in other.items()}
+    for key, value in x.items():
+        value[1] = s.x[key][1]
+    noise = np.random.default_rng(8).random(s.noise.shape, "float32")
+    noise[1] = s.noise[1]
+    results = s.numpy(x, noise)
+    assert (results["samples"][0] != s.results["samples"][0]).any()
+    np.testing.assert_array_equal(results["samples"][1], s.results["samples"][1])
+    np.testing.assert_array_equal(results["mode"][1], s.results["mode"][1])
+    np.testing.assert_allclose(
+        results["token_log_prob"][1], s.results["token_log_prob"][1], atol=1e-5
+    )
+
+
+def value_and_gradients(function, variables):
+    """On any backend: a function of arrays, the variables' values, that returns the
+    scalar `function()` and its gradients, as NumPy."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        def stateless(values):
+            with keras.StatelessScope(zip(variables, values, strict=True)):
+                return function()
+
+        return jax.jit(jax.value_and_grad(stateless))
+
+    def differentiate(values):
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        tensors = [variable.value for variable in variables]
+        if keras.config.backend() == "tensorflow":
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                value = function()
+            return value, tape.gradient(value, tensors)
+        import torch
+
+        value = function()
+        return value, torch.autograd.grad(value, tensors)
+
+    return differentiate
+
+
+def check_gradient_is_that_of_finite_differences(name):
+    s = setting(name)
+    variables = s.model.trainable_variables
+    x, samples = keras.tree.map_structure(
+        ops.convert_to_tensor, (s.x, s.results["samples"])
+    )
+    generator = np.random.default_rng(4)
+    start = [ops.convert_to_numpy(variable) for variable in variables]
+    directions = [generator.normal(size=value.shape) for value in start]
+    run = value_and_gradients(
+        lambda: ops.sum(s.policy.log_prob(s.policy.encode(x), samples)), variables
+    )
+
+    def along(step):
+        moved = zip(start, directions, strict=True)
+        value, gradients = run([(v + step * d).astype("float32") for v, d in moved])
+        return float(to_numpy(value)), [
+            to_numpy(ops.convert_to_tensor(gradient)) for gradient in gradients
+        ]
+
+    measured = (along(1e-3)[0] - along(-1e-3)[0]) / 2e-3
+    _, gradients = along(0.0)
+    slope = sum((d * g).sum() for d, g in zip(directions, gradients, strict=True))
+    assert abs(slope) > 1.0
+    np.testing.assert_allclose(slope, measured, rtol=0.03)
+    # Every part of the model has a gradient, what encodes images and texts included.
+    assert all(np.abs(gradient).max() > 0.0 for gradient in gradients)
+
+
+CHECKS = [
+    check_samples_end_once_and_are_padded,
+    check_tokens_are_drawn_from_what_is_scored,
+    check_cache_and_forced_pass_agree,
+    check_forced_pass_is_the_tasks_own_call,
+    check_greedy_is_the_tasks_own,
+    check_rows_do_not_depend_on_their_batch,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_policy(hub, name, check):
+    hub(check, name)
+
+
+def check_whole_samples_are_scored():
+    s = setting("gpt2")
+    samples, mask = s.results["samples"], s.results["mask"]
+
+    def score(x):
+        context = s.policy.encode(x)
+        return (
+            *s.policy.score(context, samples),
+            s.policy.log_prob(context, samples),
+            s.policy.entropy(context, samples),
+        )
+
+    x = keras.tree.map_structure(ops.convert_to_tensor, s.x)
+    log_probs, entropy, alone, entropy_alone = map(to_numpy, compiled(score)(x))
+    total = (s.results["token_log_prob"] * mask).sum(-1)
+    np.testing.assert_allclose(log_probs, total, atol=1e-5)
+    np.testing.assert_allclose(alone, total, atol=1e-5)
+    log_p = log_softmax(s.results["logits"], 1.0)
+    entropies = -(np.exp(log_p) * log_p).sum(-1) * mask
+    expected = (entropies.sum(-1) / mask.sum(-1)).mean(-1)
+    np.testing.assert_allclose(entropy, expected, atol=1e-5)
+    np.testing.assert_allclose(entropy_alone, expected, atol=1e-5)
+
+
+def check_references_are_scored():
+    """Answers as references: padding and what stands behind the end do not count."""
+    import hub_models
+
+    s = setting("gpt2")
+    samples, mask = s.results["samples"], s.results["mask"]
+    references = samples.copy()
+    references[0, 0] = hub_models.PAD  # absent
+    counts = mask & (references != hub_models.PAD)
+    each = (s.results["token_log_prob"] * counts).sum(-1)
+    expected = [each[0, 1:].mean(), *each[1:].mean(-1)]
+
+    def score(x, references):
+        context = s.policy.encode(x)
+        several = s.policy.target_log_prob(context, references)
+        return several, s.policy.target_log_prob(context, references[:, -1])
+
+    x = keras.tree.map_structure(ops.convert_to_tensor, s.x)
+    several, single = compiled(score)(x, ops.convert_to_tensor(references))
+    np.testing.assert_allclose(to_numpy(several), expected, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(single), each[:, -1], atol=1e-5)
+    with pytest.raises(ValueError, match=r"at most .* tokens. Received: y of shape"):
+        s.policy.target_log_prob(s.policy.encode(x), np.ones((3, 99), "int32"))
+
+
+def test_references_are_scored(hub):
+    hub(check_references_are_scored)
+
+
+@pytest.mark.parametrize("name", ["pali_gemma", "bart"])
+def test_gradient_is_that_of_finite_differences(hub, name):
+    hub(check_gradient_is_that_of_finite_differences, name)
+
+
+def test_whole_samples_are_scored(hub):
+    hub(check_whole_samples_are_scored)
+
+
+def share_of_7(y_true, y_pred):
+    return ops.mean(ops.cast(y_pred == 7, "float32"), axis=-1)
+
+
+def tuned_and_history(model, name, epochs):
+    """Tunes for the share of token 7 on a few prompts, many times each."""
+    import hub_models
+
+    policy = CausalLMPolicy(end_token_ids=[hub_models.END], max_new_tokens=3)
+    tuned = RewardTuning(model, share_of_7, policy, num_samples=4, seed=0)
+    tuned.compile(keras.optimizers.Adam(0.03))
+    x = {key: np.concatenate([v] * 4) for key, v in prompts(name).items()}
+    return tuned.fit(x, epochs=epochs, batch_size=12, verbose=0).history
+
+
+def check_tuning_gains_reward(name):
+    import hub_models
+
+    rewards = tuned_and_history(hub_models.MODELS[name](), name, epochs=10)["reward"]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.15
+
+
+def check_lora_trains_its_adapters_alone():
+    """The adapters, and the biases of their layers, which Keras leaves trainable."""
+    import hub_models
+
+    model = hub_models.pali_gemma()
+    model.backbone.enable_lora(rank=2)
+    before = {weight.path: to_numpy(weight).copy() for weight in model.weights}
+    tuned_and_history(model, "pali_gemma", epochs=3)
+    moved = {
+        weight.path
+        for weight in model.weights
+        if (to_numpy(weight) != before[weight.path]).any()
+    }
+    trainable = {weight.path for weight in model.trainable_variables}
+    adapters = {path for path in before if "lora_kernel" in path}
+    assert len(adapters) == 12 and len(before) > 50
+    assert adapters <= moved <= trainable
+    assert all(path.endswith("proj/bias") for path in trainable - adapters)
+
+
+def prompts(name):
+    import hub_models
+
+    return hub_models.prompts(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "bart"])
+def test_tuning_gains_reward(hub, name):
+    hub(check_tuning_gains_reward, name)
+
+
+def test_lora_trains_its_adapters_alone(hub):
+    hub(check_lora_trains_its_adapters_alone)
+
+
+def check_predict_returns_answers():
+    import hub_models
+
+    model = hub_models.gpt2()
+    policy = CausalLMPolicy(end_token_ids=[hub_models.END])
+    tuned = RewardTuning(model, share_of_7, policy)
+    tuned.compile()
+    x = prompts("gpt2")
+    answers = tuned.predict(x, verbose=0)
+    assert answers.shape == (3, hub_models.LENGTH - 1)
+    np.testing.assert_array_equal(answers, setting("gpt2").results["mode"])
+    reward = tuned.evaluate(x, verbose=0, return_dict=True)["reward"]
+    np.testing.assert_allclose(reward, (answers == 7).mean(), atol=1e-6)
+
+
+def test_predict_returns_answers(hub):
+    hub(check_predict_returns_answers)
+
+
+def check_errors():
+    import hub_models
+
+    text, images = (
+        CausalLMPolicy(end_token_ids=[1]).bind(setting(name).model)
+        for name in ("gpt2", "pali_gemma")
+    )
+    full = prompts("gpt2")
+    full["padding_mask"][1] = True
+    with pytest.raises(ValueError, match=r"no room is left.*sequence_length"):
+        text.encode(full)
+    tuned = RewardTuning(setting("gpt2").model, share_of_7, CausalLMPolicy(3, [1]))
+    tuned.compile("sgd")
+    with pytest.raises(ValueError, match="no room is left"):
+        tuned.fit(full, verbose=0)
+    empty = prompts("gpt2")
+    empty["padding_mask"][1] = False
+    with pytest.raises(ValueError, match="at least one token"):
+        text.encode(empty)
+    for wrong in (-1, hub_models.VOCABULARY):
+        outside = prompts("gpt2")
+        outside["token_ids"][0, 0] = wrong
+        with pytest.raises(ValueError, match=f"below {hub_models.VOCABULARY}.*{wrong}"):
+            text.encode(outside)
+    with pytest.raises(ValueError, match=r"images.*generate_preprocess.*Missing"):
+        images.encode(prompts("gpt2"))
+    with pytest.raises(ValueError, match=r"takes a dict.*Received: ndarray"):
+        text.encode(full["token_ids"])
+    wide = prompts("pali_gemma")
+    wide["images"] = np.zeros((3, 8, 16, 3), "float32")
+    with pytest.raises(ValueError, match=r"8, 8, 3\).*Resize.*\(3, 8, 16, 3\)"):
+        images.encode(wide)
+    flat = prompts("gpt2")
+    flat["token_ids"] = flat["token_ids"][0]
+    with pytest.raises(ValueError, match=r"one shape \(batch, L\)"):
+        text.encode(flat)
+    with pytest.raises(ValueError, match=r"end_token_ids=.*preprocessor=None"):
+        CausalLMPolicy().bind(setting("gpt2").model)
+
+
+def test_errors_say_what_to_do(hub):
+    hub(check_errors)
+
+
+def check_recognition():
+    for name in NAMES:
+        assert is_language_model(setting(name).model)
+        assert not is_language_model(setting(name).model.backbone)
+
+
+def test_language_models_are_recognised(hub):
+    hub(check_recognition)
+    assert not is_language_model(classifier())
+    with pytest.raises(ValueError, match=r"CausalLM tasks of text alone.*Sequential"):
+        CausalLMPolicy().bind(classifier())
+
+
+def test_answers_end_where_the_tasks_generate_stops():
+    model = types.SimpleNamespace(backbone=None, name="model")
+    tokenizer = types.SimpleNamespace(end_token_id=5, end_token2_id=6)
+    assert end_tokens_of(tokenizer, TextTask(model), model) == (5, 6)
+    tokenizer = types.SimpleNamespace(end_token_id=5, token_to_id={"<stop>": 9}.get)
+    task = TextTask(model)
+    task.end_tokens = ("<stop>",)
+    assert end_tokens_of(tokenizer, task, model) == (5, 9)
+
+
+def test_config_restores_the_policy():
+    policy = CausalLMPolicy(max_new_tokens=7, end_token_ids=[1, 4], pad_token_id=3)
+    restored = CausalLMPolicy.from_config(policy.get_config())
+    assert restored.get_config() == policy.get_config()
+    assert restored.end_token_ids == (1, 4)
+
+
+@pytest.mark.parametrize("argument", [{"max_new_tokens": 0}, {"top_k": 5}])
+def test_arguments_out_of_range_are_refused(argument):
+    with pytest.raises(ValueError, match=next(iter(argument))):
+        CausalLMPolicy(**argument)
