@@ -13,12 +13,10 @@ reward: decoding samples to images and scoring them.
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
 import time
+
+from timing import Worker, race, serve
 
 IMAGE, GRID, COLORS, WIDTH = 32, 16, 64, 64
 BATCH, SAMPLES = 64, 8
@@ -312,71 +310,25 @@ def make_reference(numpy, jax):
 # Processes that take turns.
 
 
-def worker(kind, jit, dtype):
-    """Answers each line `n` on standard input with the seconds of `n` runs."""
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print does not belong to the answers
+def make_run(kind, jit, dtype):
+    """What a worker times."""
     if kind == "reference":
-        run = reference_step()
-    elif kind == "reward":
-        run = library_reward()
-    else:
-        run = library_step(True if jit == "1" else "auto", dtype)
-    for line in sys.stdin:
-        answers.write(json.dumps(run(int(line))) + "\n")
-        answers.flush()
-
-
-class Runner:
-    """A worker process."""
-
-    def __init__(self, kind, backend, jit=False, dtype="float32"):
-        environment = {
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            "BENCH_JIT": str(int(jit)),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
-        command = [sys.executable, __file__, "--worker", kind, "--dtype", dtype]
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.times = []
-
-    def run(self, steps, keep=True):
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"A worker stopped: {self.process.args}")
-        self.times += json.loads(line) if keep else []
-
-    def median(self):
-        return statistics.median(self.times)
+        return reference_step()
+    if kind == "reward":
+        return library_reward()
+    return library_step(True if jit == "1" else "auto", dtype)
 
 
 def compare(backend, jit, rounds, steps, dtype):
     """Times one backend in turns with the reference, and prints a row."""
-    runners = {
-        "reference": Runner("reference", "jax"),
-        "step": Runner("step", backend, jit, dtype),
-        "reward": Runner("reward", backend, jit, dtype),
+    arguments = ["--dtype", dtype, "--worker"]
+    flag = {"BENCH_JIT": str(int(jit))}
+    workers = {
+        "reference": Worker([*arguments, "reference"], "jax"),
+        "step": Worker([*arguments, "step"], backend, **flag),
+        "reward": Worker([*arguments, "reward"], backend, **flag),
     }
-    for runner in runners.values():
-        runner.run(3, keep=False)  # compiles
-    for _ in range(rounds):
-        for runner in runners.values():
-            runner.run(steps)
-    medians = {name: runner.median() for name, runner in runners.items()}
-    for runner in runners.values():
-        runner.process.stdin.close()
-        runner.process.wait()
+    medians = race(workers, rounds, steps)
     name = f"{backend} (XLA)" if jit else backend
     print(
         f"{name:18} {1e3 * medians['step']:8.1f} ms"
@@ -397,7 +349,7 @@ def main():
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        worker(args.worker, os.environ.get("BENCH_JIT"), args.dtype)
+        serve(lambda: make_run(args.worker, os.environ.get("BENCH_JIT"), args.dtype))
         return
     print(f"{'backend':18} {'fit':>11} {'plain JAX':>11} {'ratio':>8} {'reward':>10}")
     for backend in args.backends:

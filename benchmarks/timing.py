@@ -1,13 +1,18 @@
-"""Timing of functions side by side."""
+"""Timing of functions and of whole processes side by side, in turns.
 
+In turns, so that whatever slows the machine for a while slows all of them.
+"""
+
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 
 
 def in_turns(functions, rounds):
     """Median seconds of each function, called in turns after a call to warm up.
-
-    In turns, so that whatever slows the machine for a while slows all of them.
 
     Args:
         functions: list of functions without arguments, which return when they are
@@ -23,3 +28,79 @@ def in_turns(functions, rounds):
             function()
             times.append(time.perf_counter() - begin)
     return [statistics.median(times) for times in seconds]
+
+
+def serve(make_run):
+    """Answers each line `n` on standard input with the seconds of `n` runs.
+
+    Args:
+        make_run: returns a function from `n` to a list of seconds.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print does not belong to the answers
+    run = make_run()
+    for line in sys.stdin:
+        answers.write(json.dumps(run(int(line))) + "\n")
+        answers.flush()
+
+
+class Worker:
+    """A process that serves, on one backend.
+
+    Args:
+        arguments: command line of the script that is running, which must `serve`.
+        backend: Keras's backend.
+        environment: more environment variables.
+    """
+
+    def __init__(self, arguments, backend, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, sys.argv[0], *arguments],
+            env={
+                **os.environ,
+                "KERAS_BACKEND": backend,
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+                **environment,
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if os.environ.get("BENCH_DEBUG") else subprocess.DEVNULL,
+            text=True,
+        )
+        self.times = []
+
+    def run(self, steps, keep=True):
+        """Waits for `steps` runs, and keeps their seconds."""
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"A worker stopped: {self.process.args}")
+        self.times += json.loads(line) if keep else []
+
+    def median(self):
+        """Median seconds of all runs that were kept."""
+        return statistics.median(self.times)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def race(workers, rounds, steps):
+    """Median seconds of each worker, run in turns after a few runs to warm up.
+
+    Args:
+        workers: dict of `Worker` by name; they are closed at the end.
+        rounds: how often each has its turn.
+        steps: runs in a turn.
+    """
+    for worker in workers.values():
+        worker.run(3, keep=False)  # compiles
+    for _ in range(rounds):
+        for worker in workers.values():
+            worker.run(steps)
+    medians = {name: worker.median() for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.close()
+    return medians

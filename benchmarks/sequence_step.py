@@ -1,0 +1,280 @@
+"""What a step of `RewardTuning.fit` costs on an image-to-sequence model.
+
+Beside it, in turns and each in a process of its own: the same step written by hand in
+plain JAX, and as a PyTorch user writes it with transformers. Both are scripts with a
+dataclass `Config` and `seconds_per_step(config, steps, warmup)`, whose paths are given
+as arguments. Without them those columns are left out. Also printed: tokens per second
+of `generate` beside sampling without a cache, and beside a KerasHub `CausalLM` of the
+same size.
+
+    python benchmarks/sequence_step.py --limit limit_jax.py --peer peer_transformers.py
+
+Sizes are those of the scripts' `Config`: `--image 64 --patch 8` and so on. A busy
+machine makes PyTorch's threads wait for one another: `--threads 1` gives each process
+one.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+
+from timing import Worker, race, serve
+
+SIZES = {
+    "image": 128,
+    "patch": 16,
+    "dim": 256,
+    "heads": 4,
+    "mlp": 1024,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "vocab": 1024,
+    "length": 32,
+    "batch": 8,
+    "samples": 4,
+}
+
+
+def even_tokens(y_true, y_pred):
+    """Share of even tokens: cheap, so that the model is what is timed."""
+    from keras import ops
+
+    return ops.mean(ops.cast(y_pred % 2 == 0, "float32"), axis=-1)
+
+
+def make_model(sizes):
+    from keras_reward.models import VisionEncoderDecoder, VisionTransformer
+
+    side = sizes.image
+    encoder = VisionTransformer(
+        (side, side, 3),
+        patch_size=sizes.patch,
+        width=sizes.dim,
+        num_layers=sizes.encoder_layers,
+        num_heads=sizes.heads,
+        mlp_dim=sizes.mlp,
+    )
+    return VisionEncoderDecoder(
+        encoder,
+        vocabulary_size=sizes.vocab,
+        max_length=sizes.length,
+        num_layers=sizes.decoder_layers,
+        num_heads=sizes.heads,
+        mlp_dim=sizes.mlp,
+        end_id=None,  # every sequence has all tokens, as in the references
+    )
+
+
+def pictures(sizes, count):
+    import numpy
+
+    shape = (count, sizes.image, sizes.image, 3)
+    return numpy.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def library_step(sizes):
+    """A function that runs `n` steps of `fit` and returns seconds per step."""
+    import keras
+
+    from keras_reward import RewardTuning
+
+    keras.config.set_dtype_policy(sizes.dtype)
+    tuned = RewardTuning(
+        make_model(sizes), reward=even_tokens, num_samples=sizes.samples, seed=0
+    )
+    jit_compile = {"1": True, "0": "auto"}[os.environ["BENCH_JIT"]]
+    tuned.compile(keras.optimizers.Adam(1e-4), jit_compile=jit_compile)
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.times.append(time.perf_counter())
+
+    clock = Clock()
+
+    def run(steps):
+        images = pictures(sizes, sizes.batch * (steps + 1))
+        clock.times = []
+        tuned.fit(
+            images, batch_size=sizes.batch, callbacks=[clock], shuffle=False, verbose=0
+        )
+        pairs = zip(clock.times, clock.times[1:], strict=False)
+        return [after - before for before, after in pairs]
+
+    return run
+
+
+def script_step(path, sizes):
+    """As `library_step`, for a script that times itself."""
+    spec = importlib.util.spec_from_file_location("script", path)
+    script = importlib.util.module_from_spec(spec)
+    sys.modules["script"] = script  # where its dataclass looks for its annotations
+    spec.loader.exec_module(script)
+    config = script.Config(**{name: getattr(sizes, name) for name in SIZES})
+    return lambda steps: [script.seconds_per_step(config, steps=steps, warmup=1)[0]]
+
+
+def timed(function):
+    """A function that runs `function` n times and returns the seconds of each."""
+
+    def run(steps):
+        times = []
+        for _ in range(steps):
+            begin = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - begin)
+        return times
+
+    return run
+
+
+def generation(sizes):
+    """Sampling 8 sequences about each image."""
+    model, images = make_model(sizes), pictures(sizes, sizes.batch)
+    return timed(lambda: model.generate(images, num_samples=PER_PROMPT))
+
+
+def generation_without_cache(sizes):
+    """The same by a whole teacher-forced pass for each token."""
+    import keras
+    from keras import ops
+
+    model = make_model(sizes)
+    images = ops.convert_to_tensor(pictures(sizes, sizes.batch))
+
+    class Sampler(keras.Model):
+        def call(self, images):
+            context = model.encode(images)
+            shape = (sizes.batch, PER_PROMPT, sizes.length)
+            tokens = ops.zeros(shape, "int32")
+            noise = keras.random.uniform(shape, seed=0)
+
+            def step(position, tokens):
+                from keras_reward.policies.sampling import sample_categorical
+
+                inputs = ops.pad(tokens[..., :-1], [(0, 0), (0, 0), (1, 0)])
+                hidden = model.hidden_states(context, inputs)
+                logits = model.logits(ops.take(hidden, position, axis=2))
+                number = ops.take(noise, position, axis=2)[..., None]
+                chosen = sample_categorical(logits, number)
+                here = ops.arange(sizes.length, dtype="int32") == position
+                return position + 1, ops.where(here, chosen, tokens)
+
+            start = (ops.zeros((), "int32"), tokens)
+            return ops.while_loop(lambda t, _: t < sizes.length, step, start)[1]
+
+    sampler = Sampler()
+    return timed(lambda: sampler.predict_on_batch(images))
+
+
+def generation_by_keras_hub(sizes):
+    """`generate` of a GPT-2 of the decoder's size, 8 times each prompt of one token."""
+    import keras_hub
+    import numpy
+
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=sizes.vocab,
+        num_layers=sizes.decoder_layers,
+        num_heads=sizes.heads,
+        hidden_dim=sizes.dim,
+        intermediate_dim=sizes.mlp,
+        dropout=0.0,
+        max_sequence_length=sizes.length + 1,
+    )
+    model = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+    model.compile(sampler=keras_hub.samplers.RandomSampler(seed=0))
+    rows, length = sizes.batch * PER_PROMPT, sizes.length + 1
+    prompts = {
+        "token_ids": numpy.zeros((rows, length), "int32"),
+        "padding_mask": numpy.arange(length)[None] < numpy.ones((rows, 1)),
+    }
+    return timed(lambda: model.generate(prompts, stop_token_ids=None))
+
+
+PER_PROMPT = 8
+KINDS = {
+    "step": library_step,
+    "limit": lambda sizes: script_step(sizes.limit, sizes),
+    "peer": lambda sizes: script_step(sizes.peer, sizes),
+    "generate": generation,
+    "without cache": generation_without_cache,
+    "keras_hub": generation_by_keras_hub,
+}
+
+
+def steps_table(sizes, arguments, environment):
+    """Times one step everywhere, and prints the ratios to the script in plain JAX."""
+    workers = {}
+    if sizes.limit:
+        workers["plain JAX"] = ("limit", "jax", "0")
+    if sizes.peer:
+        workers["transformers"] = ("peer", "torch", "0")
+    for backend in sizes.backends:
+        workers[f"fit, {backend}"] = ("step", backend, "0")
+        if backend == "tensorflow":
+            workers["fit, tensorflow (XLA)"] = ("step", backend, "1")
+    medians = race(
+        {
+            name: Worker([*arguments, kind], backend, BENCH_JIT=jit, **environment)
+            for name, (kind, backend, jit) in workers.items()
+        },
+        sizes.rounds,
+        sizes.steps,
+    )
+    print(f"\n{'one training step':24} {'ms':>9} {'to plain JAX':>13}")
+    for name, seconds in medians.items():
+        ratio = seconds / medians["plain JAX"] if sizes.limit else float("nan")
+        print(f"{name:24} {1e3 * seconds:9.1f} {ratio:13.2f}")
+
+
+def generation_table(sizes, arguments, environment):
+    """Tokens per second of `generate` and of its references."""
+    backend = sizes.backends[0]
+    names = ["generate", "without cache", "keras_hub"]
+    medians = race(
+        {
+            name: Worker([*arguments, name], backend, BENCH_JIT="0", **environment)
+            for name in names
+        },
+        sizes.rounds,
+        max(1, sizes.steps // 2),
+    )
+    tokens = sizes.batch * PER_PROMPT * sizes.length
+    print(f"\n{f'sampling, {backend}':24} {'tokens/s':>9} {'ours to it':>13}")
+    for name, seconds in medians.items():
+        ratio = seconds / medians["generate"]
+        print(f"{name:24} {tokens / seconds:9.0f} {ratio:13.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name, default in SIZES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--limit", help="script with the step in plain JAX")
+    parser.add_argument("--peer", help="script with the step in transformers")
+    parser.add_argument("--backends", nargs="+", default=["jax", "tensorflow", "torch"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--threads", type=int, help="threads of each process")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
+    sizes = parser.parse_args()
+    if sizes.worker:
+        serve(lambda: KINDS[sizes.worker](sizes))
+        return
+    for option, what in {"limit": "plain JAX", "peer": "transformers"}.items():
+        if getattr(sizes, option) is None:
+            print(f"Without --{option} SCRIPT the step in {what} is left out.")
+    environment = {}
+    if sizes.threads:
+        environment["OMP_NUM_THREADS"] = str(sizes.threads)
+        environment["TF_NUM_INTRAOP_THREADS"] = str(sizes.threads)
+        environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    arguments = [*sys.argv[1:], "--worker"]
+    steps_table(sizes, arguments, environment)
+    generation_table(sizes, arguments, environment)
+
+
+if __name__ == "__main__":
+    main()
