@@ -64,7 +64,7 @@ class Worker:
             },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("BENCH_DEBUG") else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             text=True,
         )
         self.times = []
