@@ -151,13 +151,13 @@ def generation_without_cache(sizes):
             noise = keras.random.uniform(shape, seed=0)
 
             def step(position, tokens):
-                from keras_reward.policies.sampling import sample_categorical
+                from keras_reward.policies.token_sampling import sample_tokens
 
                 inputs = ops.pad(tokens[..., :-1], [(0, 0), (0, 0), (1, 0)])
                 hidden = model.hidden_states(context, inputs)
                 logits = model.logits(ops.take(hidden, position, axis=2))
                 number = ops.take(noise, position, axis=2)[..., None]
-                chosen = sample_categorical(logits, number)
+                chosen = sample_tokens(logits, number)
                 here = ops.arange(sizes.length, dtype="int32") == position
                 return position + 1, ops.where(here, chosen, tokens)
 

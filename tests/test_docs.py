@@ -9,7 +9,7 @@ import pytest
 
 import keras_reward
 from keras_reward import advantages, callbacks, codecs, evaluation, models, objective
-from keras_reward.policies import sampling
+from keras_reward.policies import sampling, token_sampling
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,7 +22,7 @@ PUBLIC = {
     **{name: getattr(models, name) for name in models.__all__},
     **{
         f"{module.__name__}.{name}": value
-        for module in (advantages, objective, codecs, sampling)
+        for module in (advantages, objective, codecs, sampling, token_sampling)
         for name, value in vars(module).items()
         if inspect.isfunction(value)
     },

@@ -11,6 +11,7 @@ from tiny import classifier, inputs, randomize, to_numpy
 from keras_reward import BernoulliPolicy, CategoricalPolicy, GaussianPolicy, policies
 from keras_reward.policies.policy import repeat_rows
 from keras_reward.policies.sampling import sample_categorical
+from keras_reward.policies.token_sampling import sample_tokens
 
 
 def image_model(channels):
@@ -54,7 +55,7 @@ def test_impossible_classes_are_never_drawn():
     assert samples[0, -1] == 3
 
 
-def test_no_number_draws_a_forbidden_class():
+def test_no_number_draws_a_forbidden_token():
     """Half of 300 classes forbidden; numbers on and beside all boundaries."""
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 2, (20, 300)).astype("float32")
@@ -63,7 +64,7 @@ def test_no_number_draws_a_forbidden_class():
     boundaries = scipy.special.softmax(logits, -1).cumsum(-1)
     near = [np.nextafter(boundaries, side, dtype="float32") for side in (0, 1)]
     uniform = np.concatenate([boundaries, *near], -1).clip(0, 1 - 2**-24)
-    samples = to_numpy(sample_categorical(logits, uniform.astype("float32")))
+    samples = to_numpy(sample_tokens(logits, uniform.astype("float32")))
     assert not np.take_along_axis(forbidden, samples, -1).any()
 
 

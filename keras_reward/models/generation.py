@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.policies.sampling import sample_categorical
+from keras_reward.policies.token_sampling import sample_tokens
 
 
 def sample(model, context, num_samples, temperature=1.0, noise=None):
@@ -41,7 +41,7 @@ def sample(model, context, num_samples, temperature=1.0, noise=None):
             token = ops.cast(ops.argmax(logits, axis=-1), "int32")
         else:
             uniform = ops.take(noise, ops.expand_dims(position, 0), axis=-1)
-            token = sample_categorical(logits / temperature, uniform)[..., 0]
+            token = sample_tokens(logits / temperature, uniform)[..., 0]
         token = ops.where(ended, pad_id, token)
         token_ids = write(token_ids, token, position)
         return position + 1, token_ids, token, has_ended(model, ended, token), cache

@@ -7,12 +7,12 @@ from keras import ops
 from keras_reward import objective
 from keras_reward.backend import LOOPS_RECOMPUTE
 from keras_reward.policies.policy import Policy
-from keras_reward.policies.sampling import sample_categorical
 from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
     mean_over_references,
 )
+from keras_reward.policies.token_sampling import sample_tokens
 
 METHODS = ("encode", "hidden_states", "logits", "start_cache", "next_hidden")
 ATTRIBUTES = ("vocabulary_size", "max_length", "start_id", "end_id", "pad_id")
@@ -148,7 +148,7 @@ class AutoregressivePolicy(Policy):
 
         def draw(logits, position):
             number = ops.take(noise, position, axis=2)
-            return sample_categorical(logits, ops.expand_dims(number, -1))[..., 0]
+            return sample_tokens(logits, ops.expand_dims(number, -1))[..., 0]
 
         return self.write(context, num_samples, draw)
 

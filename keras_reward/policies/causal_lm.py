@@ -6,12 +6,12 @@ from keras import ops
 from keras_reward import objective
 from keras_reward.policies.language_tasks import task_of
 from keras_reward.policies.policy import Policy, repeat_rows
-from keras_reward.policies.sampling import sample_categorical
 from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
     mean_over_references,
 )
+from keras_reward.policies.token_sampling import sample_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -173,7 +173,7 @@ class CausalLMPolicy(Policy):
 
         def draw(logits, position):
             uniform = ops.take(noise, position, axis=1)[:, None]
-            return sample_categorical(self.scaled(logits), uniform)[:, 0]
+            return sample_tokens(self.scaled(logits), uniform)[:, 0]
 
         return self.generate(context, num_samples, draw)
 

@@ -1,24 +1,18 @@
 """Drawing from categorical distributions with one uniform number per draw."""
 
-import math
-
 from keras import ops
 
-# Probabilities are counted in units of 2^-30: a whole distribution fits an int32, and
-# is finer than the uniform numbers, which have 24 bits at most.
-UNITS = 2.0**30
+# The largest float32 below 1: keeps `uniform * total` below the total, so that a
+# class of probability 0 behind the last possible one is never drawn.
+BELOW_ONE = 1.0 - 2.0**-23
 
 
 def sample_categorical(logits, uniform):
     """Inverts the cumulative distribution at given uniform numbers.
 
     Given the same numbers, every backend draws the same classes. One number per draw
-    replaces one Gumbel number per class. The cumulative sums are first taken over
-    blocks of classes and then within the block that is hit, so that nothing of shape
-    (draws, classes) is made, nor all cumulative sums.
-
-    Sums are in whole numbers. Floating-point sums may fall, or rise at a class of
-    probability 0, by rounding; with these such a class is never drawn.
+    replaces one Gumbel number per class, and a binary search in the cumulative sums
+    replaces comparing with all of them: nothing of shape (draws, classes) is made.
 
     Args:
         logits: `(..., classes)` float32.
@@ -40,46 +34,17 @@ def sample_categorical(logits, uniform):
     """
     logits, uniform = ops.convert_to_tensor(logits), ops.convert_to_tensor(uniform)
     classes = logits.shape[-1]
-    blocks = in_blocks(probability_units(logits))
-    cumulative = ops.cumsum(ops.sum(blocks, axis=-1), axis=-1)
-    total = cumulative[..., -1:]
-    target = ops.cast(uniform * ops.cast(total, "float32"), cumulative.dtype)
-    target = ops.minimum(target, total - 1)
-    block = ops.minimum(count_up_to(cumulative, target), blocks.shape[-2] - 1)
-    before = ops.where(
-        block > 0,
-        ops.take_along_axis(cumulative, ops.maximum(block - 1, 0), axis=-1),
-        0,
-    )
-    hit = ops.take_along_axis(blocks, ops.expand_dims(block, -1), axis=-2)
-    rest = ops.expand_dims(target - before, -1)
-    inside = count_up_to(ops.cumsum(hit, axis=-1), rest)[..., 0]
-    # The bound matters for NaN alone, which must not become an index out of range.
-    return ops.minimum(block * blocks.shape[-1] + inside, classes - 1)
-
-
-def probability_units(logits):
-    """Softmax probabilities `(..., classes)` as int32 multiples of 1 / UNITS."""
     weights = ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
-    scale = UNITS / ops.sum(weights, axis=-1, keepdims=True)
-    return ops.cast(weights * scale + 0.5, "int32")
-
-
-def in_blocks(units):
-    """`(..., classes)` to `(..., blocks, size)`, padded by classes that have none.
-
-    Both levels of the search cost little if both are near the root of `classes`; the
-    second level gathers, which costs more than comparing.
-    """
-    classes = units.shape[-1]
-    size = max(1, math.isqrt(classes) // 2)
-    blocks = -(-classes // size)
-    padding = [(0, 0)] * (len(units.shape) - 1) + [(0, blocks * size - classes)]
-    lead = tuple(ops.shape(units)[:-1])
-    return ops.reshape(ops.pad(units, padding), (*lead, blocks, size))
-
-
-def count_up_to(cumulative, target):
-    """How many of the sums `(..., m)` are at most each target: `(..., n)`, int32."""
-    below = ops.expand_dims(cumulative, -2) <= ops.expand_dims(target, -1)
-    return ops.sum(ops.cast(below, "int32"), axis=-1)
+    cumulative = ops.cumsum(weights, axis=-1)
+    target = uniform * cumulative[..., -1:] * BELOW_ONE
+    # `found` counts the classes known to lie at or below the target. Each step asks
+    # whether `step` more do too, by looking at the last one of them.
+    found = ops.zeros_like(target, dtype="int32")
+    step = 1 << (classes.bit_length() - 1)
+    while step:
+        last = found + (step - 1)
+        value = ops.take_along_axis(cumulative, ops.minimum(last, classes - 1), axis=-1)
+        below = ops.logical_and(last < classes - 1, value <= target)
+        found = ops.where(below, found + step, found)
+        step //= 2
+    return found
