@@ -64,11 +64,12 @@ def categorical_scores(logits, indices, entropy_gradient=False):
 
     Args:
         logits: `(..., classes)`.
-        indices: `(...)` int, one draw from each distribution.
+        indices: `(..., n)` int, any number of draws from each distribution.
         entropy_gradient: whether a gradient flows through the entropy. Default False.
 
     Returns:
-        Two tensors `(...)`, float32, in nats: log-probability of the index, entropy.
+        Float32, in nats: log-probabilities of the indices `(..., n)` and entropies
+        `(...)`.
     """
     held = (lambda tensor: tensor) if entropy_gradient else ops.stop_gradient
     logits = ops.cast(logits, "float32")
@@ -76,9 +77,9 @@ def categorical_scores(logits, indices, entropy_gradient=False):
     weights = ops.exp(logits)
     total = ops.sum(weights, axis=-1)
     log_total = ops.log(total)
-    picked = ops.take_along_axis(logits, ops.expand_dims(indices, -1), axis=-1)[..., 0]
+    picked = ops.take_along_axis(logits, indices, axis=-1)
     mean = ops.sum(held(weights) * held(logits), axis=-1) / held(total)
-    return picked - log_total, held(log_total) - mean
+    return picked - ops.expand_dims(log_total, -1), held(log_total) - mean
 
 
 def sequence_log_prob(token_log_probs, mask=None):

@@ -7,10 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward import advantages, policies, rewards
+from keras_reward import advantages, logs, policies, rewards
 from keras_reward.backend import RewardTrainer
 from keras_reward.callbacks.added import with_callbacks
-from keras_reward.logs import TRAINING_ONLY, make_trackers
 from keras_reward.objective import input_weights, weighted_likelihood_loss
 from keras_reward.policies.policy import refuse_truncation, repeat_rows
 from keras_reward.rewards.reward import check_shapes
@@ -77,6 +76,9 @@ class RewardTuning(RewardTrainer, keras.Model):
             `(batch, tokens)` or `(batch, references, tokens)` for a sequence model.
             The sum over tokens, and the mean over references and inputs, under the
             distribution that is sampled: with the temperature.
+        auxiliary_loss: a loss on the model's own samples beside the reward, such as
+            `ConfidenceLoss()`, logged under its name. Default None. For policies that
+            write tokens.
         scale_advantages: if True, divides advantages by the standard deviation of the
             rewards of their input. Default False: it biases the gradient.
         model_training: the `training` flag of the model in a step. Default False, so
@@ -127,6 +129,7 @@ class RewardTuning(RewardTrainer, keras.Model):
         temperature=1.0,
         entropy_weight=0.0,
         mle_weight=0.0,
+        auxiliary_loss=None,
         scale_advantages=False,
         model_training=False,
         seed=None,
@@ -150,6 +153,12 @@ class RewardTuning(RewardTrainer, keras.Model):
         self.temperature = temperature
         self.entropy_weight = entropy_weight
         self.mle_weight = mle_weight
+        self.auxiliary_loss = auxiliary_loss
+        if auxiliary_loss is not None and not hasattr(self.policy, "score_choices"):
+            raise ValueError(
+                "`auxiliary_loss` is for a policy that writes tokens, such as "
+                f"AutoregressivePolicy. Received: {type(self.policy).__name__}"
+            )
         self.scale_advantages = scale_advantages
         self.model_training = model_training
         self.seed = seed
@@ -163,8 +172,11 @@ class RewardTuning(RewardTrainer, keras.Model):
                 aggregation="mean",
                 name="average_reward",
             )
-        self.trackers = make_trackers(
-            self.reward.part_names, num_samples, bool(mle_weight)
+        self.loss_names = ["mle_loss"] if mle_weight else []
+        if self.auxiliary_loss is not None:
+            self.loss_names.append(self.auxiliary_loss.name)
+        self.trackers = logs.make_trackers(
+            self.reward.part_names, num_samples, self.loss_names
         )
         self.built = model.built
 
@@ -178,7 +190,7 @@ class RewardTuning(RewardTrainer, keras.Model):
     def call(self, inputs, training=None):
         """The greedy output of each input, decoded to what the reward sees."""
         context = self.policy.encode(inputs, training=bool(training))
-        return self.policy.decode(inputs, self.policy.mode(context)[:, None])
+        return policies.greedy_outputs(self.policy, inputs, context)
 
     # Training. The order of `training_loss` is that of the method: encode, sample,
     # reward, advantage, log-probability, loss.
@@ -197,29 +209,50 @@ class RewardTuning(RewardTrainer, keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         context = self.policy.encode(x, training=self.model_training)
         rollout = no_gradient(self.rollout, context, x, y)
-        log_probs, entropy = self.policy.score(
-            context, rollout.samples, entropy_gradient=bool(self.entropy_weight)
+        log_probs, entropy, auxiliary_loss = self.score_samples(
+            context, x, y, rollout.samples, no_gradient
         )
         weights = input_weights(sample_weight, log_probs)
         loss = weighted_likelihood_loss(log_probs, rollout.advantages, None, weights)
         if self.entropy_weight:
             loss = loss - self.entropy_weight * ops.mean(entropy)
+        batch = ops.shape(log_probs)[0]
         if self.mle_weight:
-            loss = loss + self.mle_weight * self.mle_loss(context, y, weights)
+            mle_loss = self.mle_loss(context, y, weights)
+            loss = loss + self.mle_weight * mle_loss
+            logs.record_loss(self.trackers["mle_loss"], mle_loss, batch)
+        if self.auxiliary_loss is not None:
+            loss = loss + self.auxiliary_loss.weight * auxiliary_loss
+            tracker = self.trackers[self.auxiliary_loss.name]
+            logs.record_loss(tracker, auxiliary_loss, batch)
         for penalty in self.losses:  # regularisers of the model's layers
             loss = loss + ops.cast(ops.sum(penalty), "float32")
-        self.record(rollout, entropy, loss)
+        logs.record_samples(self.trackers, rollout.rewards, rollout.parts, entropy)
+        logs.record_loss(self.loss_tracker, loss, batch)
         return loss
+
+    def score_samples(self, context, x, y, samples, no_gradient):
+        """Log-probability, entropy and auxiliary loss (or None) of samples."""
+        own, gradient = self.auxiliary_loss, bool(self.entropy_weight)
+        if own is None:
+            log_probs, entropy = self.policy.score(
+                context, samples, entropy_gradient=gradient
+            )
+            return log_probs, entropy, None
+        others = own.alternatives(self.policy, samples)
+        log_probs, entropy, token_log_probs = self.policy.score_choices(
+            context, [samples, others], entropy_gradient=gradient
+        )
+        outputs = no_gradient(self.policy.decode, x, samples)
+        targets = map_tensors(functools.partial(repeat_rows, n=samples.shape[1]), y)
+        value = own.call(self.policy, targets, samples, outputs, *token_log_probs)
+        return log_probs, entropy, value
 
     def mle_loss(self, context, y, weights):
         """Negative log-likelihood of the ground truth: a scalar."""
         likelihood = ops.expand_dims(self.policy.target_log_prob(context, y), 1)
-        loss = weighted_likelihood_loss(
-            likelihood, ops.ones_like(likelihood), None, weights
-        )
-        batch = ops.shape(likelihood)[0]
-        self.trackers["mle_loss"].update_state(ops.stop_gradient(loss), batch)
-        return loss
+        ones = ops.ones_like(likelihood)
+        return weighted_likelihood_loss(likelihood, ones, None, weights)
 
     def rollout(self, context, x, y):
         """Draws samples, scores them and compares them with their baseline."""
@@ -272,28 +305,6 @@ class RewardTuning(RewardTrainer, keras.Model):
             result = advantages.scale_by_std(result, samples)
         return result
 
-    def record(self, rollout, entropy, loss):
-        """Updates the metrics of a training step."""
-        values = {
-            "entropy": ops.stop_gradient(entropy),
-            "reward_std": advantages.reward_std(rollout.rewards),
-            "no_signal": advantages.no_signal(rollout.rewards),
-        }
-        for name, value in values.items():
-            if name in self.trackers:
-                self.trackers[name].update_state(value)
-        self.record_rewards(rollout.rewards, rollout.parts)
-        batch = ops.shape(rollout.rewards)[0]
-        self.loss_tracker.update_state(ops.stop_gradient(loss), sample_weight=batch)
-
-    def record_rewards(self, scores, parts):
-        """Updates `reward`, its parts and `unscored` by scores of any one shape."""
-        for name, values in {"reward": scores, **parts}.items():
-            values, scored = advantages.split_scored(values)
-            self.trackers[name].update_state(values, sample_weight=scored)
-        _, scored = advantages.split_scored(scores)
-        self.trackers["unscored"].update_state(ops.logical_not(scored))
-
     def refuse_compiled_loss(self):
         if getattr(self, "loss", None) is not None:
             raise ValueError(
@@ -323,7 +334,7 @@ class RewardTuning(RewardTrainer, keras.Model):
         inputs = x if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, y_pred, inputs)
         scores, parts = self.reward.evaluate(targets, y_pred, inputs)
-        self.record_rewards(scores, parts)
+        logs.record_rewards(self.trackers, scores, parts)
         scores, _ = advantages.split_scored(scores)
         weights = input_weights(sample_weight, scores)
         return -ops.mean(scores if weights is None else scores * weights)
@@ -331,7 +342,8 @@ class RewardTuning(RewardTrainer, keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the metrics given to `compile`; results without training's own."""
         results = super().compute_metrics(x, y, y_pred, sample_weight)
-        return {k: v for k, v in results.items() if k not in TRAINING_ONLY}
+        hidden = (*logs.TRAINING_ONLY, *self.loss_names)
+        return {k: v for k, v in results.items() if k not in hidden}
 
     def get_metrics_result(self):
         """Results of all metrics, but for those that no evaluation has built yet."""
@@ -412,6 +424,7 @@ class RewardTuning(RewardTrainer, keras.Model):
             "temperature": self.temperature,
             "entropy_weight": self.entropy_weight,
             "mle_weight": self.mle_weight,
+            "auxiliary_loss": serialize(self.auxiliary_loss),
             "scale_advantages": self.scale_advantages,
             "model_training": self.model_training,
             "seed": self.seed,
@@ -424,7 +437,7 @@ class RewardTuning(RewardTrainer, keras.Model):
             part: keras.saving.deserialize_keras_object(
                 config[part], custom_objects=custom_objects
             )
-            for part in ("model", "reward", "policy")
+            for part in ("model", "reward", "policy", "auxiliary_loss")
         }
         return cls(**{**config, **parts})
 

@@ -121,8 +121,8 @@ class Recording(AutoregressivePolicy):
         self.steps = []
         return super().sample(context, num_samples, seed, noise)
 
-    def masked_logits(self, hidden, allowed):
-        logits = super().masked_logits(hidden, allowed)
+    def token_logits(self, hidden, allowed=None):
+        logits = super().token_logits(hidden, allowed)
         if len(logits.shape) == 3:  # one position, in the sampling loop
             self.steps.append(to_numpy(logits).astype("float64"))
         return logits
@@ -133,7 +133,7 @@ class Recording(AutoregressivePolicy):
             log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             picked = np.take_along_axis(log_p, samples[..., t : t + 1], -1)
             total[..., t] = picked[..., 0]
-        return np.where(to_numpy(self.mask(samples)), total, 0.0)
+        return np.where(to_numpy(self.mask(None, samples)), total, 0.0)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -185,7 +185,7 @@ def test_forbidden_tokens_are_not_drawn_by_any_number():
     noise = np.stack(np.meshgrid(*[numbers] * 3), -1).reshape(1, -1, 3)
     policy = make(slot_mask=SLOTS)
     samples = to_numpy(policy.sample(policy.encode(x), noise.shape[1], noise=noise))
-    mask = to_numpy(policy.mask(samples))
+    mask = to_numpy(policy.mask(None, samples))
     for t in range(3):
         drawn = samples[0, :, t][mask[0, :, t]]
         assert SLOTS[t, drawn].all()
@@ -266,7 +266,7 @@ def test_rows_do_not_depend_on_their_batch_mates():
     context = policy.encode(x)
     samples = to_numpy(policy.sample(context, SAMPLES, noise=NOISE))
     log_probs, entropy = map(to_numpy, policy.score(context, samples))
-    lengths = to_numpy(policy.mask(samples)).sum(-1)
+    lengths = to_numpy(policy.mask(None, samples)).sum(-1)
     assert len(np.unique(lengths)) > 1  # some end before others
     for row in range(BATCH):
         alone = policy.encode(x[row : row + 1])
@@ -308,7 +308,7 @@ def test_a_sequence_that_never_ends_has_all_its_tokens(end_id):
     policy = make(model=SequenceModel(end_id=end_id), slot_mask=slot_mask)
     context = policy.encode(images(1))
     samples = policy.sample(context, 20, seed=0)
-    assert to_numpy(policy.mask(samples)).all()
+    assert to_numpy(policy.mask(None, samples)).all()
     assert (to_numpy(policy.token_log_prob(context, samples)) < 0).all()
 
 
@@ -320,7 +320,7 @@ def test_a_sequence_that_ends_at_once_is_its_end_token():
     samples = policy.sample(context, 2, seed=0)
     np.testing.assert_array_equal(to_numpy(samples), np.tile([1, 0, 0], (2, 2, 1)))
     np.testing.assert_array_equal(
-        to_numpy(policy.mask(samples)), np.tile([True, False, False], (2, 2, 1))
+        to_numpy(policy.mask(None, samples)), np.tile([True, False, False], (2, 2, 1))
     )
     log_probs, entropy = policy.score(context, samples)
     np.testing.assert_allclose(to_numpy(log_probs), 0.0)  # there was no choice
@@ -338,14 +338,14 @@ def test_a_vocabulary_of_one(end_id):
     for value in policy.score(context, samples):
         np.testing.assert_allclose(to_numpy(value), 0.0, atol=1e-6)
     length = 3 if end_id is None else 1  # the padding is the end token here
-    assert (to_numpy(policy.mask(samples)).sum(-1) == length).all()
+    assert (to_numpy(policy.mask(None, samples)).sum(-1) == length).all()
 
 
 def test_end_and_padding_may_be_the_same_token():
     policy = make(model=SequenceModel(end_id=0))
     context = policy.encode(images(2))
     samples = to_numpy(policy.sample(context, 50, seed=0))
-    mask = to_numpy(policy.mask(samples))
+    mask = to_numpy(policy.mask(None, samples))
     lengths = [len(cut(tokens, 0)) for tokens in samples.reshape(-1, 3)]
     np.testing.assert_array_equal(mask.sum(-1).ravel(), lengths)
     assert set(lengths) == {1, 2, 3}
@@ -366,7 +366,7 @@ def test_sampling_stops_when_every_row_has_ended(monkeypatch):
     allowed[3] = np.arange(4) == 1  # the fourth token is the end token
     policy = make(model=model, slot_mask=allowed)
     samples = policy.sample(policy.encode(images(2)), 2, seed=0)
-    longest = to_numpy(policy.mask(samples)).sum(-1).max()
+    longest = to_numpy(policy.mask(None, samples)).sum(-1).max()
     assert longest == 4
     assert positions == [0, 1, 2, 3]
 
@@ -457,3 +457,67 @@ def test_message(case):
     cause, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         cause()
+
+
+class Pairs:
+    """A codec with masks of its own, which looks at probabilities."""
+
+    slot_mask, position_mask = SLOTS, np.array([True, False, True])
+    uses_token_probs = True
+
+    def decode(self, inputs, samples, token_probs=None):
+        if token_probs is None:
+            return samples
+        return {"tokens": samples, "token_probs": token_probs}
+
+
+def test_positions_that_do_not_count_are_left_out():
+    """Of log-probability, entropy and likelihood; they are sampled as ever."""
+    plain, masked = (make(slot_mask=SLOTS, position_mask=m) for m in (None, [1, 0, 1]))
+    x = images(BATCH)
+    context = plain.encode(x)
+    samples = plain.sample(context, SAMPLES, noise=NOISE)
+    by_codec = make(model=plain.model, codec=Pairs())
+    for policy in (masked, by_codec):
+        same = policy.sample(context, SAMPLES, noise=NOISE)
+        np.testing.assert_array_equal(to_numpy(same), to_numpy(samples))
+        by_token = to_numpy(plain.token_log_prob(context, samples))
+        log_probs = to_numpy(policy.log_prob(context, samples))
+        np.testing.assert_allclose(log_probs, by_token[..., [0, 2]].sum(-1), atol=1e-5)
+    # Position 2 allows one token, so its entropy is 0: the mean is half of the first.
+    never_ending = np.full((BATCH, 1, 3), 3)
+    first = to_numpy(make(slot_mask=SLOTS, position_mask=[1, 0, 0]).entropy(
+        context, never_ending
+    ))  # fmt: skip
+    np.testing.assert_allclose(
+        to_numpy(masked.entropy(context, never_ending)), first / 2, atol=1e-6
+    )
+    targets = np.full((BATCH, 3), 3)
+    targets[:, 2] = 2
+    by_token = to_numpy(plain.token_log_prob(context, targets[:, None]))[:, 0]
+    likelihood = to_numpy(masked.target_log_prob(context, targets))
+    np.testing.assert_allclose(likelihood, by_token[:, [0, 2]].sum(-1), atol=1e-5)
+
+
+def test_predictions_come_with_probabilities_where_the_codec_uses_them():
+    tuned = RewardTuning(
+        SequenceModel(),
+        reward=lambda y, z: ops.cast(z[:, 0], "float32"),
+        policy=AutoregressivePolicy(codec=Pairs()),
+    )
+    x = images(BATCH)
+    outputs = keras.tree.map_structure(to_numpy, tuned(x))
+    context = tuned.policy.encode(x)
+    greedy = to_numpy(tuned.policy.mode(context))
+    np.testing.assert_array_equal(outputs["tokens"], greedy)
+    reference = Reference(tuned.model, allowed=SLOTS)
+    for image, tokens, probs in zip(x, greedy, outputs["token_probs"], strict=True):
+        tokens = cut(tokens, end_id=1)
+        expected = np.exp(reference.token_log_probs(image, tokens))
+        np.testing.assert_allclose(probs[: len(tokens)], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mask", [[True, True], [False, False, False]])
+def test_a_position_mask_must_fit(mask):
+    with pytest.raises(ValueError, match=r"shape \(3,\), with at least one"):
+        make(position_mask=mask)

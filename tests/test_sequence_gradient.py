@@ -195,6 +195,59 @@ def test_targets_that_cannot_be_written_are_left_out():
     np.testing.assert_allclose(result, [sum(first), second], atol=1e-5)
 
 
+@keras.saving.register_keras_serializable(package="keras_reward_tests")
+class FirstToken:
+    """Minus the likelihood of token 2 in the first place, whatever the samples."""
+
+    name, weight = "first_token", 0.25
+
+    def alternatives(self, policy, samples):
+        return ops.full_like(samples, 2)
+
+    def call(self, policy, y, samples, outputs, log_probs, alternative_log_probs):
+        assert tuple(y.shape)[1:] == (2, 3) and tuple(outputs.shape)[1:] == (3,)
+        return -ops.mean(alternative_log_probs[..., 0])
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+
+def test_an_auxiliary_loss_adds_its_gradient():
+    """Log-probabilities of other tokens than the sampled ones, in the same pass."""
+    model = tiny_model()
+    tuned = RewardTuning(model, reward=nothing, auxiliary_loss=FirstToken(), seed=0)
+    tuned.compile(keras.optimizers.SGD(1.0))
+    reference = Reference(model)
+
+    def likelihood(weights):
+        return np.mean([log_prob_of(weights, reference, x, [2]) for x in X])
+
+    start = float64_weights(model)
+    exact = 0.25 * differentiate(likelihood, start)
+    before = weights_of(model)
+    logs = tuned.train_on_batch(X, REFERENCES, return_dict=True)
+    pairs = zip(weights_of(model), before, strict=True)
+    moved = np.concatenate([(a - b).ravel() for a, b in pairs])
+    np.testing.assert_allclose(moved, exact, atol=1e-5)
+    assert float(logs["first_token"]) == pytest.approx(-likelihood(start), abs=1e-5)
+    assert "first_token" not in tuned.evaluate(
+        X, REFERENCES, verbose=0, return_dict=True
+    )
+    with keras.saving.custom_object_scope({"nothing": nothing}):
+        restored = RewardTuning.from_config(tuned.get_config())
+    assert isinstance(restored.auxiliary_loss, FirstToken)
+
+
+def test_an_auxiliary_loss_needs_tokens():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    with pytest.raises(ValueError, match=r"policy that writes tokens.*Categorical"):
+        RewardTuning(model, reward=nothing, auxiliary_loss=FirstToken())
+
+
 def test_mle_weight_of_class_indices():
     """A factorised policy: cross-entropy, without what is not labelled."""
     model = keras.Sequential(

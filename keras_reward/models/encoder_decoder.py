@@ -155,7 +155,7 @@ class VisionEncoderDecoder(keras.Model):
 
         Returns:
             The context: the cross-attention keys and values of each decoder block, each
-            `(batch, heads, tokens, depth)`.
+            `(batch, heads, ...)`.
         """
         images = x["images"] if isinstance(x, dict) else x
         shape = tuple(images.shape)
@@ -212,12 +212,11 @@ class VisionEncoderDecoder(keras.Model):
 
         Returns:
             A nest of zeros, each with the sequences in its first axis,
-            `(batch * n, heads, max_length, depth)`.
+            `(batch * n, heads, ...)`.
         """
         rows = ops.shape(context[0][0])[0] * n
-        shape = (rows, self.num_heads, self.max_length, self.width // self.num_heads)
-        empty = ops.zeros(shape, dtype=self.compute_dtype)
-        return [(empty, empty) for _ in self.blocks]
+        size = (rows, self.max_length, self.width)
+        return [block.self_attention.empty_cache(*size) for block in self.blocks]
 
     def next_hidden(self, context, cache, token_ids, position):
         """The decoder's output at one position, given the cache of those before.

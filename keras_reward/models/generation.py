@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.policies.decoding import likeliest, write_tokens
 from keras_reward.policies.token_sampling import sample_tokens
 
 
@@ -26,38 +27,15 @@ def sample(model, context, num_samples, temperature=1.0, noise=None):
     Returns:
         Token ids `(batch, n, max_length)` int32, and the number of steps it took.
     """
-    length, pad_id = model.max_length, model.pad_id
-    cache = model.start_cache(context, num_samples)
-    rows = (batch_size(context), num_samples)
 
-    def unfinished(position, token_ids, last, ended, cache):
-        some = ops.logical_not(ops.all(ended))
-        return ops.logical_and(position < length, some)
-
-    def step(position, token_ids, last, ended, cache):
-        hidden, cache = model.next_hidden(context, cache, last, position)
+    def choose(hidden, position):
         logits = model.logits(hidden)
         if noise is None:
-            token = ops.cast(ops.argmax(logits, axis=-1), "int32")
-        else:
-            uniform = ops.take(noise, ops.expand_dims(position, 0), axis=-1)
-            token = sample_tokens(logits / temperature, uniform)[..., 0]
-        token = ops.where(ended, pad_id, token)
-        token_ids = write(token_ids, token, position)
-        return position + 1, token_ids, token, has_ended(model, ended, token), cache
+            return likeliest(logits)
+        uniform = ops.take(noise, ops.expand_dims(position, 0), axis=-1)
+        return sample_tokens(logits / temperature, uniform)[..., 0]
 
-    position, token_ids, *_ = ops.while_loop(
-        unfinished,
-        step,
-        (
-            ops.convert_to_tensor(0, "int32"),
-            ops.full((*rows, length), pad_id, dtype="int32"),
-            ops.full(rows, model.start_id, dtype="int32"),
-            ops.zeros(rows, dtype="bool"),
-            cache,
-        ),
-    )
-    return token_ids, position
+    return write_tokens(model, context, num_samples, choose)
 
 
 def beam_search(model, context, beam_width):

@@ -71,27 +71,39 @@ class Attention(keras.layers.Layer):
             setattr(self, f"{name}_dense", layer)
 
     def keys_values(self, memory):
-        """Keys and values `(batch, heads, tokens, depth)` of `(batch, tokens, width)`.
+        """Keys and values of `memory` `(batch, tokens, width)`.
 
         Attention to them costs no more than what depends on the queries.
+
+        Returns:
+            Keys `(batch, heads, depth, tokens)`, as the product with queries takes
+            them: a loop over positions would turn them round at each. Values
+            `(batch, heads, tokens, depth)`.
         """
         keys = split_heads(self.key_dense(memory), self.num_heads)
-        return keys, split_heads(self.value_dense(memory), self.num_heads)
+        values = split_heads(self.value_dense(memory), self.num_heads)
+        return ops.transpose(keys, (0, 1, 3, 2)), values
+
+    def empty_cache(self, rows, length, width):
+        """Keys and values of `length` positions of `rows` rows, all zero."""
+        depth = width // self.num_heads
+        keys = ops.zeros((rows, self.num_heads, depth, length), self.compute_dtype)
+        return keys, ops.transpose(keys, (0, 1, 3, 2))
 
     def call(self, x, keys, values, visible=None):
         """What `x` `(batch, queries, width)` finds there, where `visible` is True.
 
         Args:
             x: `(batch, queries, width)`.
-            keys, values: `(batch, heads, tokens, depth)`.
+            keys, values: as `keys_values` returns them.
             visible: bool, `(queries, tokens)`.
 
         Returns:
             `(batch, queries, width)`.
         """
         queries = split_heads(self.query_dense(x), self.num_heads)
-        scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2)))
-        scores = ops.cast(scores, "float32") * keys.shape[-1] ** -0.5
+        scores = ops.matmul(queries, keys)
+        scores = ops.cast(scores, "float32") * keys.shape[2] ** -0.5
         if visible is not None:
             scores = ops.where(visible, scores, -1e9)
         weights = ops.cast(ops.softmax(scores, axis=-1), self.compute_dtype)
@@ -225,11 +237,10 @@ class DecoderBlock(Block):
 
         Args:
             x: `(batch, n, tokens, width)`.
-            memory: the image's keys and values, `(batch, heads, image tokens, depth)`
-                each: `cross_attention.keys_values(encoded)`.
-            cache: keys and values of all positions, `(batch * n, heads, length,
-                depth)` each, in which those before `position` are known. Without it
-                the tokens see one another alone.
+            memory: the image's keys and values, `cross_attention.keys_values(encoded)`.
+            cache: keys and values of all positions of `batch * n` rows, in which those
+                before `position` are known: `empty_cache` at first. Without it the
+                tokens see one another alone.
             position: scalar int32.
             training: whether to drop out.
 
@@ -240,13 +251,10 @@ class DecoderBlock(Block):
         h = ops.reshape(self.attention_norm(x), (-1, tokens, width))
         known = self.self_attention.keys_values(h)
         if cache is not None:
-            start = (0, 0, position, 0)
-            known = tuple(
-                map(lambda old, new: ops.slice_update(old, start, new), cache, known)
-            )
-        h = self.self_attention(
-            h, *known, visible=causal_mask(position, tokens, known[0].shape[2])
-        )
+            starts = (0, 0, 0, position), (0, 0, position, 0)
+            known = tuple(map(ops.slice_update, cache, starts, known))
+        visible = causal_mask(position, tokens, known[0].shape[-1])
+        h = self.self_attention(h, *known, visible=visible)
         x = x + self.drop(ops.reshape(h, (-1, n, tokens, width)), training=training)
         # The n sequences of an image are n * tokens queries onto one set of keys.
         h = ops.reshape(self.cross_norm(x), (-1, n * tokens, width))

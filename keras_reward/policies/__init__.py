@@ -61,3 +61,16 @@ def get(identifier, model, temperature=1.0):
             f"Received: policy={identifier!r}"
         )
     return identifier.bind(model, temperature)
+
+
+def greedy_outputs(policy, x, context):
+    """The greedy output of each input, decoded: what `predict` returns.
+
+    Args:
+        policy: a `Policy`, or a model that is its own.
+        x: the model's inputs.
+        context: what `policy.encode(x)` returned.
+    """
+    if isinstance(policy, Policy):
+        return policy.greedy_outputs(x, context)
+    return policy.decode(x, policy.mode(context)[:, None])

@@ -4,15 +4,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward import objective
-from keras_reward.backend import LOOPS_RECOMPUTE
-from keras_reward.policies.policy import Policy
+from keras_reward.policies.decoding import likeliest, write_tokens
 from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
     mean_over_references,
 )
 from keras_reward.policies.token_sampling import sample_tokens
+from keras_reward.policies.tokens import TokenPolicy
 
 METHODS = ("encode", "hidden_states", "logits", "start_cache", "next_hidden")
 ATTRIBUTES = ("vocabulary_size", "max_length", "start_id", "end_id", "pad_id")
@@ -28,7 +27,7 @@ def missing_parts(model):
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class AutoregressivePolicy(Policy):
+class AutoregressivePolicy(TokenPolicy):
     """A sequence of tokens, each drawn given the image and the tokens before it.
 
     For sequence models such as `VisionEncoderDecoder`: any `keras.Model` with the
@@ -55,13 +54,19 @@ class AutoregressivePolicy(Policy):
             `(T, vocabulary)`, or a function of the model's inputs that returns one for
             each of them, `(batch, T, vocabulary)`. A forbidden token is never drawn
             and has probability 0, in sampling, scoring and the greedy output alike.
-            Default None: all are allowed.
-        codec: how token ids become what a reward sees, see `Policy`.
+            Default None: the codec's `slot_mask` if it has one, else all are allowed.
+        position_mask: which positions count in log-probability, likelihood and entropy:
+            a bool array `(T,)`. The others are sampled but not trained, such as the
+            confidence of boxes, on which no reward depends. Default None: the codec's
+            `position_mask` if it has one, else all count.
+        codec: how token ids become what a reward sees, see `Policy`. Where it says
+            `uses_token_probs`, its `decode` is given, for predictions, the argument
+            `token_probs` `(batch, 1, T)`: how likely each written token was.
         name: optional name.
 
     Raises:
-        ValueError: if `score_chunk` is not a positive int; if the slot mask has another
-            shape, or a position without any allowed token; from `bind`, if the model
+        ValueError: if `score_chunk` is not a positive int; if a mask has another shape,
+            or a position without any allowed token; from `bind`, if the model
             is no sequence model.
 
     Example:
@@ -81,20 +86,26 @@ class AutoregressivePolicy(Policy):
     """
 
     def __init__(
-        self, score_chunk=None, slot_mask=None, codec=None, name=None, **kwargs
+        self,
+        score_chunk=None,
+        slot_mask=None,
+        position_mask=None,
+        codec=None,
+        name=None,
+        **kwargs,
     ):
-        super().__init__(codec=codec, name=name, **kwargs)
-        if score_chunk is not None and (
-            not isinstance(score_chunk, int) or score_chunk < 1
-        ):
-            raise ValueError(
-                "`score_chunk` must be a positive int, a number of positions, or None. "
-                f"Received: score_chunk={score_chunk!r}"
-            )
-        self.score_chunk = score_chunk
-        self.slot_mask = slot_mask
+        super().__init__(score_chunk, codec=codec, name=name, **kwargs)
+        self.given_masks = {"slot_mask": slot_mask, "position_mask": position_mask}
+        if slot_mask is None:
+            slot_mask = getattr(codec, "slot_mask", None)
         if slot_mask is not None and not callable(slot_mask):
-            self.slot_mask = np.asarray(slot_mask, "bool")
+            slot_mask = np.asarray(slot_mask, "bool")
+        self.slot_mask = slot_mask
+        if position_mask is None:
+            position_mask = getattr(codec, "position_mask", None)
+        if position_mask is not None:
+            position_mask = np.asarray(position_mask, "bool")
+        self.position_mask = position_mask
 
     def bind(self, model, temperature=1.0):
         missing = missing_parts(model)
@@ -107,6 +118,8 @@ class AutoregressivePolicy(Policy):
             )
         if isinstance(self.slot_mask, np.ndarray):
             check_slot_mask(self.slot_mask, (model.max_length, model.vocabulary_size))
+        if self.position_mask is not None:
+            check_position_mask(self.position_mask, model.max_length)
         return super().bind(model, temperature)
 
     def encode(self, x, training=False):
@@ -130,8 +143,7 @@ class AutoregressivePolicy(Policy):
             return ops.convert_to_tensor(self.slot_mask[None])
         return context.get("allowed")
 
-    def masked_logits(self, hidden, allowed):
-        """Logits that are sampled and scored: `(..., vocabulary)`, float32."""
+    def token_logits(self, hidden, allowed=None):
         logits = ops.cast(self.model.logits(hidden), "float32")
         if self.temperature != 1.0:
             logits = logits / self.temperature
@@ -154,119 +166,36 @@ class AutoregressivePolicy(Policy):
 
     def mode(self, context):
         """The greedy output `(batch, T)`: the likeliest token at each position."""
-
-        def likeliest(logits, position):
-            return ops.cast(ops.argmax(logits, axis=-1), "int32")
-
-        return self.write(context, 1, likeliest)[:, 0]
+        return self.write(context, 1, lambda logits, _: likeliest(logits))[:, 0]
 
     def write(self, context, n, choose):
-        """Writes `n` sequences for each input, until all have ended.
+        """Sequences whose tokens `choose(logits, position)` picks: `(batch, n, T)`."""
+        allowed = self.allowed_tokens(context)
 
-        Args:
-            context: what `encode` returned.
-            n: number of sequences.
-            choose: takes logits `(batch, n, vocabulary)` and the position, returns
-                tokens `(batch, n)`, int32.
-
-        Returns:
-            `(batch, n, T)` int32, padded after the first end token.
-        """
-        model, allowed = self.model, self.allowed_tokens(context)
-        cache = model.start_cache(context["model"], n)
-        batch = ops.shape(keras.tree.flatten(context)[0])[0]
-
-        def unfinished(position, tokens, previous, ended, cache):
-            inside = position < model.max_length
-            if model.end_id is None:
-                return inside
-            return ops.logical_and(inside, ops.logical_not(ops.all(ended)))
-
-        def step(position, tokens, previous, ended, cache):
-            hidden, cache = model.next_hidden(
-                context["model"], cache, previous, position
-            )
+        def choose_allowed(hidden, position):
             slot = None
             if allowed is not None:
                 slot = ops.expand_dims(ops.take(allowed, position, axis=1), 1)
-            chosen = choose(self.masked_logits(hidden, slot), position)
-            chosen = ops.where(ended, model.pad_id, chosen)
-            if model.end_id is not None:
-                ended = ops.logical_or(ended, ops.equal(chosen, model.end_id))
-            here = ops.equal(ops.arange(model.max_length, dtype="int32"), position)
-            tokens = ops.where(here, ops.expand_dims(chosen, -1), tokens)
-            return position + 1, tokens, chosen, ended, cache
+            return choose(self.token_logits(hidden, slot), position)
 
-        start = (
-            ops.zeros((), "int32"),
-            ops.full((batch, n, model.max_length), model.pad_id, "int32"),
-            ops.full((batch, n), model.start_id, "int32"),
-            ops.zeros((batch, n), "bool"),
-            cache,
-        )
-        return ops.while_loop(unfinished, step, start)[1]
+        return write_tokens(self.model, context["model"], n, choose_allowed)[0]
 
     # Scoring.
 
-    def mask(self, samples):
-        """Which tokens belong to samples `(..., T)`: those through the first end."""
+    def mask(self, context, samples):
         if self.model.end_id is None:
             return ops.ones_like(samples, dtype="bool")
         ends = ops.cast(ops.equal(samples, self.model.end_id), "int32")
         return ops.equal(ops.cumsum(ends, axis=-1) - ends, 0)
 
-    def token_scores(self, context, samples, entropy_gradient=False):
-        """Log-probability and entropy at every position, by one teacher-forced pass.
-
-        Args:
-            context: what `encode` returned.
-            samples: `(batch, n, T')` int32, of at most `T` positions.
-            entropy_gradient: whether a gradient flows through the entropies.
-
-        Returns:
-            Two tensors `(batch, n, T')`, float32. What stands at positions that are
-            not in the mask is without meaning.
-        """
+    def states(self, context, samples):
         start = ops.full_like(samples[..., :1], self.model.start_id)
         inputs = ops.concatenate([start, samples[..., :-1]], axis=-1)
         hidden = self.model.hidden_states(context["model"], inputs)
         allowed = self.allowed_tokens(context)
-
-        slots = None if allowed is None else allowed[:, None, : samples.shape[-1]]
-
-        def scores(hidden, samples, slots=None):
-            logits = self.masked_logits(hidden, slots)
-            return objective.categorical_scores(logits, samples, entropy_gradient)
-
-        tensors = (hidden, samples) if slots is None else (hidden, samples, slots)
-        if self.score_chunk is None or self.score_chunk >= samples.shape[-1]:
-            return scores(*tensors)
-        return map_chunks(scores, tensors, self.score_chunk)
-
-    def token_log_prob(self, context, samples):
-        """Log-probability of each token `(batch, n, T)`; 0 after the end."""
-        samples = ops.convert_to_tensor(samples, "int32")
-        log_probs, _ = self.token_scores(context, samples)
-        return ops.where(self.mask(samples), log_probs, 0.0)
-
-    def score(self, context, samples, entropy_gradient=False):
-        samples = ops.convert_to_tensor(samples, "int32")
-        log_probs, entropies = self.token_scores(context, samples, entropy_gradient)
-        mask = self.mask(samples)
-        weights = ops.cast(mask, "float32")
-        entropy = ops.sum(entropies * weights, -1) / ops.sum(weights, -1)
-        log_prob = objective.sequence_log_prob(log_probs, mask)
-        return log_prob, ops.mean(entropy, axis=1)
-
-    def log_prob(self, context, samples):
-        return self.score(context, samples)[0]
-
-    def entropy(self, context, samples):
-        """Mean entropy `(batch,)` of the positions of the samples, in nats.
-
-        An estimate: the mean over the tokens of each sample, and then over samples.
-        """
-        return self.score(context, samples, entropy_gradient=True)[1]
+        if allowed is None:
+            return (hidden,)
+        return hidden, allowed[:, None, : samples.shape[-1]]
 
     def target_log_prob(self, context, targets):
         """Mean log-probability `(batch,)` of the references of an image.
@@ -280,9 +209,10 @@ class AutoregressivePolicy(Policy):
         model = self.model
         targets = as_references(self, targets, model.max_length)
         known = ops.logical_and(targets >= 0, targets < model.vocabulary_size)
-        log_probs, _ = self.token_scores(context, ops.where(known, targets, 0))
+        log_probs, _ = self.token_scores(context, ops.where(known, targets, 0)[None])
+        log_probs = log_probs[0]
         known = ops.logical_and(known, log_probs > 0.5 * FORBIDDEN)
-        mask = ops.logical_and(self.mask(targets), known)
+        mask = ops.logical_and(self.scored(context, targets), known)
         is_padding = ops.equal(targets, model.pad_id)
         if model.end_id != model.pad_id:
             mask = ops.logical_and(mask, ops.logical_not(is_padding))
@@ -294,61 +224,16 @@ class AutoregressivePolicy(Policy):
         check_vocabulary("y", targets, self.model.vocabulary_size)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "score_chunk": self.score_chunk,
-            "slot_mask": keras.saving.serialize_keras_object(self.slot_mask),
-        }
+        serialize = keras.saving.serialize_keras_object
+        masks = {name: serialize(mask) for name, mask in self.given_masks.items()}
+        return {**super().get_config(), **masks}
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        config["slot_mask"] = keras.saving.deserialize_keras_object(config["slot_mask"])
+        for name in ("slot_mask", "position_mask"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
         return super().from_config(config)
-
-
-def map_chunks(function, tensors, size):
-    """Applies a function to chunks of positions, one after the other.
-
-    A loop, since XLA may hold chunks that do not wait for one another all at once. The
-    gradient computes each chunk anew: of a chunk only what goes in is kept.
-
-    Args:
-        function: takes a chunk of each tensor, returns a nest of `(batch, n, size)`.
-        tensors: tuple of `(batch, n, T, ...)`. Gradients flow into the first one, and
-            into what the function reads.
-        size: number of positions in a chunk.
-
-    Returns:
-        A nest of `(batch, n, T)`.
-    """
-    length = tensors[0].shape[2]
-    chunks = -(-length // size)
-
-    def split(tensor):
-        rest = [(0, 0)] * (len(tensor.shape) - 3)
-        tensor = ops.pad(tensor, [(0, 0), (0, 0), (0, chunks * size - length), *rest])
-        lead = tuple(ops.shape(tensor)[:2])
-        tensor = ops.reshape(tensor, (*lead, chunks, size, *tensor.shape[3:]))
-        return ops.moveaxis(tensor, 2, 0)
-
-    def join(tensor):
-        tensor = ops.moveaxis(tensor, 0, 2)
-        lead = tuple(ops.shape(tensor)[:2])
-        return ops.reshape(tensor, (*lead, chunks * size))[..., :length]
-
-    def recomputed(chunk):
-        first, *rest = chunk
-        # Only `first` is an argument: TensorFlow asks for gradients of all of them.
-        return keras.remat(lambda tensor: function(tensor, *rest))(first)
-
-    split_tensors = tuple(map(split, tensors))
-    if LOOPS_RECOMPUTE:
-        results = ops.map(recomputed, split_tensors)
-    else:
-        results = [recomputed([t[i] for t in split_tensors]) for i in range(chunks)]
-        results = keras.tree.map_structure(lambda *r: ops.stack(r), *results)
-    return keras.tree.map_structure(join, results)
 
 
 def check_slot_mask(mask, expected):
@@ -374,4 +259,14 @@ def check_slot_mask(mask, expected):
         raise ValueError(
             "`slot_mask` must allow at least one token at every position. "
             f"Received: none at position {int(empty[-1])}"
+        )
+
+
+def check_position_mask(mask, length):
+    """Raises if a position mask has another shape, or no True in it."""
+    if mask.shape != (length,) or not mask.any():
+        raise ValueError(
+            "`position_mask` says of every position whether it counts: shape "
+            f"({length},), with at least one that does. Received: shape {mask.shape}, "
+            f"{int(mask.sum())} that count"
         )

@@ -3,19 +3,20 @@
 import keras
 from keras import ops
 
-from keras_reward import objective
+from keras_reward.policies.decoding import likeliest
 from keras_reward.policies.language_tasks import task_of
-from keras_reward.policies.policy import Policy, repeat_rows
+from keras_reward.policies.policy import repeat_rows
 from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
     mean_over_references,
 )
 from keras_reward.policies.token_sampling import sample_tokens
+from keras_reward.policies.tokens import TokenPolicy
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class CausalLMPolicy(Policy):
+class CausalLMPolicy(TokenPolicy):
     """The text that a KerasHub `CausalLM` or `Seq2SeqLM` writes after a prompt.
 
     For the tasks of text alone (GPT-2, Gemma, Llama, ...), PaliGemma and Gemma 3 with
@@ -46,6 +47,9 @@ class CausalLMPolicy(Policy):
             does. Default: those at which the task's own `generate` stops, from its
             tokenizer.
         pad_token_id: what samples are padded with. Default: the tokenizer's, or 0.
+        score_chunk: number of positions whose logits exist at once when samples are
+            scored. Default None: all, `(batch * n, T, vocabulary)`. A smaller number
+            needs less memory, and time to compute logits anew for the gradient.
         codec: how token ids become what a reward sees, see `Policy`. Default: the
             reward sees them as they are, `(rows, T)`.
         name: optional name.
@@ -77,11 +81,12 @@ class CausalLMPolicy(Policy):
         max_new_tokens=None,
         end_token_ids=None,
         pad_token_id=None,
+        score_chunk=None,
         codec=None,
         name=None,
         **kwargs,
     ):
-        super().__init__(codec=codec, name=name, **kwargs)
+        super().__init__(score_chunk, codec=codec, name=name, **kwargs)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ValueError(
                 "`max_new_tokens` must be a positive number, or None. "
@@ -178,10 +183,7 @@ class CausalLMPolicy(Policy):
         return self.generate(context, num_samples, draw)
 
     def mode(self, context):
-        def most_likely(logits, position):
-            return ops.cast(ops.argmax(logits, axis=-1), "int32")
-
-        return self.generate(context, 1, most_likely)[:, 0]
+        return self.generate(context, 1, lambda logits, _: likeliest(logits))[:, 0]
 
     def generate(self, context, num_samples, choose):
         """Writes token by token, through the task's cache.
@@ -240,32 +242,14 @@ class CausalLMPolicy(Policy):
         return found
 
     def mask(self, context, samples):
-        """Which tokens belong to the samples: through the first end token, inclusive.
-
-        Args:
-            context: what `encode` returned.
-            samples: `(batch, n, T)`.
-
-        Returns:
-            `(batch, n, T)` bool.
-        """
         ends = ops.cast(self.is_end(samples), "int32")
         open_still = ops.cumsum(ends, axis=-1) - ends == 0
         room = context["token_ids"].shape[1] - context["lengths"]
         steps = ops.arange(samples.shape[2], dtype="int32")
         return ops.logical_and(open_still, steps < room[:, None, None])
 
-    def answer_states(self, context, samples):
-        """What predicts each token of the samples, by one pass over all sequences.
-
-        Args:
-            context: what `encode` returned.
-            samples: `(batch, n, T)`.
-
-        Returns:
-            `(batch, n, T, width)`: hidden states, each from one position before its
-            token.
-        """
+    def states(self, context, samples):
+        """Hidden states `(batch, n, T, width)`, each from before its token."""
         n, steps = samples.shape[1:]
         rows = repeated(context, n)
         lengths = rows["lengths"][:, None]
@@ -284,34 +268,14 @@ class CausalLMPolicy(Policy):
         before = lengths - 1 + ops.arange(steps, dtype="int32")
         before = ops.clip(before, 0, length - 1)
         hidden = ops.take_along_axis(hidden, before[:, :, None], axis=1)
-        return ops.reshape(hidden, (-1, n, steps, hidden.shape[-1]))
+        return (ops.reshape(hidden, (-1, n, steps, hidden.shape[-1])),)
+
+    def token_logits(self, hidden):
+        return self.scaled(self.task.logits(hidden))
 
     def scaled(self, logits):
         """Logits that are sampled from and scored, in float32."""
         return ops.cast(logits, "float32") / self.temperature
-
-    def token_scores(self, context, samples, entropy_gradient=False):
-        """Log-probability and entropy of every token: two tensors `(batch, n, T)`.
-
-        What stands behind the end of a sample is without meaning.
-        """
-        samples = ops.convert_to_tensor(samples, "int32")
-        hidden = self.answer_states(context, samples)
-        logits = self.scaled(self.task.logits(hidden))
-        return objective.categorical_scores(logits, samples, entropy_gradient)
-
-    def token_log_prob(self, context, samples):
-        """Log-probability of each token `(batch, n, T)`; 0 behind the end."""
-        log_probs, _ = self.token_scores(context, samples)
-        return ops.where(self.mask(context, samples), log_probs, 0.0)
-
-    def score(self, context, samples, entropy_gradient=False):
-        log_probs, entropies = self.token_scores(context, samples, entropy_gradient)
-        mask = self.mask(context, samples)
-        weights = ops.cast(mask, "float32")
-        entropy = ops.sum(entropies * weights, axis=-1)
-        entropy = entropy / ops.maximum(ops.sum(weights, axis=-1), 1.0)
-        return objective.sequence_log_prob(log_probs, mask), ops.mean(entropy, axis=1)
 
     def target_log_prob(self, context, targets):
         """Mean log-probability `(batch,)` of reference answers.
@@ -323,26 +287,16 @@ class CausalLMPolicy(Policy):
                 all padding is absent.
         """
         targets = as_references(self, targets, self.new_tokens(context))
-        log_probs, _ = self.token_scores(context, targets)
+        log_probs, _ = self.token_scores(context, targets[None])
         is_padding = targets == self.pad_id
         mask = self.mask(context, targets)
         if self.pad_id not in self.end_ids:
             mask = ops.logical_and(mask, ops.logical_not(is_padding))
-        return mean_over_references(log_probs, mask, is_padding)
+        return mean_over_references(log_probs[0], mask, is_padding)
 
     def check_targets(self, targets):
         """Raises if `y` of `fit`, a NumPy array, has ids outside the vocabulary."""
         check_vocabulary("y", targets, self.task.backbone.vocabulary_size)
-
-    def log_prob(self, context, samples):
-        return self.score(context, samples)[0]
-
-    def entropy(self, context, samples):
-        """Mean entropy `(batch,)` of the samples' tokens, in nats.
-
-        An estimate: the mean over the tokens of each sample, and then over samples.
-        """
-        return self.score(context, samples, entropy_gradient=True)[1]
 
     def get_config(self):
         return {

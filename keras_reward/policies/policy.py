@@ -182,18 +182,24 @@ class Policy(keras.layers.Layer):
         """The greedy output: `(batch, ...)`, shaped as one sample of each input."""
         raise NotImplementedError
 
-    def decode(self, x, samples):
+    def greedy_outputs(self, x, context):
+        """The greedy output of each input, decoded: what `predict` returns."""
+        return self.decode(x, self.mode(context)[:, None])
+
+    def decode(self, x, samples, **details):
         """What the reward sees.
 
         Args:
             x: the model's inputs, `(batch, ...)`.
             samples: `(batch, n, ...)`.
+            **details: arguments for the codec.
 
         Returns:
             Outputs in rows, `(batch * n, ...)`: the samples of an input are adjacent.
         """
         if self.codec is not None:
-            samples = getattr(self.codec, "decode", self.codec)(x, samples)
+            decode = getattr(self.codec, "decode", self.codec)
+            samples = decode(x, samples, **details)
         return keras.tree.map_structure(merge_rows, samples)
 
     def get_config(self):
