@@ -55,10 +55,9 @@ class Setting:
         policy = self.policy
         context = policy.encode(x)
         samples = policy.sample(context, SAMPLES, noise=noise)
-        hidden = policy.answer_states(context, samples)
         return {
             "samples": samples,
-            "logits": policy.scaled(policy.task.logits(hidden)),
+            "logits": policy.token_logits(*policy.states(context, samples)),
             "mask": policy.mask(context, samples),
             "token_log_prob": policy.token_log_prob(context, samples),
             "mode": policy.mode(context),
@@ -281,8 +280,10 @@ def test_policy(hub, name, check):
 
 
 def check_whole_samples_are_scored():
+    """Also in chunks of four positions."""
     s = setting("gpt2")
     samples, mask = s.results["samples"], s.results["mask"]
+    chunked = CausalLMPolicy(end_token_ids=[s.end], score_chunk=4).bind(s.model, 1.3)
 
     def score(x):
         context = s.policy.encode(x)
@@ -290,10 +291,14 @@ def check_whole_samples_are_scored():
             *s.policy.score(context, samples),
             s.policy.log_prob(context, samples),
             s.policy.entropy(context, samples),
+            *chunked.score(context, samples),
         )
 
     x = keras.tree.map_structure(ops.convert_to_tensor, s.x)
-    log_probs, entropy, alone, entropy_alone = map(to_numpy, compiled(score)(x))
+    results = map(to_numpy, compiled(score)(x))
+    log_probs, entropy, alone, entropy_alone, log_probs_of_chunks, of_chunks = results
+    np.testing.assert_allclose(log_probs_of_chunks, log_probs, atol=1e-5)
+    np.testing.assert_allclose(of_chunks, entropy, atol=1e-5)
     total = (s.results["token_log_prob"] * mask).sum(-1)
     np.testing.assert_allclose(log_probs, total, atol=1e-5)
     np.testing.assert_allclose(alone, total, atol=1e-5)
