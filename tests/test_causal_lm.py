@@ -501,3 +501,44 @@ def test_config_restores_the_policy():
 def test_arguments_out_of_range_are_refused(argument):
     with pytest.raises(ValueError, match=next(iter(argument))):
         CausalLMPolicy(**argument)
+
+
+def check_a_tasks_own_tokenizer_says_where_answers_end():
+    """Text in, `policy="auto"`, text out: nothing about tokens is said by hand."""
+    import keras_hub
+
+    tokenizer = keras_hub.models.GPT2Tokenizer(
+        vocabulary={"<|endoftext|>": 0, "a": 1, "b": 2, "Ġ": 3, "ab": 4},
+        merges=["a b"],
+    )
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, 12)
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=5,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=12,
+    )
+    model = keras_hub.models.GPT2CausalLM(backbone, preprocessor)
+    x = preprocessor.generate_preprocess(["ab a", "a"] * 8)
+    x = {key: np.asarray(value) for key, value in x.items()}
+    np.testing.assert_array_equal(x["token_ids"][0, :4], [0, 4, 3, 1])
+
+    def share_of_b(y_true, y_pred):
+        return ops.mean(ops.cast(y_pred == 2, "float32"), axis=-1)
+
+    tuned = RewardTuning(model, share_of_b, num_samples=8, seed=0)
+    assert tuned.policy.end_ids == (0,)
+    tuned.compile(keras.optimizers.Adam(0.03))
+    tuned.fit(x, epochs=10, verbose=0)
+    answers = tuned.predict(x, verbose=0)
+    mask = np.ones(answers.shape, "bool")
+    texts = preprocessor.generate_postprocess(
+        {"token_ids": answers, "padding_mask": mask}
+    )
+    assert all(text.count("b") > 5 for text in texts)
+
+
+def test_a_tasks_own_tokenizer_says_where_answers_end(hub):
+    hub(check_a_tasks_own_tokenizer_says_where_answers_end)
