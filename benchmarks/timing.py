@@ -3,6 +3,7 @@
 In turns, so that whatever slows the machine for a while slows all of them.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -71,9 +72,11 @@ class Worker:
 
     def run(self, steps, keep=True):
         """Waits for `steps` runs, and keeps their seconds."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"A worker stopped: {self.process.args}")
         self.times += json.loads(line) if keep else []
