@@ -26,15 +26,19 @@ class PositionEmbedding(keras.layers.Layer):
 
     Args:
         length: number of positions.
+        stddev: standard deviation of the vectors at first. Default 0.02.
     """
 
-    def __init__(self, length, **kwargs):
+    def __init__(self, length, stddev=0.02, **kwargs):
         super().__init__(**kwargs)
         self.length = length
+        self.stddev = stddev
 
     def build(self, shape):
         self.embeddings = self.add_weight(
-            shape=(self.length, shape[-1]), initializer=INITIALIZER, name="embeddings"
+            shape=(self.length, shape[-1]),
+            initializer=keras.initializers.RandomNormal(stddev=self.stddev),
+            name="embeddings",
         )
 
     def call(self, x, position=0):
@@ -46,7 +50,11 @@ class PositionEmbedding(keras.layers.Layer):
         return shape
 
     def get_config(self):
-        return {**super().get_config(), "length": self.length}
+        return {
+            **super().get_config(),
+            "length": self.length,
+            "stddev": self.stddev,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")

@@ -11,6 +11,10 @@ from keras_reward.models.transformer import (
 )
 
 STEMS = ("patch", "conv")
+# Standard deviation of positions at first. What the convolutions say of content is as
+# strong; with weak positions a decoder takes several times longer to learn to look for
+# things in places.
+POSITION_SCALES = {"patch": 0.02, "conv": 0.5}
 STEM_CONVOLUTIONS = 5
 
 
@@ -72,7 +76,10 @@ class VisionTransformer(keras.Model):
         images = keras.Input(image_shape, name="images")
         embed = convolution_stem if stem == "conv" else patch_stem
         x = embed(images, patch_size, width, dtype)
-        x = PositionEmbedding(x.shape[1], name="encoder_positions", dtype=dtype)(x)
+        positions = PositionEmbedding(
+            x.shape[1], POSITION_SCALES[stem], name="encoder_positions", dtype=dtype
+        )
+        x = positions(x)
         x = keras.layers.Dropout(dropout, name="encoder_dropout", dtype=dtype)(x)
         for i in range(num_layers):
             block = EncoderBlock(
