@@ -1,0 +1,293 @@
+"""What the readers of COCO's formats share: images, batches, and reports."""
+
+import warnings
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_reward.data.coco_files import (
+    BrokenImageError,
+    ImageFiles,
+    import_pillow,
+    is_id,
+    read_annotations,
+)
+
+EXAMPLES_IN_WARNING = 3
+
+
+class Item(NamedTuple):
+    """An image of the data set. `annotation` is what the reader's `annotate` made."""
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    annotation: Any
+
+
+class Placement(NamedTuple):
+    """The rectangle that an image fills in its resized version, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class CocoDataset(keras.utils.PyDataset):
+    """Base of the readers: batches of resized images with their targets.
+
+    A batch is `(images, targets)`: images `(batch, H, W, 3)` float32 in [0, 1], targets
+    as the subclass says. Use `CocoBoxes`, `CocoCaptions` or `CocoPanoptic`.
+
+    Subclasses implement `annotate`, `target` and `collate`.
+
+    Args:
+        images: a folder of images, or an uncompressed tar file of them, which is read
+            in place.
+        annotations: path of the JSON file.
+        image_size: `(height, width)` of the images in a batch.
+        batch_size: images in a batch. Default 32.
+        shuffle: whether each epoch has its own order. Default False.
+        seed: an int that decides the orders. Default 0.
+        pad_to_aspect_ratio: False (the default) stretches images to `image_size`. True
+            keeps their shape, and fills up with black on two sides.
+        drop_remainder: whether to leave out the last batch if it is not full, so that
+            all have one shape; with `shuffle` that meets other images in each epoch.
+            Default False: the last batch may be smaller, and no image is left out.
+        check_images: whether to decode every file once, at the start, so that broken
+            ones are left out and counted. Default False: see below.
+        transform: optional function of `images` and `targets` whose result is the batch
+            instead, such as `(x, y, sample_weight)`. It runs in the workers.
+        **workers: Keras's `workers`, `use_multiprocessing` and `max_queue_size`.
+
+    What is wrong with the files is counted in `problems`, a dict from a description to
+    a list of the paths or ids concerned, and is summed up in one warning. Reading goes
+    on with the rest. A file that turns out broken in the middle of an epoch is reported
+    in a warning with its path, and the next image of the data set takes its place in
+    the batch; it is counted in the process that read it. So that no image is evaluated
+    twice, give `check_images=True` to data for evaluation.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: the JSON is broken or not COCO's, or no image is left.
+    """
+
+    def __init__(
+        self,
+        images,
+        annotations,
+        image_size,
+        batch_size=32,
+        shuffle=False,
+        seed=0,
+        pad_to_aspect_ratio=False,
+        drop_remainder=False,
+        check_images=False,
+        transform=None,
+        **workers,
+    ):
+        super().__init__(**workers)
+        if len(image_size) != 2 or min(image_size) < 1 or batch_size < 1:
+            raise ValueError(
+                "`image_size` must be (height, width) and `batch_size` positive. "
+                f"Received: image_size={image_size}, batch_size={batch_size}"
+            )
+        self.image_size = tuple(image_size)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.pad_to_aspect_ratio = pad_to_aspect_ratio
+        self.drop_remainder = drop_remainder
+        self.transform = transform
+        self.problems = defaultdict(list)
+        self._files = ImageFiles(images)
+        self._read(annotations)
+        if check_images:
+            self._check_images()
+        self._report(annotations)
+        self._epoch = -1
+        self.on_epoch_end()
+
+    def annotate(self, data, images):
+        """Reads the annotations of all images.
+
+        Args:
+            data: the JSON file's dictionary.
+            images: the JSON file's image entries by id, the missing ones included.
+
+        Returns:
+            A dict from image ids to annotations, small and ready to be sent to workers.
+            An image that is not in it is left out.
+        """
+        raise NotImplementedError
+
+    def target(self, item, placement):
+        """The target of one image, that lies at `placement` in its resized version."""
+        raise NotImplementedError
+
+    def collate(self, targets):
+        """The targets of a batch, of a list of those of its images."""
+        raise NotImplementedError
+
+    def __len__(self):
+        """The number of batches."""
+        whole, rest = divmod(len(self.items), self.batch_size)
+        return whole + (rest > 0 and not self.drop_remainder)
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"There are {len(self)} batches. Received: {index}")
+        start = index * self.batch_size
+        positions = self._order[start : start + self.batch_size]
+        images, targets = zip(*map(self._load_or_replace, positions), strict=True)
+        images = np.stack(images).astype("float32") / np.float32(255)
+        targets = self.collate(targets)
+        if self.transform is None:
+            return images, targets
+        return self.transform(images, targets)
+
+    def on_epoch_end(self):
+        """Draws the order of the next epoch."""
+        # Here and not at an epoch's begin, when Keras has already started the workers.
+        self._epoch += 1
+        self._order = np.arange(len(self.items))
+        if self.shuffle:
+            np.random.default_rng((self.seed, self._epoch)).shuffle(self._order)
+
+    def known_annotations(self, data, images):
+        """The annotations of images that exist: `(annotation, image entry, name)`."""
+        for number, annotation in enumerate(data["annotations"]):
+            if not isinstance(annotation, dict) or not is_id(
+                annotation.get("image_id")
+            ):
+                self.problems["malformed annotation"].append(f"number {number}")
+                continue
+            image_id = annotation["image_id"]
+            name = f"annotation {annotation.get('id', number)} of image {image_id}"
+            if image_id in images:
+                yield annotation, images[image_id], name
+            else:
+                self.problems["annotation of an unknown image"].append(name)
+
+    def warn_once(self, kind, which, consequence):
+        """Counts a problem that shows in the middle of an epoch, and warns of it."""
+        if which not in self.problems[kind]:
+            self.problems[kind].append(which)
+            warnings.warn(f"COCO data: {kind}: {which}. {consequence}", stacklevel=2)
+
+    def _read(self, annotations):
+        data = read_annotations(annotations)
+        images = {}
+        for entry in data["images"]:
+            if is_image_entry(entry):
+                images[entry["id"]] = entry
+            else:
+                self.problems["malformed image entry"].append(repr(entry)[:80])
+        found = self.annotate(data, images)
+        self.items = []
+        for image_id, entry in images.items():
+            name = entry["file_name"]
+            if name not in self._files:
+                self.problems["missing image"].append(self._files.path_of(name))
+            elif image_id in found:
+                size = (entry["height"], entry["width"])
+                self.items.append(Item(image_id, name, *size, found[image_id]))
+
+    def _check_images(self):
+        readable = []
+        for item in self.items:
+            try:
+                self._load(item)
+                readable.append(item)
+            except BrokenImageError as error:
+                self.problems["broken image"].append(str(error))
+        self.items = readable
+
+    def _report(self, annotations):
+        summary = "; ".join(
+            f"{kind}: {len(which)} ({', '.join(which[:EXAMPLES_IN_WARNING])}"
+            f"{', ...' if len(which) > EXAMPLES_IN_WARNING else ''})"
+            for kind, which in self.problems.items()
+        )
+        if len(self) == 0:
+            raise ValueError(
+                f"{annotations} leaves no batch of images: {len(self.items)} usable "
+                f"for batch_size={self.batch_size}. {summary or 'There are no others'}"
+            )
+        if summary:
+            warnings.warn(
+                f"{annotations}: {len(self.items)} images can be used. {summary}. All "
+                "of them are in the data set's `problems`.",
+                stacklevel=4,  # where the reader is made
+            )
+
+    def _load_or_replace(self, position):
+        for candidate in range(position, position + len(self.items)):
+            try:
+                return self._load(self.items[candidate % len(self.items)])
+            except BrokenImageError as error:
+                self.warn_once(
+                    "broken image", str(error), "Another one takes its place."
+                )
+        raise ValueError(
+            f"None of the {len(self.items)} images can be read, the last one: "
+            f"{self.problems['broken image'][-1]}"
+        )
+
+    def _load(self, item):
+        image = read_checked(self._files, item.file_name, item)
+        placement = place(item, self.image_size, self.pad_to_aspect_ratio)
+        pixels = resize(image, placement, self.image_size, "BILINEAR")
+        return pixels, self.target(item, placement)
+
+
+def is_image_entry(entry):
+    """Whether a JSON value says of an image what is needed."""
+    if not isinstance(entry, dict):
+        return False
+    sizes = [entry.get("height"), entry.get("width")]
+    return (
+        is_id(entry.get("id"))
+        and isinstance(entry.get("file_name"), str)
+        and all(isinstance(size, int) and size > 0 for size in sizes)
+    )
+
+
+def read_checked(files, name, item):
+    """An image file that has the shape its entry says, up to its scale."""
+    image = files.read(name)
+    width, height = image.size
+    # Sizes that were scaled and rounded may differ by a pixel.
+    if abs(width * item.height - height * item.width) > max(*image.size, *item[2:4]):
+        raise BrokenImageError(
+            f"{files.path_of(name)}: {width} x {height} pixels, but its annotations "
+            f"are for {item.width} x {item.height}"
+        )
+    return image
+
+
+def place(item, image_size, pad_to_aspect_ratio):
+    """Where an image lies when it is resized: a `Placement`."""
+    rows, columns = image_size
+    if not pad_to_aspect_ratio:
+        return Placement(0, 0, rows, columns)
+    scale = min(rows / item.height, columns / item.width)
+    height = max(1, round(scale * item.height))
+    width = max(1, round(scale * item.width))
+    return Placement((rows - height) // 2, (columns - width) // 2, height, width)
+
+
+def resize(image, placement, image_size, resampling):
+    """A Pillow image as an array, resized to its placement, with 0 around it."""
+    method = getattr(import_pillow().Resampling, resampling)
+    pixels = np.asarray(image.resize((placement.width, placement.height), method))
+    if placement[2:] == tuple(image_size):
+        return pixels
+    canvas = np.zeros((*image_size, *pixels.shape[2:]), pixels.dtype)
+    top, left, height, width = placement
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas

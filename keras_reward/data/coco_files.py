@@ -1,0 +1,235 @@
+"""COCO's files: where they lie, and how one is read."""
+
+import io
+import json
+import os
+import pathlib
+import tarfile
+
+SPLITS = {
+    "train": ("train", "train2017", "train2014"),
+    "eval": ("eval", "val", "val2017", "val2014"),
+}
+ANNOTATIONS = {  # what each kind may be read from, best first
+    "boxes": ("boxes", "instances"),
+    "instances": ("instances",),
+    "captions": ("captions",),
+    "panoptic": ("panoptic",),
+}
+
+
+class BrokenImageError(Exception):
+    """An image file that cannot be decoded; the message begins with its path."""
+
+
+def coco_files(folder, split, kind):
+    """Finds the files of a data set in COCO's format.
+
+    Two layouts are known: COCO's own,
+
+    ```
+    annotations/instances_val2017.json  captions_val2017.json  panoptic_val2017.json
+    annotations/panoptic_val2017/*.png
+    val2017/*.jpg
+    ```
+
+    and a flat one, whose images stay in tar files,
+
+    ```
+    boxes_eval.json  instances_eval.json  captions_eval.json  panoptic_eval.json
+    panoptic_eval.tar  images_eval.tar
+    ```
+
+    Args:
+        folder: the folder that holds these.
+        split: the name in the files, such as `"val2017"`; or `"train"` or `"eval"` for
+            whichever of the usual names is there.
+        kind: `"boxes"` (from a file of boxes if there is one, else of instances),
+            `"instances"`, `"captions"` or `"panoptic"`.
+
+    Returns:
+        A dict of paths, the first arguments of the reader: `images`, `annotations`, and
+        `maps` for `"panoptic"`.
+
+    Raises:
+        FileNotFoundError: with the names that were tried.
+
+    Example:
+
+    ```python
+    import pathlib
+    from keras_reward.data import coco_files
+
+    pathlib.Path("coco/annotations").mkdir(parents=True)
+    pathlib.Path("coco/annotations/captions_val2017.json").touch()
+    pathlib.Path("coco/val2017").mkdir()
+    coco_files("coco", "eval", "captions")["images"]  # "coco/val2017"
+    ```
+    """
+    if kind not in ANNOTATIONS:
+        raise ValueError(
+            f"`kind` must be one of {', '.join(map(repr, ANNOTATIONS))}. "
+            f"Received: kind={kind!r}"
+        )
+    names = SPLITS.get(split, (split,))
+    tried = {
+        "annotations": [
+            f"{place}{what}_{name}.json"
+            for what in ANNOTATIONS[kind]
+            for name in names
+            for place in ("annotations/", "")
+        ],
+        "images": [
+            pattern.format(name)
+            for name in names
+            for pattern in ("{}", "images/{}", "images_{}", "images_{}.tar", "{}.tar")
+        ],
+    }
+    if kind == "panoptic":
+        tried["maps"] = [
+            f"{place}panoptic_{name}{ending}"
+            for name in names
+            for place in ("annotations/", "")
+            for ending in ("", ".tar")
+        ]
+    return {part: first_existing(folder, paths) for part, paths in tried.items()}
+
+
+def first_existing(folder, names):
+    """The path of the first of some names that a folder has."""
+    for name in names:
+        path = pathlib.Path(folder, name)
+        if path.exists():
+            return str(path)
+    raise FileNotFoundError(
+        f"No COCO files of that split in {str(folder)!r}: none of {', '.join(names)}"
+    )
+
+
+def read_annotations(path):
+    """The dictionary in one of COCO's JSON files, with `images` and `annotations`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: with the path, where the file is not JSON or not COCO's.
+    """
+    try:
+        data = json.loads(pathlib.Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not valid JSON, perhaps cut off in a download: {error}"
+        ) from error
+    for key in ("images", "annotations"):
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            found = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(
+                f"{path} is not in COCO's format: there must be an object with lists "
+                f"`images` and `annotations`. Received: {found}"
+            )
+    return data
+
+
+def read_categories(data):
+    """The `categories` of COCO's JSON by id, in the order of the ids."""
+    categories = data.get("categories")
+    if not isinstance(categories, list) or not all(
+        isinstance(c, dict) and isinstance(c.get("id"), int) and "name" in c
+        for c in categories
+    ):
+        raise ValueError(
+            "The JSON file must have a list `categories` of objects with `id` and "
+            f"`name`. Received: {repr(categories)[:200]}"
+        )
+    return {c["id"]: c for c in sorted(categories, key=lambda c: c["id"])}
+
+
+def choose_classes(categories, names):
+    """Names of the classes in the order of their labels.
+
+    Args:
+        categories: from `read_categories`.
+        names: those to keep, or None for all.
+    """
+    known = tuple(dict.fromkeys(c["name"] for c in categories.values()))
+    if names is None:
+        return known
+    unknown = [name for name in names if name not in known]
+    if isinstance(names, str) or unknown or len(set(names)) < len(names):
+        raise ValueError(
+            "`categories` must be a list of different names of the file's categories: "
+            f"{', '.join(known)}. Received: categories={names!r}"
+        )
+    return tuple(names)
+
+
+def is_id(value):
+    """Whether a JSON value can be an id."""
+    return isinstance(value, int | str)
+
+
+class ImageFiles:
+    """The image files in a folder, or in a tar file that is read in place.
+
+    Holds names and positions only, no open file: it can be copied to other processes
+    and used by several threads.
+
+    Args:
+        path: a folder, or an uncompressed tar file.
+    """
+
+    def __init__(self, path):
+        import_pillow()
+        self.path = os.fspath(path)
+        self.members = None
+        if os.path.isdir(self.path):
+            return
+        try:
+            with tarfile.open(self.path, "r:") as archive:
+                self.members = {
+                    member.name.removeprefix("./"): (member.offset_data, member.size)
+                    for member in archive
+                    if member.isreg()
+                }
+        except tarfile.TarError as error:
+            raise ValueError(
+                "Images must lie in a folder or in an uncompressed tar file. "
+                f"Received: {self.path} ({error})"
+            ) from error
+
+    def __contains__(self, name):
+        if self.members is None:
+            return os.path.isfile(self.path_of(name))
+        return name in self.members
+
+    def path_of(self, name):
+        """Where a file is, for people."""
+        separator = os.sep if self.members is None else ":"
+        return f"{self.path}{separator}{name}"
+
+    def read(self, name):
+        """An image as Pillow's, in RGB, or a `BrokenImageError`."""
+        image = import_pillow()
+        try:
+            return image.open(io.BytesIO(self._bytes(name))).convert("RGB")
+        except Exception as error:  # Pillow's decoders raise all sorts
+            raise BrokenImageError(f"{self.path_of(name)}: {error}") from error
+
+    def _bytes(self, name):
+        if self.members is None:
+            return pathlib.Path(self.path_of(name)).read_bytes()
+        start, size = self.members[name]
+        with open(self.path, "rb") as archive:
+            archive.seek(start)
+            return archive.read(size)
+
+
+def import_pillow():
+    """Pillow's module `Image`, or an error that says how to get it."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "Reading images needs Pillow. Install it with "
+            "`pip install keras-reward[examples]`."
+        ) from error
+    return Image

@@ -1,0 +1,393 @@
+"""Scenes: real handwritten digits over real photographs, unlimited and never stored."""
+
+import functools
+import pathlib
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_reward.data.scene_captions import SINGULAR, Group, Layout, wordings
+
+SPLITS = ("train", "test")
+TASKS = ("boxes", "captions", "panoptic")
+SIZE = 64  # pixels; the lengths below are for scenes of this size
+TEST_EVERY = 5  # the first of every five digit images is a test image
+
+# Photographs that scikit-image and scikit-learn bring along, by split and kind. Those
+# "in colour" are so nearly everywhere, so that most crops show which kind it is.
+PHOTOGRAPHS = {
+    "train": {
+        "colour": ("astronaut.png", "chelsea.png", "coffee.png", "retina.jpg"),
+        "grey": ("brick.png", "camera.png", "clock_motion.png", "gravel.png"),
+    },
+    "test": {
+        "colour": ("china.jpg", "flower.jpg"),
+        "grey": ("coins.png", "grass.png"),
+    },
+}
+PHOTOGRAPH_SIDE = 2.0  # short side of a photograph, in scenes
+BRIGHTNESS = 0.55  # of photographs: the digits are light, and stand out
+
+# Classes of panoptic maps. Digit d has class d + 1, since 0 means void.
+COLOUR_CLASS, GREY_CLASS = 11, 12
+STUFF_CLASSES = (COLOUR_CLASS, GREY_CLASS)
+CLASS_NAMES = SINGULAR  # of labels
+
+# Numbers of digits in the first and the second group, and how often.
+COUNTS = ((1, 0), (2, 0), (1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
+COUNT_SHARES = (0.15, 0.15, 0.22, 0.11, 0.11, 0.09, 0.085, 0.085)
+SIZES = {1: (22, 30), 2: (20, 28), 3: (18, 24)}  # of digits, by their number in a row
+CENTRES = {1: (32,), 2: (20, 44), 3: (12, 32, 52)}  # along the row
+JITTER = {1: 14.0, 2: 4.0, 3: 2.0}  # along the row
+ROWS, ROW_JITTER = (19, 45), 4.0  # centres across rows
+MIN_VISIBLE = 0.7  # of a digit's ink
+INK = 0.5  # opacity from which a pixel belongs to a digit
+
+
+class Scene(NamedTuple):
+    """One scene.
+
+    Attributes:
+        image: `(size, size, 3)` float32 RGB in [0, 1].
+        boxes: `(digits, 4)` float32 "xyxy" in pixels, tight around the visible ink.
+        labels: `(digits,)` int32, 0 to 9.
+        panoptic: `(size, size, 2)` int32, class and instance: a digit d has class
+            d + 1 and, in the order of the boxes, instance 1, 2, ...; photographs have
+            `COLOUR_CLASS` or `GREY_CLASS` and instance 0.
+        captions: five strings.
+        layout: what the captions say, a `Layout`.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    panoptic: np.ndarray
+    captions: list
+    layout: Layout
+
+
+class Scenes(keras.utils.PyDataset):
+    """Scenes of handwritten digits over photographs, drawn when they are asked for.
+
+    Each scene has one to four digits, in one group of equal digits or two, over two
+    photographs, one in colour and one in black and white. A scene is determined by its
+    split and its index: the set is as long as you like, the same everywhere, and takes
+    no space. The two splits share no image of a digit and no photograph.
+
+    Boxes and maps are of what is visible: a digit that lies over another one hides a
+    part of it, at most 30 %. The captions come from a grammar, `wordings` in
+    `scene_captions.py`, and are true of the scene.
+
+    Needs scikit-learn, scikit-image and Pillow, which bring digits and photographs.
+
+    Args:
+        split: `"train"` or `"test"`.
+        count: number of scenes.
+        task: what the targets are, see below. Default `"boxes"`.
+        batch_size: scenes in a batch; the last batch may be smaller. Default 32.
+        start: index of the first scene. Default 0.
+        vocabulary: a `Vocabulary` that makes captions token ids. Default None: strings.
+        transform: a function of `(images, targets)` whose result is the batch, such as
+            one that makes `(x, y, sample_weight)`. Default None.
+        size: height and width of the images, at least 32. Default 64.
+        **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
+            `keras.utils.PyDataset`.
+
+    Batch: `(images, targets)` with images `(B, size, size, 3)` float32 in [0, 1] and
+    targets of the task
+
+    - `"boxes"`: dict of `boxes` `(B, 4, 4)` float32 "xyxy" in pixels, and `labels`
+      `(B, 4)` int32, the digits, -1 for padding;
+    - `"captions"`: `(B, 5, T)` int32 ids, or lists of five strings;
+    - `"panoptic"`: `(B, size, size, 2)` int32, class and instance, see `Scene`.
+
+    Raises:
+        ValueError: for an unknown split or task, and for numbers out of range.
+        ImportError: without the packages.
+
+    Example:
+
+    ```python
+    from keras_reward.data import Scenes, Vocabulary
+
+    images, captions = Scenes("train", count=64, task="captions")[0]
+    captions[0][1]  # "two zeros above a one"
+    vocabulary = Vocabulary.from_captions(sum(captions, []), max_length=12)
+    scenes = Scenes("train", 64, task="captions", vocabulary=vocabulary)
+    images, ids = scenes[0]  # (32, 64, 64, 3), (32, 5, 12)
+    ```
+    """
+
+    def __init__(
+        self,
+        split,
+        count,
+        task="boxes",
+        batch_size=32,
+        start=0,
+        vocabulary=None,
+        transform=None,
+        size=SIZE,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_split(split)
+        if task not in TASKS:
+            raise ValueError(f"`task` must be one of {TASKS}. Received: task={task!r}")
+        check_numbers(count=(count, 1), batch_size=(batch_size, 1), start=(start, 0))
+        check_numbers(size=(size, 32))
+        self.split = split
+        self.count = count
+        self.task = task
+        self.batch_size = batch_size
+        self.start = start
+        self.vocabulary = vocabulary
+        self.transform = transform
+        self.size = size
+
+    def __len__(self):
+        return -(-self.count // self.batch_size)
+
+    def __getitem__(self, batch):
+        if not 0 <= batch < len(self):
+            raise IndexError(
+                f"There are {len(self)} batches. Received: batch number {batch}"
+            )
+        first = batch * self.batch_size
+        last = min(first + self.batch_size, self.count)
+        indices = range(self.start + first, self.start + last)
+        scenes = [make_scene(self.split, index, self.size) for index in indices]
+        images = np.stack([scene.image for scene in scenes])
+        targets = self.targets(scenes)
+        return self.transform(images, targets) if self.transform else (images, targets)
+
+    def targets(self, scenes):
+        """The task's targets of some scenes."""
+        if self.task == "boxes":
+            return pad_boxes(scenes)
+        if self.task == "panoptic":
+            return np.stack([scene.panoptic for scene in scenes])
+        captions = [scene.captions for scene in scenes]
+        return captions if self.vocabulary is None else self.vocabulary.encode(captions)
+
+
+def pad_boxes(scenes):
+    """Boxes and labels of scenes, as arrays with room for as many as there may be."""
+    most = max(map(sum, COUNTS))
+    boxes = np.zeros((len(scenes), most, 4), "float32")
+    labels = np.full((len(scenes), most), -1, "int32")
+    for i, scene in enumerate(scenes):
+        boxes[i, : len(scene.boxes)] = scene.boxes
+        labels[i, : len(scene.labels)] = scene.labels
+    return {"boxes": boxes, "labels": labels}
+
+
+def make_scene(split, index, size=SIZE):
+    """One `Scene`, the same whenever it is asked for.
+
+    Args:
+        split: `"train"` or `"test"`.
+        index: int, 0 or greater.
+        size: height and width of the image.
+    """
+    check_split(split)
+    generator = np.random.default_rng([SPLITS.index(split), index])
+    layout = draw_layout(generator)
+    captions = [ways[generator.integers(len(ways))] for ways in wordings(layout)]
+    image, panoptic = draw_background(split, generator, size)
+    labels = np.repeat(
+        [group.digit for group in layout.groups],
+        [group.count for group in layout.groups],
+    ).astype("int32")
+    boxes = None
+    while boxes is None:  # until every digit can be seen well enough
+        stamps = place_digits(split, layout, labels, generator, size)
+        boxes = stamp(image, panoptic, labels, stamps, generator)
+    return Scene(image, boxes, labels, panoptic, captions, layout)
+
+
+def draw_layout(generator):
+    """Which digits there are, and how they lie."""
+    choice, axis, place = generator.random(3)
+    counts = COUNTS[np.searchsorted(np.cumsum(COUNT_SHARES[:-1]), choice, "right")]
+    first = int(generator.integers(10))
+    second = (first + int(generator.integers(1, 10))) % 10  # a different digit
+    groups = [Group(n, d) for n, d in zip(counts, (first, second), strict=True) if n]
+    axis = "vertical" if axis < 0.5 else "horizontal"
+    return Layout(tuple(groups), axis, int(place < 0.5))
+
+
+def draw_background(split, generator, size):
+    """An image of two photographs side by side or one above the other, and its map."""
+    photographs = load_photographs(split, size)
+    image = np.empty((size, size, 3), "float32")
+    panoptic = np.zeros((size, size, 2), "int32")
+    swap, turn, border = generator.random(3)
+    kinds = ["colour", "grey"] if swap < 0.5 else ["grey", "colour"]
+    border = round(size * (0.3 + 0.4 * border))
+    for kind, part in zip(kinds, (slice(border), slice(border, None)), strict=True):
+        region = (part, slice(None)) if turn < 0.5 else (slice(None), part)
+        which, top, left = generator.random(3)
+        photograph = photographs[kind][int(which * len(photographs[kind]))]
+        height, width, _ = image[region].shape
+        top = int(top * (photograph.shape[0] - height + 1))
+        left = int(left * (photograph.shape[1] - width + 1))
+        image[region] = photograph[top : top + height, left : left + width]
+        panoptic[region][..., 0] = COLOUR_CLASS if kind == "colour" else GREY_CLASS
+    return image, panoptic
+
+
+def place_digits(split, layout, labels, generator, size):
+    """Draws an image of each digit, its size and its place.
+
+    Returns:
+        For each digit its opacity, `(side, side)` float32, and its top left corner.
+    """
+    numbers = iter(generator.random((len(labels), 4)))
+    scale = size / SIZE
+    stamps = []
+    for row, group in enumerate(layout.groups):
+        row = layout.place if len(layout.groups) == 1 else row
+        for centre in CENTRES[group.count]:
+            which, side, along, across = next(numbers)
+            low, high = SIZES[group.count]
+            side = round(scale * (low + side * (high - low)))
+            along = centre + JITTER[group.count] * (2.0 * along - 1.0)
+            across = ROWS[row] + ROW_JITTER * (2.0 * across - 1.0)
+            place = [across, along] if layout.axis == "vertical" else [along, across]
+            corner = [round(scale * middle - side / 2) for middle in place]
+            images = load_digit_images(split, side)[group.digit]
+            top, left = (min(max(0, c), size - side) for c in corner)
+            stamps.append((images[int(which * len(images))], top, left))
+    return stamps
+
+
+def stamp(image, panoptic, labels, stamps, generator):
+    """Draws digits over image and map, unless one of them hid too much of another.
+
+    Returns:
+        The boxes `(digits, 4)`, or None: nothing was drawn.
+    """
+    instances = np.zeros(image.shape[:2], "int32")
+    for number, (opacity, top, left) in enumerate(stamps, 1):
+        side = len(opacity)
+        instances[top : top + side, left : left + side][opacity > INK] = number
+    boxes = np.empty((len(stamps), 4), "float32")
+    for number, (opacity, top, left) in enumerate(stamps, 1):
+        side = len(opacity)
+        visible = instances[top : top + side, left : left + side] == number
+        if visible.sum() < MIN_VISIBLE * (opacity > INK).sum():
+            return None
+        rows, columns = (np.flatnonzero(visible.any(axis)) for axis in (1, 0))
+        box = left + columns[0], top + rows[0], left + columns[-1] + 1
+        boxes[number - 1] = *box, top + rows[-1] + 1
+    for colour, (opacity, top, left) in zip(
+        light_colours(generator, len(stamps)), stamps, strict=True
+    ):
+        side = len(opacity)
+        region = image[top : top + side, left : left + side]
+        region += opacity[..., None] * (colour - region)
+    ink = instances > 0
+    panoptic[ink, 0] = labels[instances[ink] - 1] + 1
+    panoptic[ink, 1] = instances[ink]
+    return boxes
+
+
+def light_colours(generator, count):
+    """Light colours of any hue, `(count, 3)` RGB in [0, 1]."""
+    numbers = generator.random((count, 2), dtype="float32")
+    # The corners of the hue circle are red, green and blue, a third of it apart.
+    distance = np.abs((6.0 * numbers[:, :1] - np.array([0, 2, 4])) % 6.0 - 3.0)
+    hue = np.clip(distance - 1.0, 0.0, 1.0)
+    return 1.0 - 0.5 * numbers[:, 1:] * (1.0 - hue)
+
+
+# What is read once in a process.
+
+
+def import_or_explain(name):
+    """A module of the packages that bring digits and photographs."""
+    try:
+        return __import__(name, fromlist=["_"])
+    except ImportError as error:
+        raise ImportError(
+            "Scenes are made of the digits and photographs of scikit-learn and "
+            "scikit-image: `pip install keras-reward[examples]`. "
+            f"Received: {error}"
+        ) from error
+
+
+def digit_numbers(split):
+    """Numbers, in scikit-learn's order, of the digit images of a split."""
+    total = len(load_digits().images)
+    is_test = np.arange(total) % TEST_EVERY == 0
+    return np.flatnonzero(is_test == (split == "test"))
+
+
+@functools.cache
+def load_digits():
+    """scikit-learn's 1797 digits, 8 by 8 pixels."""
+    return import_or_explain("sklearn.datasets").load_digits()
+
+
+@functools.lru_cache(maxsize=64)
+def load_digit_images(split, side):
+    """Opacity of a split's digits at one size: ten arrays `(n, side, side)`."""
+    Image = import_or_explain("PIL.Image")
+    digits = load_digits()
+    by_digit = [[] for _ in range(10)]
+    for number in digit_numbers(split):
+        pixels = (digits.images[number] * (255.0 / 16.0)).astype("uint8")
+        enlarged = Image.fromarray(pixels).resize((side, side), Image.BICUBIC)
+        # Steeper than the scan, so that strokes have an edge.
+        opacity = np.clip(np.asarray(enlarged, "float32") / 127.5 - 0.4, 0.0, 1.0)
+        by_digit[digits.target[number]].append(opacity)
+    return [np.stack(images) for images in by_digit]
+
+
+@functools.cache
+def load_photographs(split, size):
+    """A split's photographs by kind, `(height, width, 3)` float32, darkened."""
+    Image = import_or_explain("PIL.Image")
+    folders = [
+        pathlib.Path(import_or_explain(name).__file__).parent
+        for name in ("skimage.data", "sklearn.datasets")
+    ]
+    photographs = {}
+    for kind, names in PHOTOGRAPHS[split].items():
+        photographs[kind] = []
+        for name in names:
+            image = Image.open(find_photograph(folders, name)).convert("RGB")
+            share = PHOTOGRAPH_SIDE * size / min(image.size)
+            shape = [round(share * length) for length in image.size]
+            pixels = np.asarray(image.resize(shape, Image.LANCZOS), "float32")
+            photographs[kind].append(pixels * (BRIGHTNESS / 255.0))
+    return photographs
+
+
+def find_photograph(folders, name):
+    """The path of a photograph in one of the folders or their folder `images`."""
+    for folder in folders:
+        for path in (folder / name, folder / "images" / name):
+            if path.exists():
+                return path
+    raise FileNotFoundError(
+        "Scenes need the photographs that scikit-image and scikit-learn bring along. "
+        f"Received: no {name} in {', '.join(map(str, folders))}"
+    )
+
+
+def check_split(split):
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {SPLITS}. Received: split={split!r}")
+
+
+def check_numbers(**numbers):
+    """Raises unless each number is an int of at least its minimum."""
+    for name, (value, least) in numbers.items():
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(
+                f"`{name}` must be an int of at least {least}. "
+                f"Received: {name}={value!r}"
+            )

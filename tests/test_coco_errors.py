@@ -1,0 +1,244 @@
+"""What the readers of COCO's formats do about files that are wrong or missing."""
+
+import json
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from coco_folders import (
+    HEIGHT,
+    WIDTH,
+    box,
+    brightness,
+    image_entry,
+    noise,
+    numbered_folder,
+    numbers,
+    quietly,
+    write,
+)
+from PIL import Image
+
+from keras_reward.data.coco import CocoBoxes, CocoCaptions
+from keras_reward.data.coco_files import coco_files
+
+
+@pytest.mark.parametrize(
+    ("bbox", "kind", "kept"),
+    [
+        ([50, 5, 10, 10], "box outside its image", None),
+        ([5, -20, 10, 10], "box outside its image", None),
+        ([5, 5, 0, 10], "box without area", None),
+        ([5, 5, 10, -1], "box without area", None),
+        ([5, 5, float("nan"), 10], "box without area", None),
+        ([5, 5, 10], "malformed annotation", None),
+        (None, "malformed annotation", None),
+        ([30, 5, 20, 10], "box over the edge of its image", [30, 5, 40, 15]),
+        ([-0.4, 5, 10.4, 10], None, [0, 5, 10, 15]),  # rounding is no fault
+    ],
+)
+def test_bad_boxes_are_left_out_and_counted(tmp_path, bbox, kind, kept):
+    found = [box(1, 1, bbox), box(2, 1, [1, 2, 3, 4])]
+    folder = write(tmp_path, found, {1: noise(1)})
+    dataset = quietly(CocoBoxes, *folder, (HEIGHT, WIDTH), max_boxes=2)
+    problems = {} if kind is None else {kind: ["annotation 1 of image 1"]}
+    assert dict(dataset.problems) == problems
+    expected = [] if kept is None else [kept]
+    expected = [*expected, [1, 2, 4, 6], [0] * 4][:2]
+    np.testing.assert_array_equal(dataset[0][1]["boxes"][0], expected)
+
+
+def test_annotations_that_fit_nothing_are_left_out_and_counted(tmp_path):
+    found = [
+        box(1, 8, [1, 1, 5, 5]),
+        box(2, 1, [1, 1, 5, 5], 99),
+        box(3, 1, [1, 1, 5, 5], [17]),
+        {"id": 4},
+        "nothing",
+        box(6, 1, [1, 1, 5, 5], segmentation=[[1, 1]]),
+        box(7, 1, [1, 1, 5, 5], segmentation={"size": [1, 1], "counts": [1]}),
+    ]
+    folder = write(tmp_path, found, {1: noise(1)})
+    dataset = quietly(CocoBoxes, *folder, (8, 8), masks=True)
+    assert dict(dataset.problems) == {
+        "annotation of an unknown image": ["annotation 1 of image 8"],
+        "annotation of an unknown category": [
+            "annotation 2 of image 1",
+            "annotation 3 of image 1",
+        ],
+        "malformed annotation": [
+            "number 3",
+            "number 4",
+            "annotation 6 of image 1",
+            "annotation 7 of image 1",
+        ],
+        "image without boxes": ["image 1"],
+    }
+    _, targets = dataset[0]
+    assert (targets["labels"] == -1).all() and not targets["masks"].any()
+
+
+def test_images_that_are_not_there_are_left_out_and_counted(tmp_path):
+    images, annotations = numbered_folder(tmp_path, 3)
+    data = json.loads((tmp_path / "file.json").read_text())
+    data["images"] += [{"id": 7}, {**image_entry(8), "width": 0}]
+    (tmp_path / "file.json").write_text(json.dumps(data))
+    (tmp_path / "images" / "1.png").unlink()
+    with pytest.warns(UserWarning, match=r"2 images can be used.*1.png"):
+        dataset = CocoBoxes(images, annotations, (4, 4))
+    assert dataset.problems["missing image"] == [f"{images}/1.png"]
+    assert len(dataset.problems["malformed image entry"]) == 2
+    assert numbers(dataset) == [0, 2]
+
+
+def break_images(folder, *image_ids):
+    for image_id in image_ids:
+        path = folder / "images" / f"{image_id}.png"
+        path.write_bytes(path.read_bytes()[:-30])
+
+
+def test_broken_images_are_replaced_with_a_warning(tmp_path):
+    images, annotations = numbered_folder(tmp_path, 5)
+    break_images(tmp_path, 1, 4)
+    dataset = CocoBoxes(images, annotations, (4, 4), batch_size=5)
+    with pytest.warns(UserWarning, match="Another one takes its place") as caught:
+        assert numbers(dataset) == [0, 2, 2, 3, 0]
+    reported = [str(warning.message) for warning in caught]
+    assert len(reported) == len(dataset.problems["broken image"]) == 2
+    assert f"{images}/1.png" in reported[0] and f"{images}/4.png" in reported[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # each is reported once
+        assert numbers(dataset) == [0, 2, 2, 3, 0]
+
+
+def test_broken_images_are_left_out_where_all_are_checked(tmp_path):
+    images, annotations = numbered_folder(tmp_path, 5)
+    break_images(tmp_path, 1, 4)
+    dataset = quietly(CocoBoxes, images, annotations, (4, 4), check_images=True)
+    assert [text.split(":")[0] for text in dataset.problems["broken image"]] == [
+        f"{images}/1.png",
+        f"{images}/4.png",
+    ]
+    assert numbers(dataset) == [0, 2, 3]
+
+
+def test_broken_images_do_not_end_training_with_workers(tmp_path):
+    images, annotations = numbered_folder(tmp_path, 6)
+    break_images(tmp_path, 0, 3)
+    dataset = CocoBoxes(
+        *(images, annotations, (4, 4)),
+        **{"batch_size": 2, "workers": 2, "use_multiprocessing": True},
+        transform=brightness,
+    )
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
+    got = 255 * model.predict(dataset, verbose=0)[:, 0]
+    np.testing.assert_allclose(got, [1, 1, 2, 4, 4, 5], rtol=1e-5)
+
+
+def test_an_image_of_another_shape_than_annotated_is_broken(tmp_path):
+    images, annotations = numbered_folder(tmp_path, 2)
+    Image.fromarray(noise(0, 4, 8)).save(tmp_path / "images" / "0.png")
+    # Of the same shape, smaller: boxes still follow.
+    Image.fromarray(np.full((2, 2, 3), 1, "uint8")).save(tmp_path / "images" / "1.png")
+    dataset = quietly(CocoBoxes, images, annotations, (4, 4), check_images=True)
+    (reported,) = dataset.problems["broken image"]
+    assert "0.png: 8 x 4 pixels, but its annotations are for 4 x 4" in reported
+    np.testing.assert_array_equal(dataset[0][1]["boxes"][0, 0], [0, 0, 2, 2])
+
+
+def test_no_usable_image_is_an_error(tmp_path):
+    images, annotations = numbered_folder(tmp_path, 2)
+    break_images(tmp_path, 0, 1)
+    with pytest.raises(ValueError, match=r"None of the 2 images .*1\.png"):
+        quietly(CocoBoxes, images, annotations, (4, 4))[0]
+    with pytest.raises(ValueError, match=r"0 usable .*broken image: 2 \(.*0\.png"):
+        CocoBoxes(images, annotations, (4, 4), check_images=True)
+    with pytest.raises(ValueError, match=r"0 usable .*image without captions: 2"):
+        (tmp_path / "file.json").write_text(
+            json.dumps({"images": [image_entry(0), image_entry(1)], "annotations": []})
+        )
+        CocoCaptions(images, annotations, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [{"id": 1, "file_na', r"file\.json is not valid JSON.*line 1"),
+        ("", r"file\.json is not valid JSON"),
+        ("[]", r"file\.json is not in COCO's format.*Received: list"),
+        ('{"images": []}', r"not in COCO's format.*Received: \['images'\]"),
+        ('{"images": [], "annotations": []}', "a list `categories`.*Received: None"),
+    ],
+)
+def test_files_that_are_not_cocos_are_errors(tmp_path, text, message):
+    images, annotations = numbered_folder(tmp_path, 2)
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        CocoBoxes(images, annotations, (4, 4))
+
+
+def test_missing_files_are_errors_with_their_path(tmp_path):
+    images, annotations = numbered_folder(tmp_path, 2)
+    with pytest.raises(FileNotFoundError, match=r"other\.json"):
+        CocoBoxes(images, tmp_path / "other.json", (4, 4))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        CocoBoxes(tmp_path / "nowhere", annotations, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("PIL", "examples"), ("pycocotools", "coco")]
+)
+def test_missing_packages_are_named_with_their_extra(
+    tmp_path, monkeypatch, module, extra
+):
+    found = [box(1, 1, [1, 1, 5, 5], segmentation=[[1, 1, 5, 5, 1, 5]])]
+    folder = write(tmp_path, found, {1: noise(1)})
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"keras-reward\[{extra}\]"):
+        CocoBoxes(*folder, (4, 4), masks=True)
+
+
+# --- where files are ---
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_both_layouts_are_found(tmp_path):
+    standard, flat = tmp_path / "standard", tmp_path / "flat"
+    for kind in ("instances", "captions", "panoptic"):
+        touch(standard, f"annotations/{kind}_val2017.json")
+        touch(flat, f"{kind}_eval.json")
+    touch(standard, "val2017/1.jpg", "annotations/panoptic_val2017/1.png")
+    touch(flat, "boxes_eval.json", "images_eval.tar", "panoptic_eval.tar")
+
+    def found(folder, split, kind):
+        paths = coco_files(folder, split, kind)
+        return {part: path[len(str(folder)) + 1 :] for part, path in paths.items()}
+
+    for split in ("val2017", "eval"):
+        assert found(standard, split, "boxes") == {
+            "annotations": "annotations/instances_val2017.json",
+            "images": "val2017",
+        }
+        assert found(standard, split, "panoptic") == {
+            "annotations": "annotations/panoptic_val2017.json",
+            "images": "val2017",
+            "maps": "annotations/panoptic_val2017",
+        }
+    assert found(flat, "eval", "boxes")["annotations"] == "boxes_eval.json"
+    assert found(flat, "eval", "instances")["annotations"] == "instances_eval.json"
+    assert found(flat, "eval", "panoptic") == {
+        "annotations": "panoptic_eval.json",
+        "images": "images_eval.tar",
+        "maps": "panoptic_eval.tar",
+    }
+    with pytest.raises(FileNotFoundError, match=r"standard.*captions_train2017\.json"):
+        coco_files(standard, "train", "captions")
+    with pytest.raises(ValueError, match="`kind` must be one of 'boxes'"):
+        coco_files(standard, "eval", "keypoints")
