@@ -1,6 +1,7 @@
 """Tunes Keras vision models for what they are used for."""
 
-from keras_reward.codecs import ColorPalette
+from keras_reward.auxiliary import ConfidenceLoss
+from keras_reward.codecs import BoxCodec, ColorPalette
 from keras_reward.policies import (
     AutoregressivePolicy,
     BernoulliPolicy,
@@ -37,11 +38,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoregressivePolicy",
     "BernoulliPolicy",
+    "BoxCodec",
     "CIDErReward",
     "CategoricalPolicy",
     "CausalLMPolicy",
     "ColorPalette",
     "ColorfulnessReward",
+    "ConfidenceLoss",
     "DiceReward",
     "FunctionReward",
     "GaussianPolicy",

@@ -8,16 +8,27 @@ import textwrap
 import pytest
 
 import keras_reward
-from keras_reward import advantages, callbacks, codecs, evaluation, models, objective
+from keras_reward import (
+    advantages,
+    callbacks,
+    codecs,
+    data,
+    evaluation,
+    models,
+    objective,
+)
 from keras_reward.policies import sampling, token_sampling
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCORES = ("Cider", "CocoDetection", "PanopticQuality")
+DATA = ("CocoBoxes", "CocoCaptions", "CocoPanoptic", "Scenes", "Vocabulary")
+DATA += ("coco_files",)
 SCORES += ("cider", "coco_detection", "panoptic_quality")
 PUBLIC = {
     **{name: getattr(keras_reward, name) for name in keras_reward.__all__},
     **{name: getattr(evaluation, name) for name in SCORES},
+    **{name: getattr(data, name) for name in DATA},
     "OfficialScores": callbacks.OfficialScores,
     **{name: getattr(models, name) for name in models.__all__},
     **{
@@ -51,14 +62,15 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_docstring_example_runs(name):
+def test_docstring_example_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(textwrap.dedent(EXAMPLES[name]), name, "exec"), {"__name__": name})
 
 
 def test_public_classes_have_examples():
     without = {"Policy", "ProductReward"}  # their subclasses and operators have
     assert set(keras_reward.__all__) - without <= set(EXAMPLES)
-    assert {*SCORES, "OfficialScores", *models.__all__} <= set(EXAMPLES)
+    assert {*SCORES, *DATA, "OfficialScores", *models.__all__} <= set(EXAMPLES)
 
 
 def test_links_between_pages_lead_somewhere():

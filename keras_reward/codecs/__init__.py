@@ -1,5 +1,6 @@
 """Between samples of a policy and what a reward sees."""
 
+from keras_reward.codecs.boxes import BoxCodec
 from keras_reward.codecs.colors import (
     ColorPalette,
     lab_to_rgb,

@@ -1,0 +1,216 @@
+"""The confidence loss against numbers worked out by hand and numeric gradients."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from tiny import compiled, to_numpy
+
+from keras_reward import AutoregressivePolicy
+from keras_reward.auxiliary import ConfidenceLoss
+from keras_reward.codecs.boxes import BoxCodec
+from keras_reward.policies.policy import merge_rows
+
+# Bucket b is at b pixels and is token b + 2; class c is token c + 67.
+codec = BoxCodec(num_classes=2, image_size=64, max_boxes=2, num_buckets=65)
+policy = AutoregressivePolicy(codec=codec)
+WRONG, RIGHT, END = codec.wrong_id, codec.right_id, 1
+LENGTH = 12
+
+# The truth of both images: a box of 40 by 40 pixels of class 1. The image of boxes of
+# two samples each: their tokens up to the confidence, with the IoU of each.
+TRUTH = {
+    "boxes": np.array(4 * [[[0, 0, 40, 40]]], "float32"),
+    "labels": np.full((4, 1), 1),
+}
+EXACT = [2, 2, 42, 42, 68]  # IoU 1
+THREE_QUARTERS = [2, 2, 32, 42, 68]  # 30 of 40 rows
+HALF = [2, 2, 22, 42, 68]  # not above the threshold: 0
+OTHER_CLASS = [2, 2, 42, 42, 67]
+NO_BOX = [42, 2, 2, 42, 68]  # inverted: padding
+SAMPLES = np.array(
+    [
+        [
+            [*EXACT, RIGHT, *THREE_QUARTERS, WRONG],
+            [*OTHER_CLASS, RIGHT, END, 0, 0, 0, 0, 0],
+        ],
+        [
+            [*NO_BOX, RIGHT, *HALF, RIGHT],
+            [END, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        ],
+    ],
+    "int32",
+)
+# (image, sample, position of the confidence, IoU) of the boxes that there are.
+SAMPLE_COUNT = 4
+BOXES = [(0, 0, 5, 1.0), (0, 0, 11, 0.75), (0, 1, 5, 0.0), (1, 0, 11, 0.0)]
+
+
+def call(log_probs, others, loss=None, samples=SAMPLES, truth=TRUTH):
+    outputs = codec.decode(None, samples)
+    outputs = keras.tree.map_structure(merge_rows, outputs)
+    loss = loss or ConfidenceLoss()
+    return loss.call(policy, truth, samples, outputs, log_probs, others)
+
+
+def right_probabilities(values):
+    """Log-probabilities of samples and alternatives, from P(right) of the boxes.
+
+    At positions that must not be read they are -1e30, as of forbidden tokens.
+    """
+    log_probs = np.full((2, 2, LENGTH), -1e30, "float32")
+    others = log_probs.copy()
+    for (image, sample, position, _), right in zip(BOXES, values, strict=True):
+        is_right = SAMPLES[image, sample, position] == RIGHT
+        pair = np.log([right, 1 - right] if is_right else [1 - right, right])
+        log_probs[image, sample, position], others[image, sample, position] = pair
+    return log_probs, others
+
+
+def test_alternatives_swap_the_confidences_only():
+    other = to_numpy(ConfidenceLoss().alternatives(policy, SAMPLES))
+    expected = SAMPLES.copy()
+    for image, sample, position, _ in [*BOXES, (1, 0, 5, None)]:
+        old = SAMPLES[image, sample, position]
+        expected[image, sample, position] = WRONG if old == RIGHT else RIGHT
+    np.testing.assert_array_equal(other, expected)
+    assert other.dtype == "int32"
+
+
+def test_loss_is_six_times_the_cross_entropy_of_a_sample():
+    rights = [0.8, 0.6, 0.3, 0.1]
+    expected = [
+        -np.log(0.8),
+        -0.75 * np.log(0.6) - 0.25 * np.log(0.4),
+        -np.log(0.7),
+        -np.log(0.9),
+    ]
+    loss = to_numpy(call(*right_probabilities(rights)))
+    assert loss.shape == () and loss.dtype == "float32"
+    np.testing.assert_allclose(loss, 6 * np.sum(expected) / SAMPLE_COUNT, rtol=1e-5)
+
+
+def test_lower_threshold_makes_half_a_match():
+    rights = [0.8, 0.6, 0.3, 0.1]
+    high, low = (
+        to_numpy(call(*right_probabilities(rights), ConfidenceLoss(iou_threshold=t)))
+        for t in (0.5, 0.4)
+    )
+    # The last box's target becomes its IoU of a half.
+    difference = -0.5 * np.log(0.1) - 0.5 * np.log(0.9) + np.log(0.9)
+    np.testing.assert_allclose(low - high, 6 * difference / SAMPLE_COUNT, rtol=1e-4)
+
+
+def test_least_where_probabilities_are_ious():
+    """There it is the entropy of the targets: of 0.75 and 0.25."""
+    ious = np.array([1.0, 0.75, 0.0, 0.0])
+    best = to_numpy(call(*right_probabilities(np.clip(ious, 1e-6, 1 - 1e-6))))
+    entropy = -0.75 * np.log(0.75) - 0.25 * np.log(0.25)
+    np.testing.assert_allclose(best, 6 * entropy / SAMPLE_COUNT, atol=1e-3)
+    for rights in ([0.9, 0.75, 1e-6, 1e-6], [1 - 1e-6, 0.6, 1e-6, 1e-6]):
+        assert to_numpy(call(*right_probabilities(rights))) > best
+
+
+def test_samples_without_boxes_count():
+    """Two samples about one image with one box between them, P(right) 0.1."""
+    log_probs, others = right_probabilities([0.8, 0.6, 0.3, 0.1])
+    truth = {name: value[2:] for name, value in TRUTH.items()}
+    loss = call(log_probs[1:], others[1:], samples=SAMPLES[1:], truth=truth)
+    np.testing.assert_allclose(to_numpy(loss), -6 * np.log(0.9) / 2, rtol=1e-4)
+
+
+def test_without_boxes_it_is_zero():
+    samples = np.zeros((2, 2, LENGTH), "int32")
+    log_probs = np.full((2, 2, LENGTH), -3.0, "float32")
+    assert to_numpy(call(log_probs, log_probs, samples=samples)) == 0.0
+
+
+def gradient(function, value):
+    """The gradient of a scalar function of one float32 array."""
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+
+        return np.array(jax.jit(jax.grad(function))(value))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        value = tf.convert_to_tensor(value)
+        with tf.GradientTape() as tape:
+            tape.watch(value)
+            result = tf.function(function)(value)
+        return tape.gradient(result, value).numpy()
+    import torch
+
+    value = torch.tensor(value, requires_grad=True)
+    function(value).backward()
+    return value.grad.numpy()
+
+
+def test_gradient_of_logits_agrees_with_numeric_ones():
+    """Of logits of P(right), for which it is 6 (P(right) - IoU) / samples."""
+    is_right = SAMPLES == RIGHT
+    log_sigmoid = keras.ops.log_sigmoid
+
+    def loss(logits):
+        right, wrong = log_sigmoid(logits), log_sigmoid(-logits)
+        written = keras.ops.where(is_right, right, wrong)
+        return call(written, keras.ops.where(is_right, wrong, right))
+
+    logits = np.random.default_rng(0).normal(size=SAMPLES.shape).astype("float32")
+    actual = gradient(loss, logits)
+    expected = np.zeros_like(logits)
+    for image, sample, position, iou in BOXES:
+        right = 1 / (1 + np.exp(-logits[image, sample, position]))
+        expected[image, sample, position] = 6 * (right - iou) / SAMPLE_COUNT
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+    for index in [box[:3] for box in BOXES] + [(1, 0, 5), (1, 1, 5), (0, 0, 4)]:
+        step = np.zeros_like(logits)
+        step[index] = 0.05
+        low, high = (float(to_numpy(loss(logits + s))) for s in (-step, step))
+        np.testing.assert_allclose((high - low) / 0.1, actual[index], atol=2e-3)
+
+
+def test_compiled_equals_eager():
+    arguments = right_probabilities([0.8, 0.6, 0.3, 0.1])
+    eager = to_numpy(call(*arguments))
+    for xla in (False, True):
+        np.testing.assert_allclose(compiled(call, xla)(*arguments), eager, rtol=1e-6)
+
+
+def test_truth_in_the_format_of_the_codec():
+    relative = BoxCodec(2, 64, 2, 65, bounding_box_format="rel_center_xywh")
+    outputs = relative.decode(None, SAMPLES)
+    outputs = keras.tree.map_structure(merge_rows, outputs)
+    boxes = np.full((4, 1, 4), [20, 20, 40, 40], "float32") / 64
+    arguments = right_probabilities([0.8, 0.6, 0.3, 0.1])
+    loss = ConfidenceLoss().call(
+        AutoregressivePolicy(codec=relative),
+        {**TRUTH, "boxes": boxes},
+        SAMPLES,
+        outputs,
+        *arguments,
+    )
+    np.testing.assert_allclose(to_numpy(loss), to_numpy(call(*arguments)), rtol=1e-6)
+
+
+def test_policy_without_box_codec_is_an_error():
+    for policy in (AutoregressivePolicy(), object()):
+        with pytest.raises(ValueError, match=r"codec is a BoxCodec.*Received: \w+ wit"):
+            ConfidenceLoss().alternatives(policy, SAMPLES)
+
+
+@pytest.mark.parametrize("name, value", [("weight", -1.0), ("iou_threshold", 1.0)])
+def test_wrong_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=f"Received: .*{name}={value}"):
+        ConfidenceLoss(**{name: value})
+
+
+def test_serializes():
+    loss = ConfidenceLoss(weight=0.1, iou_threshold=0.4, name="calibration")
+    config = keras.saving.serialize_keras_object(loss)
+    copy = keras.saving.deserialize_keras_object(json.loads(json.dumps(config)))
+    assert isinstance(copy, ConfidenceLoss) and copy.get_config() == loss.get_config()
+    assert (copy.weight, copy.iou_threshold, copy.name) == (0.1, 0.4, "calibration")
