@@ -1,0 +1,345 @@
+"""Image captioning: say what most people would say, by tuning for CIDEr-D.
+
+Maximum likelihood learns how people describe a picture. Its likeliest caption is often
+a brief one: of the many ways to say more, each one is rare. The field's score, CIDEr-D,
+asks for what the descriptions of a picture have in common, and reward tuning (Pinto et
+al. 2023, "Tuning computer vision models with task rewards", section 4.4) for the score.
+
+    python examples/image_captioning.py
+    python examples/image_captioning.py --data coco:path/to/coco --seed 1
+    python examples/image_captioning.py --mle-checkpoint FOLDER/mle.keras
+
+The scenes are handwritten digits over photographs (`keras_reward.data.Scenes`), made of
+what scikit-learn and scikit-image bring along. All scores are of held-out pictures.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from typing import NamedTuple
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+
+from keras_reward import CIDErReward, RewardTuning
+from keras_reward.data import CocoCaptions, Scenes, Vocabulary, coco_files
+from keras_reward.data.vocabulary import split
+from keras_reward.evaluation import cider
+from keras_reward.models import (
+    CaptionPreprocessor,
+    VisionEncoderDecoder,
+    VisionTransformer,
+)
+
+PAD_ID, END_ID = 0, 1
+NUM_SAMPLES = 8
+UNLIMITED = 10**7  # scenes are made when they are asked for
+REFERENCE_SCENES = 4096  # that words and document frequencies are counted in
+STOPPING_IMAGES = 512  # held out: when to stop, and the curves
+TEST_IMAGES = 1024  # held out: the scores
+PREDICTION_BATCH = 128
+
+
+class Stage(NamedTuple):
+    """The learning rate rises for `warm_up` steps. An epoch is a number of steps."""
+
+    batch_size: int
+    rate: float
+    warm_up: int
+    steps: int
+    epochs: int
+
+
+# "paper" is its ViT-B/16 and schedule, without the encoder's weights from ImageNet-21k
+# (any Keras encoder fits, see `VisionEncoderDecoder`) and ten times smaller rate.
+TINY_BLOCKS = {"num_layers": 2, "num_heads": 4, "mlp_dim": 256}
+PRESETS = {
+    "tiny": {
+        "image_size": 64,
+        "encoder": {"patch_size": 16, "width": 128, "stem": "conv", **TINY_BLOCKS},
+        "decoder": TINY_BLOCKS,
+        "max_length": 20,
+        "likelihood": Stage(32, 1e-3, warm_up=100, steps=200, epochs=18),
+        "tuning": Stage(32, 1e-4, warm_up=20, steps=50, epochs=8),
+    },
+    "paper": {
+        "image_size": 512,
+        "encoder": {"patch_size": 16, "width": 768, "num_layers": 12, "num_heads": 12},
+        "decoder": {"num_layers": 6, "num_heads": 12},
+        "max_length": 128,
+        "likelihood": Stage(256, 3e-4, warm_up=100, steps=250, epochs=20),
+        "tuning": Stage(256, 1e-5, warm_up=1000, steps=250, epochs=40),
+    },
+}
+
+
+def main():
+    args = parse_arguments()
+    preset = argparse.Namespace(**PRESETS[args.preset])
+    output = pathlib.Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)
+    times = {"start": time.perf_counter()}
+
+    print("\n1. Pictures and captions")
+    data = load_data(args.data, preset, args.seed)
+    (output / "words.json").write_text(json.dumps(data.vocabulary.words))
+    times["data"] = time.perf_counter()
+
+    print("\n2. Maximum likelihood: what do people say?")
+    if args.mle_checkpoint:
+        model, likelihood = keras.saving.load_model(args.mle_checkpoint), {}
+        if model.vocabulary_size != len(data.vocabulary):
+            raise SystemExit("Expected --mle-checkpoint to be of the same --data")
+    else:
+        model = build_model(preset, data.vocabulary)
+        likelihood = fit_likelihood(model, preset.likelihood, data)
+        model.save(output / "mle.keras")
+    times["likelihood"] = time.perf_counter()
+
+    reward = CIDErReward(end_id=END_ID)
+    reward.adapt(data.references)
+    before, captions_before = measure(model, reward, data)
+    times["before"] = time.perf_counter()
+
+    print("\n3. Reward tuning: what would most of them say?")
+    tuning = tune(model, reward, preset.tuning, data, args.seed)
+    model.save(output / "tuned.keras")
+    times["tuning"] = time.perf_counter()
+
+    print(f"\n4. {len(data.test[0])} held-out pictures")
+    after, captions_after = measure(model, reward, data)
+    print_table(before, after)
+    save_gallery(output / "captions.png", data, captions_before, captions_after)
+    save_curves(output / "curves.png", likelihood, tuning)
+    times["after"] = time.perf_counter()
+    save_results(output / "results.json", args, preset, before, after, times)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="scenes", help='"scenes" or "coco:FOLDER"')
+    parser.add_argument("--preset", default="tiny", choices=PRESETS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mle-checkpoint", help="a mle.keras; skips the first stage")
+    parser.add_argument("--output", default="outputs/image_captioning")
+    return parser.parse_args()
+
+
+# 1. Data
+
+
+class Data(NamedTuple):
+    """Ids are `(images, captions, tokens)`; texts, of each image, a list of strings."""
+
+    vocabulary: Vocabulary
+    references: np.ndarray  # ids of training captions
+    likelihood: keras.utils.PyDataset  # batches for the first stage
+    tuning: keras.utils.PyDataset  # batches for the second stage
+    stopping: tuple  # held-out images and ids
+    test: tuple  # other held-out images and texts
+
+
+def load_data(source, preset, seed):
+    kind, _, folder = source.partition(":")
+    size = preset.image_size
+    batches = preset.likelihood.batch_size, preset.tuning.batch_size
+    if source == "scenes":
+        texts, likelihood, tuning, held_out = open_scenes(size, batches, seed)
+    elif kind == "coco" and folder:
+        texts, likelihood, tuning, held_out = open_coco(folder, size, batches, seed)
+    else:
+        raise SystemExit(f'Expected --data scenes or coco:FOLDER. Received: "{source}"')
+    words = [split(text) for captions in texts for text in captions]
+    length = min(preset.max_length, 1 + max(map(len, words)))
+    vocabulary = Vocabulary.from_captions(map(" ".join, words), length)
+    likelihood.vocabulary = tuning.vocabulary = vocabulary
+    likelihood.transform = one_caption(vocabulary, seed)
+    images, held_out_texts = collect(held_out)
+    count = min(STOPPING_IMAGES, len(images) // 2)
+    print(f"{len(vocabulary)} token ids, captions of up to {length} tokens")
+    stopping = images[:count], vocabulary.encode(held_out_texts[:count])
+    test = images[count:], held_out_texts[count:]
+    return Data(
+        vocabulary, vocabulary.encode(texts), likelihood, tuning, stopping, test
+    )
+
+
+def open_scenes(size, batches, seed):
+    """Texts to count words in, batches for both stages, and held-out batches."""
+    options = {"task": "captions", "size": size}
+    _, texts = collect(Scenes("train", REFERENCE_SCENES, **options))
+    stages = [  # no scene is seen twice
+        Scenes("train", UNLIMITED, start=start * UNLIMITED, batch_size=batch, **options)
+        for start, batch in enumerate(batches, 1 + 2 * seed)
+    ]
+    return texts, *stages, Scenes("test", STOPPING_IMAGES + TEST_IMAGES, **options)
+
+
+def open_coco(folder, size, batches, seed):
+    """The same of a folder in COCO's format."""
+    train, held_out = (
+        {**coco_files(folder, part, "captions"), "image_size": (size, size)}
+        for part in ("train", "eval")
+    )
+    train = {**train, "shuffle": True, "seed": seed, "drop_remainder": True}
+    stages = [CocoCaptions(**train, batch_size=batch) for batch in batches]
+    return stages[0].captions, *stages, CocoCaptions(**held_out, check_images=True)
+
+
+def collect(dataset):
+    """Images and texts of all batches."""
+    images, texts = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+    return np.concatenate(images), [captions for batch in texts for captions in batch]
+
+
+def one_caption(vocabulary, seed):
+    """Makes what `fit` takes of each image with one of its captions, at random."""
+    generator = np.random.default_rng(seed)
+    preprocessor = CaptionPreprocessor(len(vocabulary), vocabulary.max_length)
+
+    def prepare(images, ids):
+        present = np.sum(ids[:, :, 0] != PAD_ID, axis=1)
+        which = (generator.random(len(ids)) * present).astype(int)
+        chosen = ids[np.arange(len(ids)), which]
+        return preprocessor(images, [row[row != PAD_ID] for row in chosen])
+
+    return prepare
+
+
+# 2. The model
+
+
+def build_model(preset, vocabulary):
+    image_shape = (preset.image_size, preset.image_size, 3)
+    encoder = VisionTransformer(image_shape, **preset.encoder)
+    sizes = len(vocabulary), vocabulary.max_length
+    return VisionEncoderDecoder(encoder, *sizes, end_id=END_ID, **preset.decoder)
+
+
+def fit_likelihood(model, stage, data):
+    """Ordinary training, until the loss of held-out captions has stopped to fall."""
+    steps = min(stage.steps, len(data.likelihood))
+    epochs = stage.epochs * stage.steps // steps
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="mean_with_sample_weight"
+    )
+    stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
+    rate = learning_rate(stage, decay_steps=steps * epochs - stage.warm_up)
+    model.compile(keras.optimizers.Adam(rate, global_clipnorm=1.0), loss)
+    return model.fit(
+        data.likelihood,
+        steps_per_epoch=steps,
+        epochs=epochs,
+        validation_data=data.likelihood.transform(*data.stopping),
+        validation_batch_size=PREDICTION_BATCH,
+        callbacks=[stop],
+    ).history
+
+
+def learning_rate(stage, decay_steps=None):
+    """Rises for some steps; then follows a cosine down to 0, or stays."""
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        warmup_target=stage.rate,
+        warmup_steps=stage.warm_up,
+        decay_steps=decay_steps or 1,
+        alpha=0.0 if decay_steps else 1.0,
+    )
+
+
+# 3. Reward tuning
+
+
+def tune(model, reward, stage, data, seed):
+    """Maximum likelihood on the model's own captions, weighted by their reward."""
+    tuned = RewardTuning(model, reward=reward, num_samples=NUM_SAMPLES, seed=seed)
+    tuned.compile(optimizer=keras.optimizers.Adam(learning_rate(stage)))
+    steps = min(stage.steps, len(data.tuning))
+    return tuned.fit(
+        data.tuning,
+        steps_per_epoch=steps,
+        epochs=stage.epochs * stage.steps // steps,
+        validation_data=data.stopping,
+        validation_batch_size=PREDICTION_BATCH,
+    ).history
+
+
+# 4. Results
+
+
+def measure(model, reward, data):
+    """The table's column for a model, and its greedy captions of the test pictures."""
+    images, texts = data.test
+    references = data.vocabulary.encode(texts)
+    table = {"CIDEr-D": None}
+    for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+        ids = [
+            model.generate(batch, temperature=temperature, seed=0)
+            for batch in np.array_split(images, -(-len(images) // PREDICTION_BATCH))
+        ]
+        ids = np.concatenate(ids)
+        captions = data.vocabulary.decode(ids)
+        table[f"{name}: reward"] = float(keras.ops.mean(reward(references, ids)))
+        table[f"{name}: words"] = float(np.mean([len(c.split()) for c in captions]))
+    words = [[" ".join(split(text)) for text in captions] for captions in texts]
+    return {**table, "CIDEr-D": cider(words, captions)["cider"]}, captions
+
+
+def print_table(before, after):
+    print(f"{'':29}{'before':>10}{'after':>10}")
+    for name in before:
+        print(f"{name:29}{before[name]:10.3f}{after[name]:10.3f}")
+    gain = after["CIDEr-D"] / max(before["CIDEr-D"], 1e-9) - 1.0
+    print(f"CIDEr-D (greedy): {gain:+.1%}")
+
+
+def save_gallery(path, data, before, after, rows=3, columns=4):
+    _, axes = plt.subplots(rows, columns, figsize=(16, 5 * rows))
+    for panel, *row in zip(axes.flat, *data.test, before, after, strict=False):
+        image, people, early, late = row
+        panel.imshow(image)
+        panel.set_title(f"before: {early}\nafter: {late}", fontsize=10)
+        panel.set(xticks=[], yticks=[], xlabel="\n".join(people))
+    save_figure(path)
+
+
+def save_curves(path, likelihood, tuning):
+    _, axes = plt.subplots(1, 2, figsize=(10, 4))
+    stages = (likelihood, "maximum likelihood", "loss"), (tuning, "tuning", "reward")
+    for panel, (history, title, name) in zip(axes, stages, strict=True):
+        panel.plot(history.get(name, []), label="training")
+        panel.plot(history.get(f"val_{name}", []), label="held out")
+        panel.set(title=title, xlabel="epoch", ylabel=name)
+        panel.legend()
+    save_figure(path)
+
+
+def save_figure(path):
+    plt.savefig(path, dpi=100, bbox_inches="tight")
+    plt.close()
+
+
+def save_results(path, args, preset, before, after, times):
+    stages = zip(list(times)[1:], np.diff(list(times.values())), strict=True)
+    settings = {"num_samples": NUM_SAMPLES, **vars(preset)}
+    settings.update({k: settings[k]._asdict() for k in ("likelihood", "tuning")})
+    results = {
+        "metric": "CIDEr-D",
+        "before": before,
+        "after": after,
+        "seconds": {stage: round(float(seconds), 1) for stage, seconds in stages},
+        "seeds": [args.seed],
+        "backend": keras.backend.backend(),
+        "data": args.data,
+        "settings": settings,
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"saved {path}, after {sum(results['seconds'].values()):.0f} seconds")
+
+
+if __name__ == "__main__":
+    plt.switch_backend("Agg")
+    main()
