@@ -77,7 +77,8 @@ class RewardTuning(RewardTrainer, keras.Model):
             The sum over tokens, and the mean over references and inputs, under the
             distribution that is sampled: with the temperature.
         auxiliary_loss: a loss on the model's own samples beside the reward, such as
-            `ConfidenceLoss()`, logged under its name. Default None. For policies that
+            `ConfidenceLoss()` or an object with the same methods, logged under its
+            name. `sample_weight` does not weigh it. Default None. For policies that
             write tokens.
         scale_advantages: if True, divides advantages by the standard deviation of the
             rewards of their input. Default False: it biases the gradient.
