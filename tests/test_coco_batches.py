@@ -77,7 +77,7 @@ def test_a_model_trains_on_batches_read_by_workers(tmp_path):
     dataset = quietly(
         *(CocoBoxes, images, annotations),
         **{"image_size": (8, 8), "batch_size": 3, "drop_remainder": True},
-        **{"shuffle": True, "workers": 2, "use_multiprocessing": True},
+        **{"shuffle": True, "workers": 2},
         transform=brightness,
     )
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])

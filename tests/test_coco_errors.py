@@ -129,7 +129,7 @@ def test_broken_images_do_not_end_training_with_workers(tmp_path):
     break_images(tmp_path, 0, 3)
     dataset = CocoBoxes(
         *(images, annotations, (4, 4)),
-        **{"batch_size": 2, "workers": 2, "use_multiprocessing": True},
+        **{"batch_size": 2, "workers": 2},
         transform=brightness,
     )
     model = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])

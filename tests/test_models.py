@@ -320,7 +320,7 @@ def with_keras_hub(folder):
     logits = model.predict(x, verbose=0)
     difference = np.abs(loaded.predict(x, verbose=0) - logits).max()
     ids = model.generate(x, temperature=0)
-    return model.encode(x)[0][0].shape[2], logits.shape, difference, ids.shape
+    return model.encode(x)[0][0].shape[-1], logits.shape, difference, ids.shape
 
 
 def test_the_encoder_may_be_keras_hubs(tmp_path):
