@@ -246,7 +246,14 @@ class RewardTuning(RewardTrainer, keras.Model):
         )
         outputs = no_gradient(self.policy.decode, x, samples)
         targets = map_tensors(functools.partial(repeat_rows, n=samples.shape[1]), y)
-        value = own.call(self.policy, targets, samples, outputs, *token_log_probs)
+        value = own.call(
+            self.policy,
+            targets,
+            samples,
+            outputs,
+            token_log_probs[0],
+            token_log_probs[1],
+        )
         return log_probs, entropy, value
 
     def mle_loss(self, context, y, weights):

@@ -5,11 +5,16 @@ import json
 import keras
 import numpy as np
 import pytest
-from tiny import compiled, to_numpy
+from tiny import compiled, randomize, to_numpy
 
-from keras_reward import AutoregressivePolicy
-from keras_reward.auxiliary import ConfidenceLoss
-from keras_reward.codecs.boxes import BoxCodec
+from keras_reward import (
+    AutoregressivePolicy,
+    BoxCodec,
+    ConfidenceLoss,
+    RecallReward,
+    RewardTuning,
+)
+from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 from keras_reward.policies.policy import merge_rows
 
 # Bucket b is at b pixels and is token b + 2; class c is token c + 67.
@@ -214,3 +219,31 @@ def test_serializes():
     copy = keras.saving.deserialize_keras_object(json.loads(json.dumps(config)))
     assert isinstance(copy, ConfidenceLoss) and copy.get_config() == loss.get_config()
     assert (copy.weight, copy.iou_threshold, copy.name) == (0.1, 0.4, "calibration")
+
+
+def test_a_detector_learns_that_its_boxes_are_wrong():
+    """Boxes of an untrained model match nothing: its confidence in them falls."""
+    codec = BoxCodec(num_classes=2, image_size=16, max_boxes=2, num_buckets=5)
+    encoder = VisionTransformer((16, 16, 3), 8, width=8, num_layers=1, num_heads=2)
+    model = VisionEncoderDecoder(
+        encoder, codec.vocabulary_size, codec.max_length, num_layers=1, num_heads=2
+    )
+    randomize(model, seed=0, scale=0.3)
+    tuned = RewardTuning(
+        model,
+        reward=RecallReward(),
+        policy=AutoregressivePolicy(codec=codec),
+        auxiliary_loss=ConfidenceLoss(weight=1.0),
+        num_samples=4,
+        seed=0,
+    )
+    tuned.compile(keras.optimizers.Adam(0.02))
+    images = np.random.default_rng(0).random((32, 16, 16, 3)).astype("float32")
+    y = {
+        "boxes": np.tile([[15.9, 15.9, 16.0, 16.0]], (32, 1, 1)).astype("float32"),
+        "labels": np.zeros((32, 1), "int32"),
+    }
+    history = tuned.fit(images, y, batch_size=16, epochs=10, verbose=0).history
+    assert history["confidence_loss"][-1] < 0.5 * history["confidence_loss"][0]
+    scores = tuned.predict(images, verbose=0)["scores"]
+    assert scores.shape == (32, 2) and (scores >= 0.0).all() and (scores <= 1.0).all()
