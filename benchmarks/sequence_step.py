@@ -165,14 +165,16 @@ def generation_without_cache(sizes):
             return ops.while_loop(lambda t, _: t < sizes.length, step, start)[1]
 
     sampler = Sampler()
+    sampler.model = model  # whose weights are then arguments, not constants
     return timed(lambda: sampler.predict_on_batch(images))
 
 
-def generation_by_keras_hub(sizes):
-    """`generate` of a GPT-2 of the decoder's size, 8 times each prompt of one token."""
+def gpt2(sizes, prompt):
+    """A KerasHub GPT-2 of the decoder's size, and prompts of so many tokens."""
     import keras_hub
     import numpy
 
+    length = prompt + sizes.length
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size=sizes.vocab,
         num_layers=sizes.decoder_layers,
@@ -180,16 +182,45 @@ def generation_by_keras_hub(sizes):
         hidden_dim=sizes.dim,
         intermediate_dim=sizes.mlp,
         dropout=0.0,
-        max_sequence_length=sizes.length + 1,
+        max_sequence_length=length,
     )
     model = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
     model.compile(sampler=keras_hub.samplers.RandomSampler(seed=0))
-    rows, length = sizes.batch * PER_PROMPT, sizes.length + 1
     prompts = {
-        "token_ids": numpy.zeros((rows, length), "int32"),
-        "padding_mask": numpy.arange(length)[None] < numpy.ones((rows, 1)),
+        "token_ids": numpy.zeros((sizes.batch, length), "int32"),
+        "padding_mask": numpy.arange(length) < numpy.full((sizes.batch, 1), prompt),
     }
+    return model, prompts
+
+
+def generation_by_keras_hub(sizes, prompt):
+    """`generate` of a GPT-2, with each prompt 8 times in the batch."""
+    model, prompts = gpt2(sizes, prompt)
+    prompts = {name: value.repeat(PER_PROMPT, 0) for name, value in prompts.items()}
     return timed(lambda: model.generate(prompts, stop_token_ids=None))
+
+
+def generation_by_policy(sizes, prompt):
+    """The same GPT-2 sampled by `CausalLMPolicy`, 8 times about each prompt."""
+    import keras
+
+    from keras_reward import CausalLMPolicy
+
+    model, prompts = gpt2(sizes, prompt)
+    policy = CausalLMPolicy(max_new_tokens=sizes.length, end_token_ids=[])
+    policy.bind(model)
+
+    class Sampler(keras.Model):
+        def call(self, prompts):
+            return policy.sample(policy.encode(prompts), PER_PROMPT, seed=0)
+
+    sampler = Sampler()
+    sampler.model = model  # whose weights are then arguments, not constants
+    return timed(lambda: sampler.predict_on_batch(prompts))
+
+
+def image_tokens(sizes):
+    return (sizes.image // sizes.patch) ** 2
 
 
 PER_PROMPT = 8
@@ -199,8 +230,13 @@ KINDS = {
     "peer": lambda sizes: script_step(sizes.peer, sizes),
     "generate": generation,
     "without cache": generation_without_cache,
-    "keras_hub": generation_by_keras_hub,
+    "KerasHub": lambda sizes: generation_by_keras_hub(sizes, image_tokens(sizes)),
+    "policy": lambda sizes: generation_by_policy(sizes, image_tokens(sizes)),
+    "KerasHub, 1 token": lambda sizes: generation_by_keras_hub(sizes, 1),
+    "policy, 1 token": lambda sizes: generation_by_policy(sizes, 1),
 }
+# What samples about prompts as long as the image has tokens, and about single tokens.
+GENERATION = list(KINDS)[list(KINDS).index("generate") :]
 
 
 def steps_table(sizes, arguments, environment):
@@ -231,11 +267,10 @@ def steps_table(sizes, arguments, environment):
 def generation_table(sizes, arguments, environment):
     """Tokens per second of `generate` and of its references."""
     backend = sizes.backends[0]
-    names = ["generate", "without cache", "keras_hub"]
     medians = race(
         {
             name: Worker([*arguments, name], backend, BENCH_JIT="0", **environment)
-            for name in names
+            for name in GENERATION
         },
         sizes.rounds,
         max(1, sizes.steps // 2),
