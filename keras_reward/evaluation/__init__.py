@@ -9,6 +9,7 @@ from keras_reward.evaluation.progression import (
     plot_progression,
     progression,
 )
+from keras_reward.evaluation.report import report
 from keras_reward.evaluation.reward_distribution import (
     RewardDistribution,
     reward_distribution,
