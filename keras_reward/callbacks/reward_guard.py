@@ -8,12 +8,11 @@ import numpy as np
 
 from keras_reward.batches import batches_of, pad_rows, rows_of
 from keras_reward.callbacks.steps import StepCallback
-from keras_reward.evaluation.compiled import Greedy
+from keras_reward.evaluation.compiled import Greedy, probe
 
 TRY = {
     "fall": "a learning rate 10 times lower, a warm-up, or `kl_weight` with a "
-    'reference; `RewardTuning(baseline="leave_one_out")` with more samples if the '
-    "reward is noisy",
+    "reference; more samples (`num_samples`) if the reward is noisy",
     "monitor": "a reward that includes what fell (`reward + weight * monitor`), or "
     "`kl_weight` with a reference: the model found a way to earn the reward that was "
     "not meant",
@@ -138,7 +137,7 @@ class RewardGuard(StepCallback):
         self.seen = {}  # running means of the epoch at the last check, and its batches
         self.warned = False
         if self.validation_data is not None:
-            self.greedy = Greedy(self.model)
+            self.greedy = probe(Greedy, self.model)
             self.check_monitors(self.validate())
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -13,7 +13,7 @@ from keras_reward.callbacks.sample_pictures import (
     output_images,
 )
 from keras_reward.callbacks.steps import StepCallback
-from keras_reward.evaluation.compiled import Greedy, Sampler
+from keras_reward.evaluation.compiled import Greedy, Sampler, probe
 
 MOST_NUMBERS = 4096  # of an output in JSON; a larger one is in the picture
 
@@ -118,8 +118,8 @@ class SampleLogger(StepCallback):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.greedy = Greedy(self.model)
-        self.sampler = Sampler(self.model, self.num_samples, with_outputs=True)
+        self.greedy = probe(Greedy, self.model)
+        self.sampler = probe(Sampler, self.model, self.num_samples, True)
         self.epoch = -1  # before the first one
         self.write()
 

@@ -36,6 +36,25 @@ class Probe(keras.Model):
         return result
 
 
+def probe(kind, tuner, *arguments):
+    """The `Probe` of a kind for a tuner, the same one each time: compiled once.
+
+    Args:
+        kind: `Sampler` or `Greedy`.
+        tuner: a `RewardTuning`.
+        *arguments: further ones of `kind`.
+    """
+    probes = tuner.__dict__.get("_probes")
+    if probes is None:
+        probes = {}
+        # Not an attribute that Keras tracks: the probes contain the tuner.
+        object.__setattr__(tuner, "_probes", probes)
+    key = (kind, *arguments)
+    if key not in probes:
+        probes[key] = kind(tuner, *arguments)
+    return probes[key]
+
+
 class Sampler(Probe):
     """Draws and scores samples of each input.
 

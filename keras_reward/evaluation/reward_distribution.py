@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_reward.batches import batches_of, pad_rows, rows_of
-from keras_reward.evaluation.compiled import Greedy, Sampler
+from keras_reward.evaluation.compiled import Greedy, Sampler, probe
 from keras_reward.evaluation.sample_pools import (
     by_likelihood,
     by_reward,
@@ -162,7 +162,7 @@ def reward_distribution(
         path = pathlib.Path(path).with_suffix(".npz")
         settings["weights"] = fingerprint(tuner)
     earlier = load_blocks(path, settings)
-    functions = Sampler(tuner, chunk_size), Greedy(tuner)
+    functions = probe(Sampler, tuner, chunk_size), probe(Greedy, tuner)
     count, batches = batches_of(dataset, batch_size)
     chunks = -(-num_samples // chunk_size)
     bar = keras.utils.Progbar(
