@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward import advantages, logs, policies, rewards
+from keras_reward import advantages, logs, policies, rewards, storage
 from keras_reward.backend import RewardTrainer
 from keras_reward.callbacks.added import with_callbacks
 from keras_reward.objective import input_weights, weighted_likelihood_loss
@@ -252,15 +252,15 @@ class RewardTuning(RewardTrainer, keras.Model):
         )
         weights = input_weights(sample_weight, log_probs)
         loss = weighted_likelihood_loss(log_probs, rollout.advantages, None, weights)
+        if self.entropy_weight:
+            loss = loss - self.entropy_weight * ops.mean(entropy)
+        batch = ops.shape(log_probs)[0]
         if self.reference is not None:
             penalty, kl = self.reference.penalty(
                 x, rollout.samples, parts, weights, no_gradient
             )
             loss = loss + self.kl_weight * penalty if self.kl_weight else loss
-            logs.record_loss(self.trackers["kl"], kl, ops.shape(log_probs)[0])
-        if self.entropy_weight:
-            loss = loss - self.entropy_weight * ops.mean(entropy)
-        batch = ops.shape(log_probs)[0]
+            logs.record_loss(self.trackers["kl"], kl, batch)
         if self.mle_weight:
             mle_loss = self.mle_loss(context, y, weights)
             loss = loss + self.mle_weight * mle_loss
@@ -423,15 +423,15 @@ class RewardTuning(RewardTrainer, keras.Model):
         if self.mle_weight and is_host(y) and hasattr(self.policy, "check_targets"):
             self.policy.check_targets(y)
 
-    def restore_reference(self):
+    def ready_reference(self):
         """What a reference leaves to do between loading a file and training."""
         if self.reference is not None:
-            self.reference.restore()
+            self.reference.ready()
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         self.check_arrays(*args, **kwargs)
-        self.restore_reference()
+        self.ready_reference()
         args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
         return super().fit(*args, **kwargs)
 
@@ -442,7 +442,7 @@ class RewardTuning(RewardTrainer, keras.Model):
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
-        self.restore_reference()
+        self.ready_reference()
         result = super().train_on_batch(*args, **kwargs)
         self.reward.raise_failure()
         return result
@@ -456,31 +456,13 @@ class RewardTuning(RewardTrainer, keras.Model):
     # Saving.
 
     def save_own_variables(self, store):
-        self.restore_reference()
+        if self.reference is not None:
+            self.reference.restore()
         super().save_own_variables(store)
-        # Keras saves no seeds; with this one a continued run draws what it would have.
-        store["seed_generator_state"] = self.seed_generator.state
-        for name, variable in self.further_variables().items():
-            store[name] = variable.value
+        storage.write(self, store)
 
     def load_own_variables(self, store):
-        store = {name: store[name] for name in store.keys()}  # noqa: SIM118, not a dict
-        self.seed_generator.state.assign(store.pop("seed_generator_state"))
-        if self.reference is not None:
-            self.reference.begin_loading()
-        references = {k: store.pop(k) for k in list(store) if k.startswith("reference")}
-        for name, variable in self.further_variables().items():
-            if name.startswith("reward") or name in references:
-                variable.assign(store.pop(name) if name in store else references[name])
-        super().load_own_variables(store)
-
-    def further_variables(self):
-        """What reward and reference save, by its name in the file."""
-        saved = {f"reward_{i}": v for i, v in enumerate(self.reward.saved_variables)}
-        if self.reference is not None:
-            own = self.reference.saved_variables.items()
-            saved.update({f"reference_{name}": v for name, v in own})
-        return saved
+        super().load_own_variables(storage.read(self, store))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -219,7 +219,7 @@ def test_weight_0_only_watches():
 
 def test_a_weight_keeps_the_model_close():
     far = fit(tuner(classifier(positions=4), reward=value, kl_weight=0.0), 6)
-    near = fit(tuner(classifier(positions=4), reward=value, kl_weight=0.5), 6)
+    near = fit(tuner(classifier(positions=4), reward=value, kl_weight=2.0), 6)
     assert near["kl"][-1] < 0.5 * far["kl"][-1]
 
 
@@ -387,6 +387,12 @@ class Unbuilt(keras.Model):
 def test_arguments_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
         tuner(classifier(), **arguments)
+
+
+def test_the_tuned_model_is_no_reference():
+    model = classifier()
+    with pytest.raises(ValueError, match="not the tuned one itself"):
+        tuner(model, reference=model)
 
 
 def test_models_that_cannot_be_copied():

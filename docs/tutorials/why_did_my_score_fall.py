@@ -216,7 +216,7 @@ watched = FunctionReward(recall, name="recall") + 0.0 * FunctionReward(
 )
 model = trained_model()
 weights = model.get_weights()
-hacking = 3 * RATE
+hacking = 3 * RATE if SMALL else RATE / 3  # slow enough to watch
 logger = SampleLogger("samples", *[part[:2] for part in held_out], every_epochs=EPOCHS)
 _, history = tune(hacking, watched, [logger])
 print("val_reward   ", np.round(history["val_reward"], 2))

@@ -42,9 +42,11 @@ def make_reference(identifier, tuner, kl_weight, save):
         return AdaptersOff(tuner.model, tuner.policy)
     if isinstance(identifier, str) and identifier == "copy":
         identifier = copy_model(tuner.model)
-    if not isinstance(identifier, keras.Model) or not identifier.built:
+    moving = identifier is tuner.model
+    if moving or not isinstance(identifier, keras.Model) or not identifier.built:
         raise ValueError(
-            f"`reference` must be one of {KINDS}, or a built keras.Model. "
+            f"`reference` must be one of {KINDS}, or a built keras.Model that is not "
+            "the tuned one itself. "
             f"Received: reference={identifier!r}"
         )
     policy = twin_policy(tuner.policy, tuner.model, identifier, tuner.temperature)

@@ -45,12 +45,6 @@ class Reference:
 
         One forward pass: nothing is sampled from the reference.
         """
-        if self.model is None:
-            raise ValueError(
-                "This tuning was loaded from a file without its reference, which is "
-                "left out unless `save_reference=True`. Set it by "
-                "`tuned.set_reference(model)`. Received: no reference"
-            )
         context = self.policy.encode(x, training=False)
         return part_log_probs(self.policy, context, samples)
 
@@ -76,6 +70,16 @@ class Reference:
             log_probs, by_part, None, weights
         )
         return surrogate, ops.mean(objective.kl_estimate(ratios))
+
+    def ready(self):
+        """Called before training: raises if there is nothing to be close to."""
+        if self.model is None:
+            raise ValueError(
+                "This tuning was loaded from a file without its reference, which is "
+                "left out unless `save_reference=True`. Set it by "
+                "`tuned.set_reference(model)`. Received: no reference"
+            )
+        self.restore()
 
     def begin_loading(self):
         """Called before variables are read from a file."""
