@@ -7,11 +7,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward import advantages, logs, policies, rewards
+from keras_reward import advantages, logs, policies, rewards, storage
 from keras_reward.backend import RewardTrainer
 from keras_reward.callbacks.added import with_callbacks
 from keras_reward.objective import input_weights, weighted_likelihood_loss
 from keras_reward.policies.policy import refuse_truncation, repeat_rows
+from keras_reward.reference import make_reference, score_parts
 from keras_reward.rewards.reward import check_shapes
 from keras_reward.unbound import UnboundTuning, check_arguments
 
@@ -80,6 +81,16 @@ class RewardTuning(RewardTrainer, keras.Model):
             `ConfidenceLoss()` or an object with the same methods, logged under its
             name. `sample_weight` does not weigh it. Default None. For policies that
             write tokens.
+        kl_weight: weight of the divergence from a reference, added to the loss. Default
+            0.0, as in the paper. See `objective.kl_weights`.
+        reference: what the model is kept close to, frozen. `"copy"`: the model as it is
+            now. `"lora_base"`: the model with its LoRA adapters off, which costs no
+            second copy. Or a built model of the same outputs. Logged as `kl`, also
+            with weight 0, in nats per output. Default None. Costs one more forward
+            pass.
+        save_reference: if True, a copy or model enters the checkpoint. Default False:
+            after loading, give it back by `tuned.set_reference(model)` before training
+            goes on. `"lora_base"` is always there again.
         scale_advantages: if True, divides advantages by the standard deviation of the
             rewards of their input. Default False: it biases the gradient.
         model_training: the `training` flag of the model in a step. Default False, so
@@ -131,6 +142,9 @@ class RewardTuning(RewardTrainer, keras.Model):
         entropy_weight=0.0,
         mle_weight=0.0,
         auxiliary_loss=None,
+        kl_weight=0.0,
+        reference=None,
+        save_reference=False,
         scale_advantages=False,
         model_training=False,
         seed=None,
@@ -173,9 +187,14 @@ class RewardTuning(RewardTrainer, keras.Model):
                 aggregation="mean",
                 name="average_reward",
             )
+        self.kl_weight = kl_weight
+        self.save_reference = save_reference
+        self.reference = make_reference(reference, self, kl_weight, save_reference)
         self.loss_names = ["mle_loss"] if mle_weight else []
         if self.auxiliary_loss is not None:
             self.loss_names.append(self.auxiliary_loss.name)
+        if self.reference is not None:
+            self.loss_names.append("kl")
         self.trackers = logs.make_trackers(
             self.reward.part_names, num_samples, self.loss_names
         )
@@ -183,10 +202,28 @@ class RewardTuning(RewardTrainer, keras.Model):
 
     @property
     def non_trainable_variables(self):
-        """Those of the model and the tuning, and what the reward reads."""
+        """Those of the model and the tuning, and what reward and reference read."""
         own = {id(variable) for variable in self.variables}
-        read = [v for v in self.reward.variables if id(v) not in own]
-        return super().non_trainable_variables + read
+        read = [*self.reward.variables]
+        if self.reference is not None:
+            read += self.reference.variables
+        return super().non_trainable_variables + [v for v in read if id(v) not in own]
+
+    def set_reference(self, reference):
+        """Another reference, for example after loading a file without it.
+
+        Args:
+            reference: as in the constructor, but not None.
+        """
+        if self.reference is None or reference is None:
+            raise ValueError(
+                "A tuning that was made with a `reference` can be given another one. "
+                f"Received: reference={reference!r}, tuning with {self.reference!r}"
+            )
+        self.reference = make_reference(
+            reference, self, self.kl_weight, self.save_reference
+        )
+        self.train_function = None  # compiled for the variables of the one before
 
     def call(self, inputs, training=None):
         """The greedy output of each input, decoded to what the reward sees."""
@@ -210,7 +247,7 @@ class RewardTuning(RewardTrainer, keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         context = self.policy.encode(x, training=self.model_training)
         rollout = no_gradient(self.rollout, context, x, y)
-        log_probs, entropy, auxiliary_loss = self.score_samples(
+        log_probs, entropy, parts, auxiliary_loss = self.score_samples(
             context, x, y, rollout.samples, no_gradient
         )
         weights = input_weights(sample_weight, log_probs)
@@ -218,6 +255,12 @@ class RewardTuning(RewardTrainer, keras.Model):
         if self.entropy_weight:
             loss = loss - self.entropy_weight * ops.mean(entropy)
         batch = ops.shape(log_probs)[0]
+        if self.reference is not None:
+            penalty, kl = self.reference.penalty(
+                x, rollout.samples, parts, weights, no_gradient
+            )
+            loss = loss + self.kl_weight * penalty if self.kl_weight else loss
+            logs.record_loss(self.trackers["kl"], kl, batch)
         if self.mle_weight:
             mle_loss = self.mle_loss(context, y, weights)
             loss = loss + self.mle_weight * mle_loss
@@ -233,13 +276,14 @@ class RewardTuning(RewardTrainer, keras.Model):
         return loss
 
     def score_samples(self, context, x, y, samples, no_gradient):
-        """Log-probability, entropy and auxiliary loss (or None) of samples."""
+        """Log-probability and entropy of samples; log-probabilities of their parts,
+        where a reference needs them, and the auxiliary loss, else None."""
         own, gradient = self.auxiliary_loss, bool(self.entropy_weight)
+        if own is None and self.reference is not None:
+            return *score_parts(self.policy, context, samples, gradient), None
         if own is None:
-            log_probs, entropy = self.policy.score(
-                context, samples, entropy_gradient=gradient
-            )
-            return log_probs, entropy, None
+            scores = self.policy.score(context, samples, entropy_gradient=gradient)
+            return *scores, None, None
         others = own.alternatives(self.policy, samples)
         log_probs, entropy, token_log_probs = self.policy.score_choices(
             context, [samples, others], entropy_gradient=gradient
@@ -254,7 +298,9 @@ class RewardTuning(RewardTrainer, keras.Model):
             token_log_probs[0],
             token_log_probs[1],
         )
-        return log_probs, entropy, value
+        counted = self.policy.scored(context, samples)
+        parts = ops.where(counted, token_log_probs[0], 0.0)
+        return log_probs, entropy, parts, value
 
     def mle_loss(self, context, y, weights):
         """Negative log-likelihood of the ground truth: a scalar."""
@@ -377,9 +423,15 @@ class RewardTuning(RewardTrainer, keras.Model):
         if self.mle_weight and is_host(y) and hasattr(self.policy, "check_targets"):
             self.policy.check_targets(y)
 
+    def ready_reference(self):
+        """What a reference leaves to do between loading a file and training."""
+        if self.reference is not None:
+            self.reference.ready()
+
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         self.check_arrays(*args, **kwargs)
+        self.ready_reference()
         args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
         return super().fit(*args, **kwargs)
 
@@ -390,6 +442,7 @@ class RewardTuning(RewardTrainer, keras.Model):
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
+        self.ready_reference()
         result = super().train_on_batch(*args, **kwargs)
         self.reward.raise_failure()
         return result
@@ -403,22 +456,13 @@ class RewardTuning(RewardTrainer, keras.Model):
     # Saving.
 
     def save_own_variables(self, store):
+        if self.reference is not None:
+            self.reference.restore()
         super().save_own_variables(store)
-        # Keras saves no seeds; with this one a continued run draws what it would have.
-        store["seed_generator_state"] = self.seed_generator.state
-        for name, variable in self.reward_variables().items():
-            store[name] = variable
+        storage.write(self, store)
 
     def load_own_variables(self, store):
-        store = {name: store[name] for name in store.keys()}  # noqa: SIM118, not a dict
-        self.seed_generator.state.assign(store.pop("seed_generator_state"))
-        for name, variable in self.reward_variables().items():
-            variable.assign(store.pop(name))
-        super().load_own_variables(store)
-
-    def reward_variables(self):
-        """What the reward saves, by its name in the file."""
-        return {f"reward_{i}": v for i, v in enumerate(self.reward.saved_variables)}
+        super().load_own_variables(storage.read(self, store))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -433,6 +477,9 @@ class RewardTuning(RewardTrainer, keras.Model):
             "entropy_weight": self.entropy_weight,
             "mle_weight": self.mle_weight,
             "auxiliary_loss": serialize(self.auxiliary_loss),
+            "kl_weight": self.kl_weight,
+            "reference": self.reference and self.reference.get_config(),
+            "save_reference": self.save_reference,
             "scale_advantages": self.scale_advantages,
             "model_training": self.model_training,
             "seed": self.seed,
@@ -443,9 +490,9 @@ class RewardTuning(RewardTrainer, keras.Model):
     def from_config(cls, config, custom_objects=None):
         parts = {
             part: keras.saving.deserialize_keras_object(
-                config[part], custom_objects=custom_objects
+                config.get(part), custom_objects=custom_objects
             )
-            for part in ("model", "reward", "policy", "auxiliary_loss")
+            for part in ("model", "reward", "policy", "auxiliary_loss", "reference")
         }
         return cls(**{**config, **parts})
 

@@ -17,6 +17,7 @@ from keras_reward import (
     models,
     objective,
 )
+from keras_reward.evaluation import sample_pools
 from keras_reward.policies import sampling, token_sampling
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,15 +26,19 @@ SCORES = ("Cider", "CocoDetection", "PanopticQuality")
 DATA = ("CocoBoxes", "CocoCaptions", "CocoPanoptic", "Scenes", "Vocabulary")
 DATA += ("coco_files",)
 SCORES += ("cider", "coco_detection", "panoptic_quality")
+ANALYSIS = ("reward_distribution", "findings", "plot")
+ANALYSIS += ("progression", "plot_progression", "report")
+CALLBACKS = ("OfficialScores", "RewardGuard", "SampleLogger")
+MODULES = (advantages, objective, codecs, sampling, token_sampling, sample_pools)
 PUBLIC = {
     **{name: getattr(keras_reward, name) for name in keras_reward.__all__},
-    **{name: getattr(evaluation, name) for name in SCORES},
+    **{name: getattr(evaluation, name) for name in SCORES + ANALYSIS},
     **{name: getattr(data, name) for name in DATA},
-    "OfficialScores": callbacks.OfficialScores,
+    **{name: getattr(callbacks, name) for name in CALLBACKS},
     **{name: getattr(models, name) for name in models.__all__},
     **{
         f"{module.__name__}.{name}": value
-        for module in (advantages, objective, codecs, sampling, token_sampling)
+        for module in MODULES
         for name, value in vars(module).items()
         if inspect.isfunction(value)
     },
@@ -70,7 +75,8 @@ def test_docstring_example_runs(name, tmp_path, monkeypatch):
 def test_public_classes_have_examples():
     without = {"Policy", "ProductReward"}  # their subclasses and operators have
     assert set(keras_reward.__all__) - without <= set(EXAMPLES)
-    assert {*SCORES, *DATA, "OfficialScores", *models.__all__} <= set(EXAMPLES)
+    assert {*SCORES, *ANALYSIS, *CALLBACKS, *DATA} <= set(EXAMPLES)
+    assert set(models.__all__) <= set(EXAMPLES)
 
 
 def test_links_between_pages_lead_somewhere():

@@ -3,4 +3,6 @@
 from keras_reward.callbacks.host_failure import HostFailure
 from keras_reward.callbacks.official_scores import OfficialScores
 from keras_reward.callbacks.progress import RewardProgress
+from keras_reward.callbacks.reward_guard import RewardGuard
+from keras_reward.callbacks.sample_logger import SampleLogger
 from keras_reward.callbacks.unscored import UnscoredWarning

@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_reward.batches import batches_of, to_numpy
+
 
 class OfficialScores(keras.callbacks.Callback):
     """Adds official scores to the logs of every epoch.
@@ -71,26 +73,3 @@ class OfficialScores(keras.callbacks.Callback):
             self.evaluator.update_state(y, to_numpy(predictions))
             bar.update(step + 1)
         return self.evaluator.result()
-
-
-def batches_of(data, batch_size):
-    """The number of batches, None if unknown, and an iterator of `(x, y)` in NumPy."""
-    if isinstance(data, tuple):
-        rows = len(keras.tree.flatten(data)[0])
-        starts = range(0, rows, batch_size)
-        slices = [slice(start, start + batch_size) for start in starts]
-        return len(slices), (take(data, rows) for rows in slices)
-    if isinstance(data, keras.utils.PyDataset):
-        count = data.num_batches
-        return count, (to_numpy(data[i][:2]) for i in range(count))
-    count = len(data) if hasattr(data, "__len__") else None
-    return count, (to_numpy(tuple(batch[:2])) for batch in data)
-
-
-def take(data, rows):
-    """A slice of every array in a nest, in NumPy."""
-    return to_numpy(keras.tree.map_structure(lambda array: array[rows], data[:2]))
-
-
-def to_numpy(structure):
-    return keras.tree.map_structure(keras.ops.convert_to_numpy, structure)

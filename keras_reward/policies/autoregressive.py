@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.policies.decoding import likeliest, write_tokens
+from keras_reward.policies.policy import deserialized
 from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
@@ -223,6 +224,9 @@ class AutoregressivePolicy(TokenPolicy):
         as_references(self, targets, self.model.max_length)
         check_vocabulary("y", targets, self.model.vocabulary_size)
 
+    def given(self):
+        return {**super().given(), **self.given_masks}
+
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         masks = {name: serialize(mask) for name, mask in self.given_masks.items()}
@@ -232,7 +236,7 @@ class AutoregressivePolicy(TokenPolicy):
     def from_config(cls, config):
         config = dict(config)
         for name in ("slot_mask", "position_mask"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
+            config[name] = deserialized(config[name])
         return super().from_config(config)
 
 

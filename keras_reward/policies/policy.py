@@ -202,6 +202,14 @@ class Policy(keras.layers.Layer):
             samples = decode(x, samples, **details)
         return keras.tree.map_structure(merge_rows, samples)
 
+    def twin(self):
+        """A policy of the same settings that belongs to no model yet."""
+        return type(self).from_config({**self.get_config(), **self.given()})
+
+    def given(self):
+        """Arguments that are objects, as they are: those a config may not hold."""
+        return {"codec": self.codec}
+
     def get_config(self):
         return {
             "codec": keras.saving.serialize_keras_object(self.codec),
@@ -211,8 +219,14 @@ class Policy(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        config["codec"] = keras.saving.deserialize_keras_object(config["codec"])
+        config["codec"] = deserialized(config["codec"])
         return cls(**config)
+
+
+def deserialized(value):
+    """What a config holds as an object; an object as it is."""
+    is_config = isinstance(value, dict)
+    return keras.saving.deserialize_keras_object(value) if is_config else value
 
 
 def merge_rows(tensor):

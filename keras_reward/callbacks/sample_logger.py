@@ -1,0 +1,229 @@
+"""What a model says of a few fixed inputs, again and again while it is tuned."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from keras_reward.batches import map_arrays, rows_of, to_numpy
+from keras_reward.callbacks.sample_outlets import open_outlets
+from keras_reward.callbacks.sample_pictures import (
+    draw_sheet,
+    input_images,
+    output_images,
+)
+from keras_reward.callbacks.steps import StepCallback
+from keras_reward.evaluation.compiled import Greedy, Sampler, probe
+
+MOST_NUMBERS = 4096  # of an output in JSON; a larger one is in the picture
+
+
+class SampleLogger(StepCallback):
+    """Writes the samples of fixed inputs, their rewards, and the greedy output.
+
+    Look at samples: a rising reward says that the model found something, not what.
+    Before the first step, and then every `every_epochs` epochs or `every_steps` steps,
+    it writes to `folder`:
+
+    - `samples.jsonl`, one line for each input: epoch, step, and the output, reward and
+      parts of the greedy output, and output, reward and log-probability of each sample.
+      Outputs of more than 4,096 numbers are left to the picture.
+    - `samples_000120.png` after step 120, where inputs or outputs are images, boxes
+      over images, or maps of classes: the input, the greedy output, the samples, each
+      with its reward. Drawn by `keras.visualization`, which needs OpenCV for boxes.
+
+    The samples come from the same random numbers each time, so that what changes is the
+    model. They have no influence on the training.
+
+    Args:
+        folder: where to write; made if it is missing.
+        x: a few inputs, an array or a nest of arrays.
+        y: their targets, as the reward takes them. Default None.
+        num_samples: number of samples of each input. Default 4.
+        every_epochs: int. Default 1, unless `every_steps` is given.
+        every_steps: int. Default None.
+        describe: a function from outputs in rows to a list of strings, such as
+            `vocabulary.decode`: they are written beside the outputs and on the picture.
+        bounding_box_format: of boxes, one of Keras's names. Default `"xyxy"`.
+        tensorboard: a folder for TensorBoard's event files, which needs `tensorboard`.
+            Default None.
+        wandb: if True, also logs to the run that `wandb.init` has begun. Default False.
+        seed: int, for the random numbers of the samples. Default 0.
+
+    Raises:
+        ValueError: for numbers that are not positive, or `every_epochs` and
+            `every_steps` together; for `wandb=True` without a run.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras import ops
+    from keras_reward import RewardTuning
+    from keras_reward.callbacks import SampleLogger
+
+    def found(y_true, y_pred):
+        return ops.mean(ops.cast(y_pred == y_true, "float32"), axis=(1, 2, 3))
+
+    images = np.random.default_rng(0).random((8, 12, 12, 3)).astype("float32")
+    masks = (images[..., :1] > 0.5).astype("int32")
+    model = keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Conv2D(1, 1)])
+    tuned = RewardTuning(model, reward=found, policy="bernoulli", seed=0)
+    tuned.compile(keras.optimizers.Adam(0.01))
+    logger = SampleLogger("samples", images[:2], masks[:2])
+    tuned.fit(images, masks, epochs=2, callbacks=[logger], verbose=0)
+    # samples/samples.jsonl, samples/samples_000000.png, ...
+    ```
+    """
+
+    def __init__(
+        self,
+        folder,
+        x,
+        y=None,
+        num_samples=4,
+        every_epochs=None,
+        every_steps=None,
+        describe=None,
+        bounding_box_format="xyxy",
+        tensorboard=None,
+        wandb=False,
+        seed=0,
+    ):
+        super().__init__(every_steps)
+        if every_epochs is not None and every_steps is not None:
+            raise ValueError(
+                "Samples are written every so many epochs or steps, not both. "
+                f"Received: every_epochs={every_epochs}, every_steps={every_steps}"
+            )
+        every_epochs = 1 if every_epochs is None else every_epochs
+        for name, value in (
+            ("num_samples", num_samples),
+            ("every_epochs", every_epochs),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"`{name}` must be a positive int. Received: {name}={value!r}"
+                )
+        self.folder = pathlib.Path(folder)
+        self.x, self.y = to_numpy((x, y))
+        self.num_samples = num_samples
+        self.every_epochs = None if every_steps else every_epochs
+        self.describe = describe
+        self.bounding_box_format = bounding_box_format
+        self.outlets = open_outlets(tensorboard, wandb)
+        self.seed = seed
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.greedy = probe(Greedy, self.model)
+        self.sampler = probe(Sampler, self.model, self.num_samples, True)
+        self.epoch = -1  # before the first one
+        self.write()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.advance(batch):
+            self.model.keep_weights()
+            self.write()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.every_epochs and (epoch + 1) % self.every_epochs == 0:
+            self.write()
+
+    def on_train_end(self, logs=None):
+        for outlet in self.outlets:
+            outlet.flush()
+
+    def write(self):
+        """Samples, and writes what came out to every place."""
+        greedy = self.greedy.run(self.x, self.y)
+        samples = self.sampler.draw(self.x, self.y, [self.seed])
+        name = f"samples_{self.step:06d}.png"
+        sheet = draw_sheet_of(self, greedy, samples)
+        if sheet:
+            (self.folder / name).write_bytes(sheet[0])
+        records = self.records(greedy, samples, name if sheet else None)
+        with open(self.folder / "samples.jsonl", "a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        for outlet in self.outlets:
+            outlet.write(self.step, records, sheet)
+
+    def records(self, greedy, samples, picture):
+        """One dict for each input, of what JSON can hold."""
+        n = self.num_samples
+        greedy_texts = self.texts(greedy["outputs"])
+        texts = self.texts(samples["outputs"])
+
+        def output(outputs, texts, row):
+            held = map_arrays(lambda leaf: leaf[row], outputs)
+            return {
+                "output": plain(held, picture),
+                **({} if texts is None else {"text": texts[row]}),
+            }
+
+        return [
+            {
+                "epoch": self.epoch,
+                "step": self.step,
+                "input": i,
+                "greedy": {
+                    **{k: plain(v[i]) for k, v in greedy["rewards"].items()},
+                    **output(greedy["outputs"], greedy_texts, i),
+                },
+                "samples": [
+                    {
+                        "reward": plain(samples["rewards"][i, j]),
+                        "log_prob": plain(samples["log_probs"][i, j]),
+                        **output(samples["outputs"], texts, i * n + j),
+                    }
+                    for j in range(n)
+                ],
+            }
+            for i in range(rows_of((self.x,)))
+        ]
+
+    def texts(self, outputs):
+        """What `describe` says of each row, or None."""
+        return None if self.describe is None else list(map(str, self.describe(outputs)))
+
+
+def draw_sheet_of(logger, greedy, samples):
+    """The picture of one moment, see `draw_sheet`; None where nothing can be drawn."""
+    images, n = input_images(logger.x), logger.num_samples
+    repeated = None if images is None else np.repeat(images, n, axis=0)
+    form = logger.bounding_box_format
+    first = output_images(greedy["outputs"], images, form)
+    others = output_images(samples["outputs"], repeated, form)
+    if first is None and (images is None or logger.describe is None):
+        return None
+    words = logger.texts(greedy["outputs"]), logger.texts(samples["outputs"])
+
+    def cell(pictures, kind, reward, texts, row):
+        text = f"{kind}{reward:.3g}" + ("" if texts is None else f"\n{texts[row]}")
+        return (None if pictures is None else pictures[row]), text
+
+    rows = []
+    for i, rewards in enumerate(samples["rewards"]):
+        line = [] if images is None else [(images[i], "input")]
+        reward = greedy["rewards"]["reward"][i]
+        line.append(cell(first, "greedy: ", reward, words[0], i))
+        for j, reward in enumerate(rewards):
+            line.append(cell(others, "", reward, words[1], i * n + j))
+        rows.append(line)
+    return draw_sheet(rows)
+
+
+def plain(value, picture=None):
+    """Numbers, arrays and nests of them as JSON has them; not finite is null."""
+    if isinstance(value, dict):
+        return {name: plain(held, picture) for name, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(held, picture) for held in value]
+    array = np.asarray(value)
+    if array.size > MOST_NUMBERS:
+        return {"shape": list(array.shape), "picture": picture}
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        array = np.where(np.isfinite(array), array.astype(object), None)
+    return array.tolist()

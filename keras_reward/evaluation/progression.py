@@ -1,0 +1,160 @@
+"""Reward and official score over a training, from its log: do they rise together?"""
+
+import csv
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Progression(NamedTuple):
+    """Two quantities over the epochs in which both were measured.
+
+    Attributes:
+        epochs: `(n,)` int, from 0.
+        reward: `(n,)` float64.
+        metric: `(n,)` float64.
+        rank_correlation: Spearman's, from -1 to 1; NaN where one of the two never
+            changes or fewer than two epochs have both.
+        names: of reward and metric, in the log.
+    """
+
+    epochs: np.ndarray
+    reward: np.ndarray
+    metric: np.ndarray
+    rank_correlation: float
+    names: tuple
+
+
+def progression(log, reward="val_reward", metric="val_cider"):
+    """Reward and official score over a training, and their rank correlation.
+
+    A reward stands for a metric as long as both rise together. Where the reward goes on
+    rising and the metric does not, the model exploits the difference.
+
+    Args:
+        log: what `fit` returned, its `history`, or the path of a file that
+            `keras.callbacks.CSVLogger` wrote.
+        reward: name of the reward in the log. Default `"val_reward"`: greedy outputs.
+        metric: name of the other quantity, such as the callback `OfficialScores` logs
+            it. Default `"val_cider"`.
+
+    Returns:
+        A `Progression`. Epochs in which one of both is missing or not finite are left
+        out.
+
+    Raises:
+        ValueError: if the log has no such name.
+
+    Example:
+
+    ```python
+    from keras_reward.evaluation import progression
+
+    history = {"val_reward": [0.1, 0.3, 0.4], "val_map": [0.30, 0.35, 0.33]}
+    progression(history, metric="val_map").rank_correlation  # 0.5
+    ```
+
+    Reference: Pinto et al. 2023, "Tuning computer vision models with task rewards",
+    section 5 and figure 6; Spearman 1904, "The Proof and Measurement of Association
+    between Two Things".
+    """
+    columns = read_log(log)
+    for name in (reward, metric):
+        if name not in columns:
+            raise ValueError(
+                "`reward` and `metric` must be names in the log. "
+                f"Known: {', '.join(sorted(columns))}. Received: {name!r}"
+            )
+    epochs = columns.get("epoch")
+    pair = [columns[reward], columns[metric]]
+    length = min(map(len, pair))
+    first, second = (values[:length] for values in pair)
+    both = np.isfinite(first) & np.isfinite(second)
+    epochs = np.arange(length) if epochs is None else epochs[:length].astype(int)
+    first, second = first[both], second[both]
+    correlation = rank_correlation(first, second)
+    return Progression(epochs[both], first, second, correlation, (reward, metric))
+
+
+def read_log(log):
+    """Columns of a log: arrays of float64 by name, NaN where a cell is not a number."""
+    if isinstance(log, str | pathlib.Path):
+        with open(log, newline="") as file:
+            rows = list(csv.DictReader(file))
+        log = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    log = getattr(log, "history", log)
+    return {name: np.array([number(v) for v in column]) for name, column in log.items()}
+
+
+def number(cell):
+    """A float; NaN for what is none."""
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def rank_correlation(first, second):
+    """Spearman's rank correlation: Pearson's, of ranks.
+
+    Args:
+        first, second: `(n,)`.
+
+    Returns:
+        A float, NaN where it is not defined.
+    """
+    if len(first) < 2:
+        return float("nan")
+    first, second = ranks(first), ranks(second)
+    first, second = first - first.mean(), second - second.mean()
+    scale = np.sqrt(np.sum(first**2) * np.sum(second**2))
+    return float(first @ second / scale) if scale > 0 else float("nan")
+
+
+def ranks(values):
+    """Ranks `(n,)` from 0; equal values share the mean of theirs."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - 0.5 * (counts + 1))[index]
+
+
+def plot_progression(result, path=None):
+    """Draws reward and metric over epochs, as the paper's figure 6.
+
+    Args:
+        result: a `Progression`.
+        path: where to save the figure. Default None: not saved.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Example:
+
+    ```python
+    from keras_reward.evaluation import plot_progression, progression
+
+    history = {"val_reward": [0.1, 0.3, 0.4], "val_map": [0.30, 0.35, 0.33]}
+    plot_progression(progression(history, metric="val_map"), "progression.png")
+    ```
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    left = figure.subplots()
+    right = left.twinx()
+    values = (result.reward, result.metric)
+    colors, markers = ("tab:blue", "tab:orange"), ("o", "s")
+    lines = [
+        axes.plot(result.epochs, column, color=color, marker=marker, label=name)[0]
+        for axes, column, color, marker, name in zip(
+            (left, right), values, colors, markers, result.names, strict=True
+        )
+    ]
+    for axes, color, name in zip((left, right), colors, result.names, strict=True):
+        axes.set_ylabel(name, color=color)
+    left.set(xlabel="epoch", title=f"rank correlation {result.rank_correlation:.2f}")
+    left.legend(handles=lines)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure

@@ -1,0 +1,276 @@
+"""The distribution of rewards that a model's samples earn, for each example."""
+
+import json
+import os
+import pathlib
+import zlib
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_reward.batches import batches_of, pad_rows, rows_of
+from keras_reward.evaluation.compiled import Greedy, Sampler, probe
+from keras_reward.evaluation.sample_pools import (
+    by_likelihood,
+    by_reward,
+    mean_of_chosen,
+)
+
+
+class RewardDistribution(NamedTuple):
+    """Rewards and log-probabilities of many samples of each example.
+
+    An example with an unscored sample (NaN) is left out of all curves.
+
+    Attributes:
+        rewards: `(examples, num_samples)` float32, NaN where unscored.
+        log_probs: `(examples, num_samples)` float32, in nats.
+        greedy: `(examples,)` float32, reward of the greedy output.
+    """
+
+    rewards: np.ndarray
+    log_probs: np.ndarray
+    greedy: np.ndarray
+
+    @property
+    def num_samples(self):
+        """Number of samples of each example."""
+        return self.rewards.shape[1]
+
+    def scored(self):
+        """Which examples count: `(examples,)` bool."""
+        scored = np.isfinite(self.rewards).all(axis=1) & np.isfinite(self.greedy)
+        if not scored.any():
+            raise ValueError(
+                "Curves need at least one example of which all samples and the greedy "
+                f"output were scored. Received: none of {len(scored)}"
+            )
+        return scored
+
+    def mean(self):
+        """Mean reward of the samples: the expected reward, per example alike."""
+        return float(self.rewards[self.scored()].mean(dtype="float64"))
+
+    def greedy_mean(self):
+        """Mean reward of the greedy outputs."""
+        return float(self.greedy[self.scored()].mean(dtype="float64"))
+
+    def quantiles(self):
+        """Mean over examples of the quantile function of the reward.
+
+        Returns:
+            `(num_samples,)`, rising; at index i the level (i + 0.5) / num_samples. Its
+            mean, the area below the curve, is the mean reward.
+        """
+        return by_reward(self.rewards[self.scored()]).mean(axis=0)
+
+    def best_of(self):
+        """Expected reward of the best of N samples: `(num_samples,)`, N from 1."""
+        return mean_of_chosen(self.quantiles())
+
+    def most_likely_of(self):
+        """Expected reward of the likeliest of N samples: `(num_samples,)`, N from 1."""
+        scored = self.scored()
+        ordered = by_likelihood(self.rewards[scored], self.log_probs[scored])
+        return mean_of_chosen(ordered.mean(axis=0))
+
+    def save(self, path):
+        """Writes a NumPy file (.npz) that `load` reads."""
+        np.savez(path, **self._asdict())
+
+    @classmethod
+    def load(cls, path):
+        """What `save`, or `reward_distribution` with a `path`, has written."""
+        with np.load(path) as data:
+            return cls(*(data[name] for name in cls._fields))
+
+
+def reward_distribution(
+    tuner,
+    dataset,
+    num_samples=256,
+    chunk_size=64,
+    batch_size=32,
+    seed=0,
+    path=None,
+    verbose=1,
+):
+    """Samples many outputs of each example, and what they earn.
+
+    Figure 5 of the paper shows 10,000 samples of each of 1,024 images. Samples are
+    drawn, scored and dropped `batch_size * chunk_size` at a time, by a function that is
+    compiled once: memory does not grow with `num_samples`, but for the two numbers
+    that are kept of each sample. Samples are drawn, and their likelihood is measured,
+    at the tuner's temperature.
+
+    Random numbers follow from `seed` and the place of the chunk alone. So a run that
+    was interrupted goes on from its file, and one with more samples begins with those
+    of one with fewer.
+
+    Args:
+        tuner: a `RewardTuning` around the model. It need not be compiled.
+        dataset: `(x, y)` arrays or nests of them, or an iterable of batches, in an
+            order that does not change.
+        num_samples: number of samples of each example. Default 256.
+        chunk_size: how many of them are drawn at a time. Default 64.
+        batch_size: number of examples at a time, where `dataset` is arrays. Default 32.
+        seed: int from 0. Default 0.
+        path: a file (.npz) that keeps what has been drawn after each batch, and when
+            the run is interrupted. If it exists the run goes on from there. Default
+            None: no file.
+        verbose: 0 for no progress bar. Default 1.
+
+    Returns:
+        A `RewardDistribution`.
+
+    Raises:
+        ValueError: for numbers that are not positive, data without examples, or a file
+            of another model or of other settings.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras import ops
+    from keras_reward import RewardTuning
+    from keras_reward.evaluation import reward_distribution
+
+    def value(y_true, y_pred):
+        return ops.cast(y_pred, "float32")
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    tuned = RewardTuning(model, reward=value)
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
+    result = reward_distribution(tuned, (x, None), num_samples=128, verbose=0)
+    result.rewards            # (4, 128)
+    result.quantiles()        # (128,), whose mean is result.mean()
+    result.best_of()[9]       # expected reward of the best of 10
+    ```
+
+    Reference: Pinto et al. 2023, "Tuning computer vision models with task rewards",
+    section 5 and figure 5.
+    """
+    sizes = {"num_samples": num_samples, "chunk_size": chunk_size}
+    for name, value in {**sizes, "batch_size": batch_size}.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be a positive int. Received: {value!r}")
+    chunk_size = min(chunk_size, num_samples)
+    settings = {"seed": seed, "chunk_size": chunk_size}
+    if path is not None:
+        path = pathlib.Path(path).with_suffix(".npz")
+        settings["weights"] = fingerprint(tuner)
+    earlier = load_blocks(path, settings)
+    functions = probe(Sampler, tuner, chunk_size), probe(Greedy, tuner)
+    count, batches = batches_of(dataset, batch_size)
+    chunks = -(-num_samples // chunk_size)
+    bar = keras.utils.Progbar(
+        count and count * chunks, verbose=verbose, unit_name="chunk"
+    )
+    blocks, rows = [], None
+    try:
+        for index, (x, y) in enumerate(batches):
+            rows = rows or rows_of((x,))
+            block = start_block(num_samples, rows_of((x,)), earlier)
+            blocks.append(block)
+            batch = pad_rows((x, y), max(rows, rows_of((x,))))
+            fill_block(block, functions, batch, (seed, index), bar, index * chunks)
+            save_blocks(path, blocks, earlier, settings)
+    finally:
+        save_blocks(path, blocks, earlier, settings)
+    if not blocks:
+        raise ValueError("`dataset` must have at least one batch. Received: none")
+    if count is None:
+        bar.update(len(blocks) * chunks, finalize=True)
+    return RewardDistribution(
+        *(np.concatenate([block[name] for block in blocks]) for name in FIELDS)
+    )
+
+
+FIELDS = RewardDistribution._fields
+
+
+def fill_block(block, functions, batch, numbers, bar, done):
+    """Draws what is missing of one batch of examples.
+
+    Args:
+        block: dict of arrays, see `start_block`; changed.
+        functions: a `Sampler` and a `Greedy`.
+        batch: `(x, y)`, with at least as many rows as the block.
+        numbers: tuple of ints that the random numbers follow from.
+        bar: `Progbar` to show.
+        done: number of chunks before this batch.
+    """
+    sampler, greedy = functions
+    size, (rows, total) = sampler.num_samples, block["rewards"].shape
+    if np.isnan(block["greedy"]).all():
+        block["greedy"][:] = greedy.run(*batch)["rewards"]["reward"][:rows]
+    # The chunk that was cut off by a smaller `num_samples` is drawn again.
+    for chunk in range(int(block["drawn"][0]) // size, -(-total // size)):
+        drawn = sampler.draw(*batch, [*numbers, chunk])
+        here = slice(chunk * size, min(total, (chunk + 1) * size))
+        for name in ("rewards", "log_probs"):
+            block[name][:, here] = drawn[name][:rows, : here.stop - here.start]
+        block["drawn"][:] = here.stop
+        bar.update(done + chunk + 1)
+
+
+def start_block(num_samples, rows, earlier):
+    """Arrays for one batch of examples, with what a file had of it already.
+
+    Args:
+        num_samples: number of samples of each example.
+        rows: number of examples.
+        earlier: what `load_blocks` returned; loses the rows that are taken from it.
+    """
+    block = {
+        "rewards": np.full((rows, num_samples), np.nan, "float32"),
+        "log_probs": np.full((rows, num_samples), np.nan, "float32"),
+        "greedy": np.full(rows, np.nan, "float32"),
+        "drawn": np.zeros(rows, "int32"),
+    }
+    if len(earlier.get("drawn", ())) >= rows:
+        known = min(num_samples, earlier["rewards"].shape[1])
+        for name in FIELDS[:2]:
+            block[name][:, :known] = earlier[name][:rows, :known]
+        block["greedy"][:] = earlier["greedy"][:rows]
+        block["drawn"][:] = np.minimum(earlier["drawn"][:rows], known)
+        earlier.update({name: values[rows:] for name, values in earlier.items()})
+    return block
+
+
+def fingerprint(tuner):
+    """A number that differs between models of different weights."""
+    checksum = 0
+    for weight in tuner.weights:
+        array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+        checksum = zlib.crc32(array.tobytes(), checksum)
+    return checksum
+
+
+def load_blocks(path, settings):
+    """Arrays of all examples in a file, an empty dict if there is no file."""
+    if path is None or not path.exists():
+        return {}
+    with np.load(path) as data:
+        found = json.loads(str(data["settings"]))
+        if found != settings:
+            raise ValueError(
+                f"{path} holds samples of other weights or settings. Choose another "
+                f"`path`, or delete it. Expected: {settings}. Received: {found}"
+            )
+        return {name: data[name] for name in (*FIELDS, "drawn")}
+
+
+def save_blocks(path, blocks, earlier, settings):
+    """Writes what has been drawn, and what an earlier run knew beyond that."""
+    if path is None or not blocks:
+        return
+    arrays = {k: np.concatenate([block[k] for block in blocks]) for k in blocks[0]}
+    rest = len(earlier.get("drawn", ()))
+    if rest and earlier["rewards"].shape[1] == arrays["rewards"].shape[1]:
+        arrays = {k: np.concatenate([v, earlier[k]]) for k, v in arrays.items()}
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, settings=json.dumps(settings), **arrays)
+    os.replace(partial, path)  # never half a file

@@ -1,0 +1,164 @@
+"""The tuned model with its LoRA adapters off, as the reference."""
+
+import contextlib
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_reward.reference.frozen import MISSING, Reference
+
+ADAPTED = ("kernel", "embeddings")  # names of weights that Keras's layers adapt
+
+
+class AdaptersOff(Reference):
+    """The tuned model without its LoRA adapters: no second copy of what they adapt.
+
+    Of other weights that are tuned too, such as biases, it keeps the values at the
+    start.
+
+    Keras merges adapters into the weights of a file, and loads it with adapters that
+    are 0: then there would be no base to be close to. So the adapters are saved once
+    more, and taken out of the merged weights again before training goes on.
+
+    Args:
+        model: a built `keras.Model` of which layers have adapters.
+        policy: its policy.
+
+    Raises:
+        ValueError: if no layer has adapters.
+    """
+
+    def __init__(self, model, policy):
+        if not lora_layers(model):
+            raise ValueError(
+                '`reference="lora_base"` is the model with its adapters off: give its '
+                "layers adapters first, with `layer.enable_lora(rank)` or "
+                f"`backbone.enable_lora(rank)`. Received: model {model.name!r}, no "
+                "layer of which has any"
+            )
+        super().__init__(model, policy, save=False)
+        adapters = adapters_of(model)
+        self.kept = [
+            (index, variable, keras.Variable(copied(variable), trainable=False))
+            for index, variable in enumerate(model.variables)
+            if variable.trainable and id(variable) not in map(id, adapters)
+        ]
+        self.places = {f"adapter_{i}": Place(v) for i, v in enumerate(adapters)}
+        self.places.update({f"kept_{i}": Place(copy) for i, _, copy in self.kept})
+        self.pending = False  # whether a file was loaded and nothing done about it
+
+    @property
+    def variables(self):
+        return [copy for _, _, copy in self.kept]
+
+    @property
+    def saved_variables(self):
+        return self.places if self.can_be_saved() else {}
+
+    def can_be_saved(self):
+        """Whether adapters can be taken out again: not of rounded weights."""
+        layers = lora_layers(self.model)
+        return not any(getattr(layer, "quantization_mode", None) for layer in layers)
+
+    def part_log_probs(self, x, samples):
+        with adapters_off(self.model), self.start_values():
+            return super().part_log_probs(x, samples)
+
+    def start_values(self):
+        """Within it, weights that are tuned beside the adapters are as at the start."""
+        if not self.kept:
+            return contextlib.nullcontext()
+        # All variables: this scope hides one that may be around it.
+        values = {id(v): (v, v.value) for v in self.model.variables}
+        values.update({id(v): (v, copy.value) for _, v, copy in self.kept})
+        return keras.StatelessScope(list(values.values()))
+
+    def begin_loading(self):
+        self.pending = True
+        for place in self.places.values():
+            place.held = None
+
+    def restore(self):
+        """Takes the adapters out of weights that were loaded with them merged in."""
+        if not self.pending:
+            return
+        self.pending = False
+        places = {id(place.variable): place for place in self.places.values()}
+        for layer in lora_layers(self.model):
+            for name in adapted_names(layer):
+                take_out(layer, name, places)
+        for _, variable, copy in self.kept:
+            held = places[id(copy)].held  # None: it was not tuned when it was saved
+            copy.assign(copied(variable) if held is None else held)
+
+    def get_config(self):
+        return "lora_base" if self.can_be_saved() else MISSING
+
+
+class Place:
+    """The place of a variable in a file: what is read is held until it is used."""
+
+    def __init__(self, variable):
+        self.variable = variable
+        self.held = None
+
+    def assign(self, value):
+        self.held = np.array(value)
+
+    @property
+    def value(self):
+        """What a file is to hold."""
+        return self.variable.value
+
+
+def copied(variable):
+    """The values of a variable, in memory of their own: JAX gives its away."""
+    return np.array(ops.convert_to_numpy(variable))
+
+
+def take_out(layer, name, places):
+    """Gives a layer its adapters, and its base the merged weights without them."""
+    adapters = [getattr(layer, f"lora_{name}_{side}") for side in "ab"]
+    values = [places[id(variable)].held for variable in adapters]
+    if any(value is None for value in values):  # a file of another tuning
+        return
+    merged = ops.convert_to_numpy(getattr(layer, name))  # its own adapters are 0
+    for variable, value in zip(adapters, values, strict=True):
+        variable.assign(value)
+    twice = ops.convert_to_numpy(getattr(layer, name))
+    getattr(layer, f"_{name}").assign(merged - (twice - merged))
+
+
+def adapted_names(layer):
+    """Names of the weights of a layer that have adapters."""
+    return [name for name in ADAPTED if hasattr(layer, f"lora_{name}_a")]
+
+
+def adapters_of(model):
+    """The variables of all LoRA adapters of a model."""
+    return [
+        getattr(layer, f"lora_{name}_{side}")
+        for layer in lora_layers(model)
+        for name in adapted_names(layer)
+        for side in "ab"
+    ]
+
+
+def lora_layers(model):
+    """The layers of a model that have LoRA adapters."""
+    layers = model._flatten_layers()
+    return [layer for layer in layers if getattr(layer, "lora_enabled", False)]
+
+
+@contextlib.contextmanager
+def adapters_off(model):
+    """Within it, the model computes as if it had no adapters."""
+    layers = lora_layers(model)
+    for layer in layers:
+        layer.lora_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.lora_enabled = True
