@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny import classifier, compiled, to_numpy
+from tiny import classifier, compiled, to_numpy, weights_of
 
 from keras_reward import RewardTuning
 from keras_reward.policies.causal_lm import CausalLMPolicy, end_tokens_of
@@ -503,9 +503,10 @@ def test_arguments_out_of_range_are_refused(argument):
         CausalLMPolicy(**argument)
 
 
-def check_a_tasks_own_tokenizer_says_where_answers_end():
-    """Text in, `policy="auto"`, text out: nothing about tokens is said by hand."""
+def gpt2_with_a_tokenizer():
+    """A task that reads and writes text, and some inputs."""
     import keras_hub
+    from tiny import randomize
 
     tokenizer = keras_hub.models.GPT2Tokenizer(
         vocabulary={"<|endoftext|>": 0, "a": 1, "b": 2, "Ġ": 3, "ab": 4},
@@ -521,20 +522,27 @@ def check_a_tasks_own_tokenizer_says_where_answers_end():
         max_sequence_length=12,
     )
     model = keras_hub.models.GPT2CausalLM(backbone, preprocessor)
-    x = preprocessor.generate_preprocess(["ab a", "a"] * 8)
+    randomize(model, scale=0.1)
+    return model, preprocessor.generate_preprocess(["ab a", "a"] * 8)
+
+
+@keras.saving.register_keras_serializable(package="keras_reward_tests")
+def share_of_b(y_true, y_pred):
+    return ops.mean(ops.cast(y_pred == 2, "float32"), axis=-1)
+
+
+def check_a_tasks_own_tokenizer_says_where_answers_end():
+    """Text in, `policy="auto"`, text out: nothing about tokens is said by hand."""
+    model, x = gpt2_with_a_tokenizer()
     x = {key: np.asarray(value) for key, value in x.items()}
     np.testing.assert_array_equal(x["token_ids"][0, :4], [0, 4, 3, 1])
-
-    def share_of_b(y_true, y_pred):
-        return ops.mean(ops.cast(y_pred == 2, "float32"), axis=-1)
-
     tuned = RewardTuning(model, share_of_b, num_samples=8, seed=0)
     assert tuned.policy.end_ids == (0,)
     tuned.compile(keras.optimizers.Adam(0.03))
     tuned.fit(x, epochs=10, verbose=0)
     answers = tuned.predict(x, verbose=0)
     mask = np.ones(answers.shape, "bool")
-    texts = preprocessor.generate_postprocess(
+    texts = model.preprocessor.generate_postprocess(
         {"token_ids": answers, "padding_mask": mask}
     )
     assert all(text.count("b") > 5 for text in texts)
@@ -542,3 +550,33 @@ def check_a_tasks_own_tokenizer_says_where_answers_end():
 
 def test_a_tasks_own_tokenizer_says_where_answers_end(hub):
     hub(check_a_tasks_own_tokenizer_says_where_answers_end)
+
+
+def check_a_continued_run_equals_the_uninterrupted_one(folder):
+    """With end tokens from the tokenizer, which is empty while the file is read."""
+
+    def start():
+        model, x = gpt2_with_a_tokenizer()
+        tuned = RewardTuning(model, share_of_b, seed=0)
+        tuned.compile(keras.optimizers.Adam(0.03))
+        return tuned, {key: np.asarray(value) for key, value in x.items()}
+
+    def fit(tuned, epochs):
+        tuned.fit(x, epochs=epochs, batch_size=8, shuffle=False, verbose=0)
+
+    whole, x = start()
+    fit(whole, 2)
+    first, _ = start()
+    fit(first, 1)
+    first.save(f"{folder}/tuned.keras")
+    second = keras.models.load_model(f"{folder}/tuned.keras")
+    assert second.policy.end_ids == first.policy.end_ids == (0,)
+    assert second.policy.pad_id == first.policy.pad_id
+    fit(second, 1)
+    for a, b in zip(weights_of(second), weights_of(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert second.model.generate("ab a") == whole.model.generate("ab a")
+
+
+def test_a_continued_run_equals_the_uninterrupted_one(hub, tmp_path):
+    hub(check_a_continued_run_equals_the_uninterrupted_one, str(tmp_path))

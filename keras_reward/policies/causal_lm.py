@@ -107,8 +107,9 @@ class CausalLMPolicy(TokenPolicy):
             end_ids = end_tokens_of(tokenizer, task, model)
         if pad_id is None:
             pad_id = getattr(tokenizer, "pad_token_id", None) or 0
+        super().bind(model, temperature)
         self._untracked(task=task, end_ids=end_ids, pad_id=pad_id)
-        return super().bind(model, temperature)
+        return self
 
     def check_inputs(self, x):
         """Raises a ValueError if `x` is not what the model can answer.
@@ -299,11 +300,14 @@ class CausalLMPolicy(TokenPolicy):
         check_vocabulary("y", targets, self.task.backbone.vocabulary_size)
 
     def get_config(self):
+        # Once bound, the ids that were found: when Keras loads a file, the tokenizer
+        # has no vocabulary yet while the policy is made and bound.
+        bound = self.task is not None
         return {
             **super().get_config(),
             "max_new_tokens": self.max_new_tokens,
-            "end_token_ids": self.end_token_ids,
-            "pad_token_id": self.pad_token_id,
+            "end_token_ids": self.end_ids if bound else self.end_token_ids,
+            "pad_token_id": self.pad_id if bound else self.pad_token_id,
         }
 
 
