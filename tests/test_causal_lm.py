@@ -490,6 +490,32 @@ def test_answers_end_where_the_tasks_generate_stops():
     assert end_tokens_of(tokenizer, task, model) == (5, 9)
 
 
+class FakeTask:
+    """What `bind` looks at, of a task of text alone."""
+
+    name, backbone, preprocessor = "fake", None, None
+    call_with_cache = None
+
+    def _build_cache(self, token_ids):
+        raise NotImplementedError
+
+
+def test_a_refused_binding_leaves_the_policy_as_it_was():
+    policy = CausalLMPolicy()
+    with pytest.raises(ValueError, match="no tokenizer"):
+        policy.bind(FakeTask())
+    first, second = FakeTask(), FakeTask()
+    first.preprocessor = second.preprocessor = types.SimpleNamespace(
+        tokenizer=types.SimpleNamespace(end_token_id=5, pad_token_id=3)
+    )
+    policy.bind(first, temperature=0.5)
+    second.preprocessor.tokenizer = types.SimpleNamespace(end_token_id=8)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        policy.bind(second)
+    assert policy.model is policy.task.model is first
+    assert (policy.end_ids, policy.pad_id, policy.temperature) == ((5,), 3, 0.5)
+
+
 def test_config_restores_the_policy():
     policy = CausalLMPolicy(max_new_tokens=7, end_token_ids=[1, 4], pad_token_id=3)
     restored = CausalLMPolicy.from_config(policy.get_config())
