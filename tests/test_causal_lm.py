@@ -606,3 +606,43 @@ def check_a_continued_run_equals_the_uninterrupted_one(folder):
 
 def test_a_continued_run_equals_the_uninterrupted_one(hub, tmp_path):
     hub(check_a_continued_run_equals_the_uninterrupted_one, str(tmp_path))
+
+
+def check_inputs_are_looked_at_wherever_they_are_arrays(kind):
+    """NumPy arrays or tensors, which is what a task's preprocessor returns."""
+    import hub_models
+
+    model = setting("gpt2").model
+    tuned = RewardTuning(model, share_of_7, CausalLMPolicy(3, [1]), mle_weight=1.0)
+    tuned.compile("sgd")
+    convert = {"arrays": np.asarray, "tensors": ops.convert_to_tensor}[kind]
+    calls = (tuned.fit, tuned.evaluate, tuned.predict, tuned.train_on_batch)
+    y = convert(np.array([[3, 1, 0]] * 3))
+
+    def given(**changes):
+        x = prompts("gpt2")
+        for key, value in changes.items():
+            x[key][1, 0] = value
+        return keras.tree.map_structure(convert, x)
+
+    for call in calls:
+        x = given(token_ids=hub_models.VOCABULARY)
+        with pytest.raises(ValueError, match=f"below {hub_models.VOCABULARY}"):
+            call(x) if call == tuned.predict else call(x, y)
+    empty = prompts("gpt2")
+    empty["padding_mask"][1] = False
+    with pytest.raises(ValueError, match="at least one token"):
+        tuned.predict(keras.tree.map_structure(convert, empty))
+    for call in (tuned.fit, tuned.train_on_batch):
+        outside = convert(np.array([[3, 1, 0], [3, hub_models.VOCABULARY, 1]] * 3))
+        with pytest.raises(ValueError, match="y between 0 and"):
+            call(given(), outside[:3])
+        with pytest.raises(ValueError, match=r"integer token ids.*y of dict"):
+            call(given(), {"ids": y})
+        with pytest.raises(ValueError, match="at most 3 tokens"):
+            call(given(), convert(np.ones((3, 4), "int32")))
+
+
+@pytest.mark.parametrize("kind", ["arrays", "tensors"])
+def test_inputs_are_looked_at_wherever_they_are_arrays(hub, kind):
+    hub(check_inputs_are_looked_at_wherever_they_are_arrays, kind)

@@ -219,7 +219,7 @@ class AutoregressivePolicy(TokenPolicy):
         return mean_over_references(log_probs, mask, is_padding)
 
     def check_targets(self, targets):
-        """Raises if `y` of `fit`, a NumPy array, has ids outside the vocabulary."""
+        """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
         as_references(self, targets, self.model.max_length)
         check_vocabulary("y", targets, self.model.vocabulary_size)
 

@@ -9,6 +9,7 @@ from keras_reward.policies.policy import repeat_rows
 from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
+    host_array,
     mean_over_references,
 )
 from keras_reward.policies.token_sampling import sample_tokens
@@ -58,8 +59,10 @@ class CausalLMPolicy(TokenPolicy):
         ValueError: when bound to a model that is no such task or has no end token; in
             `encode`, for missing keys, images of the wrong size, token ids that are
             not in the vocabulary, an empty prompt, and one that leaves no room for an
-            answer. The last three are seen outside of compiled functions only, so
-            `check_inputs` may be called with the data before `fit`.
+            answer. The last three are seen outside of compiled functions only:
+            `fit`, `train_on_batch`, `evaluate` and `predict` look at arrays and
+            tensors beforehand. Where they get a data set, `check_inputs` may be called
+            with a batch of it.
 
     Example:
 
@@ -138,7 +141,7 @@ class CausalLMPolicy(TokenPolicy):
         for key in keys:
             if key.endswith("token_ids"):
                 size = self.task.backbone.vocabulary_size
-                check_vocabulary(key, host_array(x[key]), size)
+                check_vocabulary(key, x[key], size)
 
     def encode(self, x, training=False):
         """The prompts, and what the model makes of their images or input texts.
@@ -288,7 +291,9 @@ class CausalLMPolicy(TokenPolicy):
                 all padding is absent.
         """
         targets = as_references(self, targets, self.new_tokens(context))
-        log_probs, _ = self.token_scores(context, targets[None])
+        size = self.task.backbone.vocabulary_size
+        known = ops.logical_and(targets >= 0, targets < size)
+        log_probs, _ = self.token_scores(context, ops.where(known, targets, 0)[None])
         is_padding = targets == self.pad_id
         mask = self.mask(context, targets)
         if self.pad_id not in self.end_ids:
@@ -296,7 +301,8 @@ class CausalLMPolicy(TokenPolicy):
         return mean_over_references(log_probs[0], mask, is_padding)
 
     def check_targets(self, targets):
-        """Raises if `y` of `fit`, a NumPy array, has ids outside the vocabulary."""
+        """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
+        as_references(self, targets, self.max_new_tokens)
         check_vocabulary("y", targets, self.task.backbone.vocabulary_size)
 
     def get_config(self):
@@ -334,14 +340,6 @@ def end_tokens_of(tokenizer, task, model):
     second = getattr(tokenizer, "end_token2_id", None)  # Llama 3 has two
     others = [tokenizer.token_to_id(token) for token in task.end_tokens]
     return (first, *([] if second is None else [second]), *others)
-
-
-def host_array(tensor):
-    """The values of a tensor as a NumPy array; None inside a compiled function."""
-    try:
-        return ops.convert_to_numpy(tensor)
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        return None
 
 
 def check_prompts(mask):

@@ -43,8 +43,23 @@ def mean_over_references(log_probs, mask, is_padding):
     return ops.sum(log_prob, axis=1) / ops.maximum(ops.sum(present, axis=1), 1.0)
 
 
+def host_array(tensor):
+    """The values of a tensor as a NumPy array; None inside a compiled function."""
+    try:
+        return ops.convert_to_numpy(tensor)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None
+
+
 def check_vocabulary(key, token_ids, size):
-    """Raises if a token id is negative or not below `size`."""
+    """Raises if a token id is negative or not below `size`.
+
+    Args:
+        key: what the ids are called, for the message.
+        token_ids: array or tensor. Not looked at inside a compiled function.
+        size: number of token ids.
+    """
+    token_ids = host_array(token_ids)
     if token_ids is not None and not 0 <= token_ids.min() <= token_ids.max() < size:
         raise ValueError(
             f"Token ids must be at least 0 and below {size}, the size of the model's "
