@@ -72,7 +72,8 @@ class RewardTuning(RewardTrainer, keras.Model):
         mle_weight: weight of the negative log-likelihood of the ground truth, added to
             the loss and logged as `mle_loss`. Default 0.0. `y` then has the form of a
             sample: class indices for `"categorical"`, padded token ids
-            `(batch, tokens)` or `(batch, references, tokens)` for a sequence model.
+            `(batch, tokens)` or `(batch, references, tokens)` for a sequence model,
+            of which padding at the end does not count.
             The sum over tokens, and the mean over references and inputs, under the
             distribution that is sampled: with the temperature.
         auxiliary_loss: a loss on the model's own samples beside the reward, such as

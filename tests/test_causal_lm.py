@@ -317,7 +317,14 @@ def check_references_are_scored():
     samples, mask = s.results["samples"], s.results["mask"]
     references = samples.copy()
     references[0, 0] = hub_models.PAD  # absent
-    counts = mask & (references != hub_models.PAD)
+    counts = mask.copy()
+    for place in np.ndindex(references.shape[:2]):
+        row = list(references[place])
+        while row and row[-1] == hub_models.PAD:
+            row.pop()
+        counts[place][len(row) :] = False
+    # Within a sequence the id of padding is a token like others.
+    assert (counts & (references == hub_models.PAD)).any()
     each = (s.results["token_log_prob"] * counts).sum(-1)
     expected = [each[0, 1:].mean(), *each[1:].mean(-1)]
 
@@ -327,9 +334,17 @@ def check_references_are_scored():
         return several, s.policy.target_log_prob(context, references[:, -1])
 
     x = keras.tree.map_structure(ops.convert_to_tensor, s.x)
-    several, single = compiled(score)(x, ops.convert_to_tensor(references))
+    run = compiled(score)
+    several, single = run(x, ops.convert_to_tensor(references))
     np.testing.assert_allclose(to_numpy(several), expected, atol=1e-5)
     np.testing.assert_allclose(to_numpy(single), each[:, -1], atol=1e-5)
+    # An id that nobody checked is left out, and does not spoil the others.
+    outside = np.zeros_like(references)
+    outside[:, -1] = references[:, -1]
+    outside[:, -1, 0] = hub_models.VOCABULARY
+    several, single = map(to_numpy, run(x, ops.convert_to_tensor(outside)))
+    assert np.isfinite(single).all()
+    np.testing.assert_allclose(several, single, atol=1e-5)
     with pytest.raises(ValueError, match=r"at most .* tokens. Received: y of shape"):
         s.policy.target_log_prob(s.policy.encode(x), np.ones((3, 99), "int32"))
 

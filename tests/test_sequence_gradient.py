@@ -12,6 +12,7 @@ from sequences import Reference, SequenceModel, images
 from tiny import to_numpy, weights_of
 
 from keras_reward import CategoricalPolicy, CIDErReward, Reward, RewardTuning
+from keras_reward.models import CaptionPreprocessor
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 
 SEED = 1234
@@ -290,6 +291,62 @@ def test_message_for_targets_without_a_likelihood(case):
     tuned.compile("sgd", run_eagerly=True)
     with pytest.raises(ValueError, match=message):
         tuned.training_loss((X, y), lambda f, *args: f(*args))
+
+
+# Token ids, and how many of them count: all but the padding at the end.
+COUNTED = {
+    1: [([2, 0, 1], 3), ([0, 0, 1], 3), ([2, 1, 0], 2), ([1, 0, 0], 1), ([2, 0, 2], 3),
+        ([2, 2, 0], 2), ([0, 2, 0], 2), ([0, 0, 0], 0), ([0, 2], 2), ([2, 0], 1)],
+    # Sequences that do not end have three tokens: shorter arrays alone are padded.
+    None: [([2, 0, 1], 3), ([2, 0, 0], 3), ([0, 0, 0], 3), ([2, 0], 1), ([0, 2], 2)],
+    # Where padding ends a sequence, the first one is its end.
+    0: [([2, 0, 0], 2), ([0, 0, 0], 1), ([2, 1, 2], 3), ([2, 2], 2), ([2, 0], 2)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end_id", COUNTED)
+def test_padding_counts_where_it_is_a_token(end_id):
+    model = SequenceModel(vocabulary_size=3, end_id=end_id)
+    policy, reference = AutoregressivePolicy().bind(model), Reference(model)
+    context = policy.encode(X[:1])
+    for tokens, count in COUNTED[end_id]:
+        expected = sum(reference.token_log_probs(X[0], tokens[:count]))
+        result = to_numpy(policy.target_log_prob(context, np.array([tokens])))
+        np.testing.assert_allclose(result, [expected], atol=1e-5, err_msg=str(tokens))
+
+
+@pytest.mark.parametrize(
+    ("end_id", "sequences"),
+    [(1, [[2], [], [2, 2, 2], [2, 2, 2, 2]]), (None, [[0, 2, 0], [2, 0, 0], [0] * 3])],
+)
+def test_what_counts_is_what_maximum_likelihood_was_taught(end_id, sequences):
+    """By the weights that the preprocessor gives the same sequences."""
+    preprocessor = CaptionPreprocessor(3, 3, end_id=end_id, truncate=True)
+    _, y, weights = preprocessor(X[[0] * len(sequences)], sequences)
+    model = SequenceModel(vocabulary_size=3, end_id=end_id)
+    policy = AutoregressivePolicy().bind(model)
+    context = policy.encode(X[[0] * len(sequences)])
+    every = [Reference(model).token_log_probs(X[0], tokens) for tokens in y]
+    result = to_numpy(policy.target_log_prob(context, y))
+    np.testing.assert_allclose(result, (every * weights).sum(-1), atol=1e-5)
+
+
+def test_a_sequence_as_reference_is_as_likely_as_it_is_as_a_sample():
+    for end_id in (1, None):
+        model = SequenceModel(vocabulary_size=3, end_id=end_id)
+        policy = AutoregressivePolicy().bind(model)
+        context = policy.encode(X)
+        samples = to_numpy(policy.sample(context, 40, seed=0))
+        # One that breaks off may end in what looks like padding.
+        known = np.isin(samples[..., -1], [0, 1, 2] if end_id is None else [1, 2])
+        known |= (samples == end_id).any(-1)
+        scored = to_numpy(policy.log_prob(context, samples))
+        for image in range(len(X)):
+            several = samples[image][known[image]]
+            again = policy.encode(np.repeat(X[image : image + 1], len(several), 0))
+            target = to_numpy(policy.target_log_prob(again, several))
+            expected = scored[image][known[image]]
+            np.testing.assert_allclose(target, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [-1, 4])

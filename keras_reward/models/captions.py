@@ -13,7 +13,9 @@ class CaptionPreprocessor:
         vocabulary_size: number of token ids, special ones included.
         max_length: most tokens of a sequence, end token included.
         start_id: id that the decoder is given before the first token. Default 0.
-        end_id: id of the end token, or None: sequences have none. Default 1.
+        end_id: id of the end token. Default 1. None: sequences have none. Those of
+            fewer than `max_length` tokens get weight 0 at the end, which `y` alone
+            does not say: as `y` of `RewardTuning(mle_weight=...)` they are whole.
         pad_id: id of padding. Default 0.
         truncate: False (default): a sequence that is too long is an error. True: it is
             cut, and gets no end token, so that nothing is taught to end there.

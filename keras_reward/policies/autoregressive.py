@@ -9,6 +9,7 @@ from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
     mean_over_references,
+    tokens_of_references,
 )
 from keras_reward.policies.token_sampling import sample_tokens
 from keras_reward.policies.tokens import TokenPolicy
@@ -203,8 +204,11 @@ class AutoregressivePolicy(TokenPolicy):
         Args:
             context: what `encode` returned.
             targets: `(batch, T')` or `(batch, references, T')` int token ids, padded,
-                at most `T` of them. A token that the slot mask forbids, or that is not
-                in the vocabulary, is left out; so is a reference that is all padding.
+                at most `T` of them. Left out are padding, which is at the end (its id
+                with other tokens behind it is a token), tokens that the slot mask
+                forbids or that are not in the vocabulary, and, of several references,
+                one that is all padding. A model without an end token writes T tokens
+                always, so a row of T of them has no padding.
         """
         model = self.model
         targets = as_references(self, targets, model.max_length)
@@ -213,10 +217,12 @@ class AutoregressivePolicy(TokenPolicy):
         log_probs = log_probs[0]
         known = ops.logical_and(known, log_probs > 0.5 * FORBIDDEN)
         mask = ops.logical_and(self.scored(context, targets), known)
-        is_padding = ops.equal(targets, model.pad_id)
-        if model.end_id != model.pad_id:
-            mask = ops.logical_and(mask, ops.logical_not(is_padding))
-        return mean_over_references(log_probs, mask, is_padding)
+        end_ids = () if model.end_id is None else (model.end_id,)
+        tokens, present = tokens_of_references(
+            targets, model.pad_id, end_ids, model.max_length
+        )
+        mask = ops.logical_and(mask, tokens)
+        return mean_over_references(log_probs, mask, present)
 
     def check_targets(self, targets):
         """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""

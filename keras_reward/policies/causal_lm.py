@@ -11,6 +11,7 @@ from keras_reward.policies.targets import (
     check_vocabulary,
     host_array,
     mean_over_references,
+    tokens_of_references,
 )
 from keras_reward.policies.token_sampling import sample_tokens
 from keras_reward.policies.tokens import TokenPolicy
@@ -287,18 +288,24 @@ class CausalLMPolicy(TokenPolicy):
         Args:
             context: what `encode` returned.
             targets: `(batch, T')` or `(batch, references, T')` int token ids in the
-                form of samples: left-aligned, ended and padded. A reference that is
-                all padding is absent.
+                form of samples: left-aligned, ended and padded. Padding at the end,
+                and a token that is not in the vocabulary, are left out. Of several
+                references one that is all padding is absent. If no token ends an
+                answer, one of T tokens has no padding.
         """
-        targets = as_references(self, targets, self.new_tokens(context))
+        length = self.new_tokens(context)
+        targets = as_references(self, targets, length)
         size = self.task.backbone.vocabulary_size
         known = ops.logical_and(targets >= 0, targets < size)
-        log_probs, _ = self.token_scores(context, ops.where(known, targets, 0)[None])
-        is_padding = targets == self.pad_id
-        mask = self.mask(context, targets)
-        if self.pad_id not in self.end_ids:
-            mask = ops.logical_and(mask, ops.logical_not(is_padding))
-        return mean_over_references(log_probs[0], mask, is_padding)
+        # What stands in for the others must not end the answer.
+        word = next((i for i in range(size) if i not in self.end_ids), 0)
+        log_probs, _ = self.token_scores(context, ops.where(known, targets, word)[None])
+        tokens, present = tokens_of_references(
+            targets, self.pad_id, self.end_ids, length
+        )
+        mask = ops.logical_and(self.mask(context, targets), tokens)
+        mask = ops.logical_and(mask, known)
+        return mean_over_references(log_probs[0], mask, present)
 
     def check_targets(self, targets):
         """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
