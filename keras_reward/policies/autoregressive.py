@@ -8,6 +8,7 @@ from keras_reward.policies.decoding import likeliest, write_tokens
 from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
+    host_array,
     mean_over_references,
     tokens_of_references,
 )
@@ -19,6 +20,8 @@ ATTRIBUTES = ("vocabulary_size", "max_length", "start_id", "end_id", "pad_id")
 # Logit of a token that the slot mask forbids. Its probability underflows to exactly 0;
 # unlike -inf it leaves entropies and gradients finite.
 FORBIDDEN = -1e30
+# How many of the inputs have their slot masks looked at before a loop over all.
+CHECKED_INPUTS = 8
 
 
 def missing_parts(model):
@@ -55,7 +58,11 @@ class AutoregressivePolicy(TokenPolicy):
             `(T, vocabulary)`, or a function of the model's inputs that returns one for
             each of them, `(batch, T, vocabulary)`. A forbidden token is never drawn
             and has probability 0, in sampling, scoring and the greedy output alike.
-            Default None: the codec's `slot_mask` if it has one, else all are allowed.
+            Every position must allow a token. A compiled step cannot look at what a
+            function returns: where `fit` and its like get arrays, it is called with
+            the first inputs and looked at beforehand. At a position that allows
+            nothing after all, any token is drawn. Default None: the codec's
+            `slot_mask` if it has one, else all are allowed.
         position_mask: which positions count in log-probability, likelihood and entropy:
             a bool array `(T,)`. The others are sampled but not trained, such as the
             confidence of boxes, on which no reward depends. Default None: the codec's
@@ -123,6 +130,21 @@ class AutoregressivePolicy(TokenPolicy):
             check_position_mask(self.position_mask, model.max_length)
         return super().bind(model, temperature)
 
+    def check_inputs(self, x):
+        """Raises if the slot mask of the first inputs does not fit."""
+        if callable(self.slot_mask):
+            first = keras.tree.map_structure(
+                lambda leaf: ops.convert_to_tensor(leaf[:CHECKED_INPUTS]), x
+            )
+            self.slots_of(first)
+
+    def slots_of(self, x):
+        """What a slot mask that is a function says of inputs, checked."""
+        allowed = self.slot_mask(x)
+        slots = (self.model.max_length, self.model.vocabulary_size)
+        check_slot_mask(allowed, ("batch", *slots))
+        return ops.cast(allowed, "bool")
+
     def encode(self, x, training=False):
         """One encoder pass.
 
@@ -132,10 +154,7 @@ class AutoregressivePolicy(TokenPolicy):
         """
         context = {"model": self.model.encode(x, training=training)}
         if callable(self.slot_mask):
-            allowed = self.slot_mask(x)
-            slots = (self.model.max_length, self.model.vocabulary_size)
-            check_slot_mask(allowed, ("batch", *slots))
-            context["allowed"] = ops.cast(allowed, "bool")
+            context["allowed"] = self.slots_of(x)
         return context
 
     def allowed_tokens(self, context):
@@ -246,7 +265,8 @@ def check_slot_mask(mask, expected):
     """Raises if a slot mask has another shape, or a position without any token.
 
     Args:
-        mask: bool array or tensor.
+        mask: bool array or tensor. Values are looked at outside of compiled
+            functions only.
         expected: its shape; a name where any size will do.
     """
     shape = tuple(getattr(mask, "shape", ()))
@@ -260,8 +280,9 @@ def check_slot_mask(mask, expected):
             "`slot_mask` says of every token whether it is allowed at a position: "
             f"shape ({described}). Received: shape {shape}"
         )
-    if isinstance(mask, np.ndarray) and not mask.any(axis=-1).all():
-        empty = np.argwhere(~mask.any(axis=-1))[0]
+    some = host_array(ops.any(mask, axis=-1))
+    if some is not None and not some.all():
+        empty = np.argwhere(~some)[0]
         raise ValueError(
             "`slot_mask` must allow at least one token at every position. "
             f"Received: none at position {int(empty[-1])}"
