@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from keras_reward.policies.targets import host_array
+from keras_reward.rewards.reward import is_integer
+
 
 class CaptionPreprocessor:
     """Makes `(x, y, sample_weight)` for `fit` from images and sequences of token ids.
@@ -108,6 +111,21 @@ def check_token_ids(ids, vocabulary_size, what):
             "`vocabulary_size` that holds them all, or replace rare tokens by one for "
             f"unknown words. Received: {what} has the id {outside.flat[0]}"
         )
+
+
+def check_array_of_ids(ids, vocabulary_size, what, ignored=None):
+    """As `check_token_ids`, for an argument of `fit`, which may be anything.
+
+    Args:
+        ids: looked at if it is an integer array or tensor `(batch, tokens)`.
+        vocabulary_size: number of token ids.
+        what: what the ids are called, for the message.
+        ignored: an id outside the vocabulary that is allowed, such as a loss's
+            `ignore_class`.
+    """
+    if len(getattr(ids, "shape", ())) == 2 and is_integer(ids):
+        ids = host_array(ids)
+        check_token_ids(ids[ids != ignored], vocabulary_size, what)
 
 
 def check_special_ids(vocabulary_size, start_id, end_id, pad_id):
