@@ -122,6 +122,60 @@ def test_step_ascends_the_expected_reward(name):
     assert np.abs(exact / np.maximum(error, 1e-6)).max() > 20.0
 
 
+class GivenNoise(AutoregressivePolicy):
+    """Samples from the same numbers in every step."""
+
+    numbers = np.random.default_rng(7).random((2, 4, 3)).astype("float32")
+
+    def sample(self, context, num_samples, seed=None, noise=None):
+        return super().sample(context, num_samples, noise=self.numbers)
+
+
+MODES = [{"run_eagerly": True}, {"run_eagerly": False}]
+if keras.config.backend() == "tensorflow":
+    MODES.append({"jit_compile": True})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_equals_numpy_given_the_same_noise(mode):
+    """Samples, leave-one-out advantages and the gradient of mean(A * log p)."""
+    model = tiny_model()
+    tuned = RewardTuning(
+        model, table_reward, GivenNoise(score_chunk=2), num_samples=4, temperature=0.7
+    )
+    tuned.compile(keras.optimizers.SGD(1.0), **mode)
+    reference = Reference(model, temperature=0.7)
+    drawn = [
+        [reference.sample(x, uniform) for uniform in numbers]
+        for x, numbers in zip(X, GivenNoise.numbers, strict=True)
+    ]
+    rewards = np.array(
+        [
+            [table[np.dot(reference.padded(tokens), [9, 3, 1])] for tokens in group]
+            for table, group in zip(TABLES, drawn, strict=True)
+        ]
+    )
+    advantages = rewards - (rewards.sum(1, keepdims=True) - rewards) / 3
+
+    def objective(weights):
+        log_probs = [
+            [log_prob_of(weights, reference, x, tokens) for tokens in group]
+            for x, group in zip(X, drawn, strict=True)
+        ]
+        return (advantages * log_probs).mean()
+
+    start = float64_weights(model)
+    exact = differentiate(objective, start)
+    before = weights_of(model)
+    logs = tuned.train_on_batch(X, TABLES.astype("float32"), return_dict=True)
+    pairs = zip(weights_of(model), before, strict=True)
+    moved = np.concatenate([(a - b).ravel() for a, b in pairs])
+    np.testing.assert_allclose(moved, exact, atol=1e-5)
+    assert np.abs(exact).max() > 0.05
+    assert float(logs["loss"]) == pytest.approx(-objective(start), abs=1e-5)
+    assert float(logs["reward"]) == pytest.approx(rewards.mean(), abs=1e-5)
+
+
 def nothing(y_true, y_pred):
     return 0.0 * ops.cast(y_pred[:, 0], "float32")
 
@@ -157,6 +211,47 @@ def test_mle_weight_adds_the_gradient_of_the_likelihood():
     assert float(logs["loss"]) == pytest.approx(-0.5 * likelihood(start), abs=1e-5)
     logs = tuned.evaluate(X, REFERENCES, verbose=0, return_dict=True)
     assert "mle_loss" not in logs
+
+
+# The likelihood is that of the distribution that is sampled.
+LIKELIHOODS = {
+    "temperature": {"temperature": 0.6},
+    "chunks": {"score_chunk": 2, "temperature": 1.7},
+    "slots": {"slot_mask": SLOTS},
+    "slots of inputs": {"slot_mask": lambda x: np.stack([SLOTS] * 2)},
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_mle_weight_weighs_inputs_under_the_distribution_that_is_sampled(name):
+    arguments = dict(LIKELIHOODS[name])
+    temperature = arguments.pop("temperature", 1.0)
+    model = tiny_model()
+    policy = AutoregressivePolicy(**arguments)
+    tuned = RewardTuning(
+        model, nothing, policy, mle_weight=0.5, temperature=temperature
+    )
+    tuned.compile(keras.optimizers.SGD(1.0))
+    allowed = SLOTS if "slot_mask" in arguments else None
+    reference = Reference(model, temperature, allowed)
+    sequences, weights_of_inputs = [[2, 1], [0, 0, 2]], np.array([0.5, 3.0], "float32")
+
+    def likelihood(weights):
+        log_probs = [
+            log_prob_of(weights, reference, x, tokens)
+            for x, tokens in zip(X, sequences, strict=True)
+        ]
+        return np.mean(weights_of_inputs * log_probs)
+
+    start = float64_weights(model)
+    exact = 0.5 * differentiate(likelihood, start)
+    y = np.array([reference.padded(tokens) for tokens in sequences])
+    before = weights_of(model)
+    logs = tuned.train_on_batch(X, y, sample_weight=weights_of_inputs, return_dict=True)
+    pairs = zip(weights_of(model), before, strict=True)
+    moved = np.concatenate([(a - b).ravel() for a, b in pairs])
+    np.testing.assert_allclose(moved, exact, atol=1e-5)
+    assert float(logs["mle_loss"]) == pytest.approx(-likelihood(start), abs=1e-5)
 
 
 def test_one_reference_may_come_without_an_axis_of_its_own():
