@@ -4,7 +4,6 @@ import functools
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_reward import advantages, logs, policies, rewards, storage
@@ -74,7 +73,8 @@ class RewardTuning(RewardTrainer, keras.Model):
         mle_weight: weight of the negative log-likelihood of the ground truth, added to
             the loss and logged as `mle_loss`. Default 0.0. `y` then has the form of a
             sample: class indices for `"categorical"`, padded token ids
-            `(batch, tokens)` or `(batch, references, tokens)` for a sequence model.
+            `(batch, tokens)` or `(batch, references, tokens)` for a sequence model,
+            of which padding at the end does not count.
             The sum over tokens, and the mean over references and inputs, under the
             distribution that is sampled: with the temperature.
         auxiliary_loss: a loss on the model's own samples beside the reward, such as
@@ -410,17 +410,18 @@ class RewardTuning(RewardTrainer, keras.Model):
                 )
         return results
 
-    def check_arrays(self, x=None, y=None, *args, **kwargs):
-        """Has the policy look at arguments of `fit` that are NumPy arrays."""
+    # Checks of what is given as arrays: a compiled step cannot look at values. A model
+    # that is its own policy need not have these methods.
 
-        def is_host(data):
-            leaves = keras.tree.flatten(data)
-            return all(isinstance(leaf, np.ndarray) for leaf in leaves)
-
-        # A model that is its own policy need not have these methods.
-        if is_host(x) and hasattr(self.policy, "check_inputs"):
+    def check_x(self, x=None, *args, **kwargs):
+        """Has the policy look at inputs that are arrays or tensors."""
+        if are_arrays(x) and hasattr(self.policy, "check_inputs"):
             self.policy.check_inputs(x)
-        if self.mle_weight and is_host(y) and hasattr(self.policy, "check_targets"):
+
+    def check_x_and_y(self, x=None, y=None, *args, **kwargs):
+        """As `check_x`, and at the targets that `mle_weight` scores."""
+        self.check_x(x)
+        if self.mle_weight and are_arrays(y) and hasattr(self.policy, "check_targets"):
             self.policy.check_targets(y)
 
     def ready_reference(self):
@@ -430,18 +431,25 @@ class RewardTuning(RewardTrainer, keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
-        self.check_arrays(*args, **kwargs)
+        self.check_x_and_y(*args, **kwargs)
         self.ready_reference()
         args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
         return super().fit(*args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
+        self.check_x(*args, **kwargs)
         args, kwargs = with_callbacks(keras.Model.evaluate, self, args, kwargs)
         return super().evaluate(*args, **kwargs)
 
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args, **kwargs):
+        self.check_x(*args, **kwargs)
+        return super().predict(*args, **kwargs)
+
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
+        self.check_x_and_y(*args, **kwargs)
         self.ready_reference()
         result = super().train_on_batch(*args, **kwargs)
         self.reward.raise_failure()
@@ -495,6 +503,12 @@ class RewardTuning(RewardTrainer, keras.Model):
             for part in ("model", "reward", "policy", "auxiliary_loss", "reference")
         }
         return cls(**{**config, **parts})
+
+
+def are_arrays(data):
+    """Whether all leaves of a nest are NumPy arrays or tensors."""
+    leaves = keras.tree.flatten(data)
+    return all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
 
 
 def map_tensors(function, structure):

@@ -428,6 +428,26 @@ def test_policy_survives_serialisation(slot_mask):
 
 
 NO_TOKEN = np.array([[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], "bool")
+
+
+def nothing_at_1(x):
+    """A tensor, for each input but the first, that allows nothing at a position."""
+    later = ops.cumsum(ops.ones_like(x[:, 0]))[:, None, None] > 1
+    allowed = ops.ones((1, 3, 4), "bool")
+    none = ops.convert_to_tensor(NO_TOKEN)[None]
+    return ops.where(later, none, allowed)
+
+
+def tuned_with(slot_mask):
+    tuned = RewardTuning(
+        SequenceModel(),
+        reward=lambda y_true, y_pred: ops.cast(y_pred[:, 0], "float32"),
+        policy=AutoregressivePolicy(slot_mask=slot_mask),
+    )
+    tuned.compile("sgd")
+    return tuned
+
+
 ERRORS = {
     "no sequence model": (
         lambda: AutoregressivePolicy().bind(
@@ -446,6 +466,18 @@ ERRORS = {
     ),
     "position without tokens": (
         lambda: make(slot_mask=NO_TOKEN),
+        "at least one token.*none at position 1",
+    ),
+    "position without tokens, of a function's tensor": (
+        lambda: make(slot_mask=nothing_at_1).encode(images(2)),
+        "at least one token.*none at position 1",
+    ),
+    "position without tokens, before a loop": (
+        lambda: tuned_with(nothing_at_1).fit(images(2), verbose=0),
+        "at least one token.*none at position 1",
+    ),
+    "position without tokens, predict": (
+        lambda: tuned_with(nothing_at_1).predict(ops.convert_to_tensor(images(2))),
         "at least one token.*none at position 1",
     ),
     "top_k": (lambda: make(top_k=5), "whole distribution"),

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny import classifier, compiled, to_numpy
+from tiny import classifier, compiled, to_numpy, weights_of
 
 from keras_reward import RewardTuning
 from keras_reward.policies.causal_lm import CausalLMPolicy, end_tokens_of
@@ -317,7 +317,14 @@ def check_references_are_scored():
     samples, mask = s.results["samples"], s.results["mask"]
     references = samples.copy()
     references[0, 0] = hub_models.PAD  # absent
-    counts = mask & (references != hub_models.PAD)
+    counts = mask.copy()
+    for place in np.ndindex(references.shape[:2]):
+        row = list(references[place])
+        while row and row[-1] == hub_models.PAD:
+            row.pop()
+        counts[place][len(row) :] = False
+    # Within a sequence the id of padding is a token like others.
+    assert (counts & (references == hub_models.PAD)).any()
     each = (s.results["token_log_prob"] * counts).sum(-1)
     expected = [each[0, 1:].mean(), *each[1:].mean(-1)]
 
@@ -327,9 +334,17 @@ def check_references_are_scored():
         return several, s.policy.target_log_prob(context, references[:, -1])
 
     x = keras.tree.map_structure(ops.convert_to_tensor, s.x)
-    several, single = compiled(score)(x, ops.convert_to_tensor(references))
+    run = compiled(score)
+    several, single = run(x, ops.convert_to_tensor(references))
     np.testing.assert_allclose(to_numpy(several), expected, atol=1e-5)
     np.testing.assert_allclose(to_numpy(single), each[:, -1], atol=1e-5)
+    # An id that nobody checked is left out, and does not spoil the others.
+    outside = np.zeros_like(references)
+    outside[:, -1] = references[:, -1]
+    outside[:, -1, 0] = hub_models.VOCABULARY
+    several, single = map(to_numpy, run(x, ops.convert_to_tensor(outside)))
+    assert np.isfinite(single).all()
+    np.testing.assert_allclose(several, single, atol=1e-5)
     with pytest.raises(ValueError, match=r"at most .* tokens. Received: y of shape"):
         s.policy.target_log_prob(s.policy.encode(x), np.ones((3, 99), "int32"))
 
@@ -490,6 +505,32 @@ def test_answers_end_where_the_tasks_generate_stops():
     assert end_tokens_of(tokenizer, task, model) == (5, 9)
 
 
+class FakeTask:
+    """What `bind` looks at, of a task of text alone."""
+
+    name, backbone, preprocessor = "fake", None, None
+    call_with_cache = None
+
+    def _build_cache(self, token_ids):
+        raise NotImplementedError
+
+
+def test_a_refused_binding_leaves_the_policy_as_it_was():
+    policy = CausalLMPolicy()
+    with pytest.raises(ValueError, match="no tokenizer"):
+        policy.bind(FakeTask())
+    first, second = FakeTask(), FakeTask()
+    first.preprocessor = second.preprocessor = types.SimpleNamespace(
+        tokenizer=types.SimpleNamespace(end_token_id=5, pad_token_id=3)
+    )
+    policy.bind(first, temperature=0.5)
+    second.preprocessor.tokenizer = types.SimpleNamespace(end_token_id=8)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        policy.bind(second)
+    assert policy.model is policy.task.model is first
+    assert (policy.end_ids, policy.pad_id, policy.temperature) == ((5,), 3, 0.5)
+
+
 def test_config_restores_the_policy():
     policy = CausalLMPolicy(max_new_tokens=7, end_token_ids=[1, 4], pad_token_id=3)
     restored = CausalLMPolicy.from_config(policy.get_config())
@@ -503,9 +544,10 @@ def test_arguments_out_of_range_are_refused(argument):
         CausalLMPolicy(**argument)
 
 
-def check_a_tasks_own_tokenizer_says_where_answers_end():
-    """Text in, `policy="auto"`, text out: nothing about tokens is said by hand."""
+def gpt2_with_a_tokenizer():
+    """A task that reads and writes text, and some inputs."""
     import keras_hub
+    from tiny import randomize
 
     tokenizer = keras_hub.models.GPT2Tokenizer(
         vocabulary={"<|endoftext|>": 0, "a": 1, "b": 2, "Ġ": 3, "ab": 4},
@@ -521,20 +563,27 @@ def check_a_tasks_own_tokenizer_says_where_answers_end():
         max_sequence_length=12,
     )
     model = keras_hub.models.GPT2CausalLM(backbone, preprocessor)
-    x = preprocessor.generate_preprocess(["ab a", "a"] * 8)
+    randomize(model, scale=0.1)
+    return model, preprocessor.generate_preprocess(["ab a", "a"] * 8)
+
+
+@keras.saving.register_keras_serializable(package="keras_reward_tests")
+def share_of_b(y_true, y_pred):
+    return ops.mean(ops.cast(y_pred == 2, "float32"), axis=-1)
+
+
+def check_a_tasks_own_tokenizer_says_where_answers_end():
+    """Text in, `policy="auto"`, text out: nothing about tokens is said by hand."""
+    model, x = gpt2_with_a_tokenizer()
     x = {key: np.asarray(value) for key, value in x.items()}
     np.testing.assert_array_equal(x["token_ids"][0, :4], [0, 4, 3, 1])
-
-    def share_of_b(y_true, y_pred):
-        return ops.mean(ops.cast(y_pred == 2, "float32"), axis=-1)
-
     tuned = RewardTuning(model, share_of_b, num_samples=8, seed=0)
     assert tuned.policy.end_ids == (0,)
     tuned.compile(keras.optimizers.Adam(0.03))
     tuned.fit(x, epochs=10, verbose=0)
     answers = tuned.predict(x, verbose=0)
     mask = np.ones(answers.shape, "bool")
-    texts = preprocessor.generate_postprocess(
+    texts = model.preprocessor.generate_postprocess(
         {"token_ids": answers, "padding_mask": mask}
     )
     assert all(text.count("b") > 5 for text in texts)
@@ -542,3 +591,73 @@ def check_a_tasks_own_tokenizer_says_where_answers_end():
 
 def test_a_tasks_own_tokenizer_says_where_answers_end(hub):
     hub(check_a_tasks_own_tokenizer_says_where_answers_end)
+
+
+def check_a_continued_run_equals_the_uninterrupted_one(folder):
+    """With end tokens from the tokenizer, which is empty while the file is read."""
+
+    def start():
+        model, x = gpt2_with_a_tokenizer()
+        tuned = RewardTuning(model, share_of_b, seed=0)
+        tuned.compile(keras.optimizers.Adam(0.03))
+        return tuned, {key: np.asarray(value) for key, value in x.items()}
+
+    def fit(tuned, epochs):
+        tuned.fit(x, epochs=epochs, batch_size=8, shuffle=False, verbose=0)
+
+    whole, x = start()
+    fit(whole, 2)
+    first, _ = start()
+    fit(first, 1)
+    first.save(f"{folder}/tuned.keras")
+    second = keras.models.load_model(f"{folder}/tuned.keras")
+    assert second.policy.end_ids == first.policy.end_ids == (0,)
+    assert second.policy.pad_id == first.policy.pad_id
+    fit(second, 1)
+    for a, b in zip(weights_of(second), weights_of(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert second.model.generate("ab a") == whole.model.generate("ab a")
+
+
+def test_a_continued_run_equals_the_uninterrupted_one(hub, tmp_path):
+    hub(check_a_continued_run_equals_the_uninterrupted_one, str(tmp_path))
+
+
+def check_inputs_are_looked_at_wherever_they_are_arrays(kind):
+    """NumPy arrays or tensors, which is what a task's preprocessor returns."""
+    import hub_models
+
+    model = setting("gpt2").model
+    tuned = RewardTuning(model, share_of_7, CausalLMPolicy(3, [1]), mle_weight=1.0)
+    tuned.compile("sgd")
+    convert = {"arrays": np.asarray, "tensors": ops.convert_to_tensor}[kind]
+    calls = (tuned.fit, tuned.evaluate, tuned.predict, tuned.train_on_batch)
+    y = convert(np.array([[3, 1, 0]] * 3))
+
+    def given(**changes):
+        x = prompts("gpt2")
+        for key, value in changes.items():
+            x[key][1, 0] = value
+        return keras.tree.map_structure(convert, x)
+
+    for call in calls:
+        x = given(token_ids=hub_models.VOCABULARY)
+        with pytest.raises(ValueError, match=f"below {hub_models.VOCABULARY}"):
+            call(x) if call == tuned.predict else call(x, y)
+    empty = prompts("gpt2")
+    empty["padding_mask"][1] = False
+    with pytest.raises(ValueError, match="at least one token"):
+        tuned.predict(keras.tree.map_structure(convert, empty))
+    for call in (tuned.fit, tuned.train_on_batch):
+        outside = convert(np.array([[3, 1, 0], [3, hub_models.VOCABULARY, 1]] * 3))
+        with pytest.raises(ValueError, match="y between 0 and"):
+            call(given(), outside[:3])
+        with pytest.raises(ValueError, match=r"integer token ids.*y of dict"):
+            call(given(), {"ids": y})
+        with pytest.raises(ValueError, match="at most 3 tokens"):
+            call(given(), convert(np.ones((3, 4), "int32")))
+
+
+@pytest.mark.parametrize("kind", ["arrays", "tensors"])
+def test_inputs_are_looked_at_wherever_they_are_arrays(hub, kind):
+    hub(check_inputs_are_looked_at_wherever_they_are_arrays, kind)

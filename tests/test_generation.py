@@ -308,6 +308,37 @@ def test_samples_have_shapes_and_ids_as_documented():
     np.testing.assert_array_equal(several, again)
 
 
+@pytest.mark.parametrize(
+    ("images", "shape"),
+    [
+        ([[0.5, 0.5]], r"\(1, 2\)"),
+        ([np.zeros((8, 8, 3)), np.zeros((4, 8, 3))], r"\(2,\)"),
+        ({"images": [np.zeros((4, 8, 3))]}, r"\(1, 4, 8, 3\)"),
+        (0.5, r"\(\)"),
+    ],
+)
+def test_images_of_the_wrong_shape_are_refused(images, shape):
+    with pytest.raises(ValueError, match=rf"Resize yours.*images of shape {shape}"):
+        shared_model().generate(images)
+
+
+def test_images_may_come_in_a_list():
+    images = some_images()
+    expected = shared_model().generate(images, temperature=0)
+    ids = shared_model().generate(list(images), temperature=0)
+    np.testing.assert_array_equal(ids, expected)
+
+
+def test_a_temperature_is_a_number_that_a_compiled_function_is_given():
+    model = TableModel(random_tables())
+    for temperature in (0.5, 0.7, 1.0, 2.0):
+        generation.generate(model, INPUTS, 3, temperature)
+    assert len(model._generators) == 1
+    cold = generation.generate(model, INPUTS, 50, temperature=1e-4)
+    greedy = generation.generate(model, INPUTS, temperature=0)
+    np.testing.assert_array_equal(cold, np.repeat(greedy[:, None], 50, axis=1))
+
+
 def test_compiled_equals_eager():
     model, images = shared_model(), some_images()
     noise = np.random.default_rng(0).random((2, 3, LENGTH), dtype="float32")
@@ -343,6 +374,7 @@ def test_mixed_precision_generates():
 CASES = {
     "no samples": ({"num_samples": 0}, "whole number from 1. Received: num_samples=0"),
     "negative temperature": ({"temperature": -1.0}, "at least 0.*temperature=-1.0"),
+    "no temperature": ({"temperature": float("nan")}, "at least 0.*temperature=nan"),
     "no beam": ({"beam_width": 0}, "whole number from 1, or None.*beam_width=0"),
     "samples of a beam": (
         {"beam_width": 2, "num_samples": 3},

@@ -381,6 +381,26 @@ def preprocess(*sequences, images=None, **arguments):
     return CaptionPreprocessor(**arguments)(images, sequences)
 
 
+def fit_to(token_ids=None, y=None, call="fit", **loss):
+    """Calls a method for training, with ids that fit but for the given ones."""
+    ids = some_ids(2, LENGTH)
+    x = {"images": some_images(), "token_ids": ids if token_ids is None else token_ids}
+    model = sequence_model(num_layers=1)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True, **loss))
+    return getattr(model, call)(x, ids if y is None else y)
+
+
+def with_id(value, convert=np.asarray):
+    ids = some_ids(2, LENGTH)
+    ids[1, 2] = value
+    return convert(ids)
+
+
+def test_an_id_that_the_loss_ignores_may_be_outside_the_vocabulary():
+    loss = fit_to(y=with_id(-1), call="train_on_batch", ignore_class=-1)
+    assert np.isfinite(loss)
+
+
 def unknown_size():
     return keras.Sequential([keras.layers.Dense(4)])
 
@@ -425,6 +445,40 @@ CASES = {
     "images and sequences differ": (
         lambda: preprocess([5], images=some_images(2)),
         "one sequence for each image.*Received: 2 images and 1 sequences",
+    ),
+    "ids outside, fit": (
+        lambda: fit_to(with_id(WORDS)),
+        "from 0 to 6.*`vocabulary_size`.*Received: `token_ids` has the id 7",
+    ),
+    "ids outside, tensors": (
+        lambda: fit_to(with_id(-1, ops.convert_to_tensor), call="train_on_batch"),
+        "Received: `token_ids` has the id -1",
+    ),
+    "ids outside, y": (
+        lambda: fit_to(y=with_id(9)),
+        "from 0 to 6.*Received: `y` has the id 9",
+    ),
+    "ids outside, evaluate": (
+        lambda: fit_to(y=with_id(-1), call="evaluate"),
+        "Received: `y` has the id -1",
+    ),
+    "ids outside, predict": (
+        lambda: shared_model().predict(
+            {"images": some_images(), "token_ids": with_id(WORDS)}
+        ),
+        "Received: `token_ids` has the id 7",
+    ),
+    "no length": (
+        lambda: sequence_model(length=0),
+        "`max_length` must be a whole number from 1. Received: max_length=0",
+    ),
+    "no layers": (
+        lambda: sequence_model(num_layers=-1),
+        "`num_layers` must be a whole number from 1. Received: num_layers=-1",
+    ),
+    "a fraction of a head": (
+        lambda: sequence_model(num_heads=0.5),
+        "`num_heads` must be a whole number from 1. Received: num_heads=0.5",
     ),
     "end is padding": (
         lambda: sequence_model(end_id=0),

@@ -12,6 +12,7 @@ from sequences import Reference, SequenceModel, images
 from tiny import to_numpy, weights_of
 
 from keras_reward import CategoricalPolicy, CIDErReward, Reward, RewardTuning
+from keras_reward.models import CaptionPreprocessor
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 
 SEED = 1234
@@ -121,6 +122,60 @@ def test_step_ascends_the_expected_reward(name):
     assert np.abs(exact / np.maximum(error, 1e-6)).max() > 20.0
 
 
+class GivenNoise(AutoregressivePolicy):
+    """Samples from the same numbers in every step."""
+
+    numbers = np.random.default_rng(7).random((2, 4, 3)).astype("float32")
+
+    def sample(self, context, num_samples, seed=None, noise=None):
+        return super().sample(context, num_samples, noise=self.numbers)
+
+
+MODES = [{"run_eagerly": True}, {"run_eagerly": False}]
+if keras.config.backend() == "tensorflow":
+    MODES.append({"jit_compile": True})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_equals_numpy_given_the_same_noise(mode):
+    """Samples, leave-one-out advantages and the gradient of mean(A * log p)."""
+    model = tiny_model()
+    tuned = RewardTuning(
+        model, table_reward, GivenNoise(score_chunk=2), num_samples=4, temperature=0.7
+    )
+    tuned.compile(keras.optimizers.SGD(1.0), **mode)
+    reference = Reference(model, temperature=0.7)
+    drawn = [
+        [reference.sample(x, uniform) for uniform in numbers]
+        for x, numbers in zip(X, GivenNoise.numbers, strict=True)
+    ]
+    rewards = np.array(
+        [
+            [table[np.dot(reference.padded(tokens), [9, 3, 1])] for tokens in group]
+            for table, group in zip(TABLES, drawn, strict=True)
+        ]
+    )
+    advantages = rewards - (rewards.sum(1, keepdims=True) - rewards) / 3
+
+    def objective(weights):
+        log_probs = [
+            [log_prob_of(weights, reference, x, tokens) for tokens in group]
+            for x, group in zip(X, drawn, strict=True)
+        ]
+        return (advantages * log_probs).mean()
+
+    start = float64_weights(model)
+    exact = differentiate(objective, start)
+    before = weights_of(model)
+    logs = tuned.train_on_batch(X, TABLES.astype("float32"), return_dict=True)
+    pairs = zip(weights_of(model), before, strict=True)
+    moved = np.concatenate([(a - b).ravel() for a, b in pairs])
+    np.testing.assert_allclose(moved, exact, atol=1e-5)
+    assert np.abs(exact).max() > 0.05
+    assert float(logs["loss"]) == pytest.approx(-objective(start), abs=1e-5)
+    assert float(logs["reward"]) == pytest.approx(rewards.mean(), abs=1e-5)
+
+
 def nothing(y_true, y_pred):
     return 0.0 * ops.cast(y_pred[:, 0], "float32")
 
@@ -156,6 +211,47 @@ def test_mle_weight_adds_the_gradient_of_the_likelihood():
     assert float(logs["loss"]) == pytest.approx(-0.5 * likelihood(start), abs=1e-5)
     logs = tuned.evaluate(X, REFERENCES, verbose=0, return_dict=True)
     assert "mle_loss" not in logs
+
+
+# The likelihood is that of the distribution that is sampled.
+LIKELIHOODS = {
+    "temperature": {"temperature": 0.6},
+    "chunks": {"score_chunk": 2, "temperature": 1.7},
+    "slots": {"slot_mask": SLOTS},
+    "slots of inputs": {"slot_mask": lambda x: np.stack([SLOTS] * 2)},
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_mle_weight_weighs_inputs_under_the_distribution_that_is_sampled(name):
+    arguments = dict(LIKELIHOODS[name])
+    temperature = arguments.pop("temperature", 1.0)
+    model = tiny_model()
+    policy = AutoregressivePolicy(**arguments)
+    tuned = RewardTuning(
+        model, nothing, policy, mle_weight=0.5, temperature=temperature
+    )
+    tuned.compile(keras.optimizers.SGD(1.0))
+    allowed = SLOTS if "slot_mask" in arguments else None
+    reference = Reference(model, temperature, allowed)
+    sequences, weights_of_inputs = [[2, 1], [0, 0, 2]], np.array([0.5, 3.0], "float32")
+
+    def likelihood(weights):
+        log_probs = [
+            log_prob_of(weights, reference, x, tokens)
+            for x, tokens in zip(X, sequences, strict=True)
+        ]
+        return np.mean(weights_of_inputs * log_probs)
+
+    start = float64_weights(model)
+    exact = 0.5 * differentiate(likelihood, start)
+    y = np.array([reference.padded(tokens) for tokens in sequences])
+    before = weights_of(model)
+    logs = tuned.train_on_batch(X, y, sample_weight=weights_of_inputs, return_dict=True)
+    pairs = zip(weights_of(model), before, strict=True)
+    moved = np.concatenate([(a - b).ravel() for a, b in pairs])
+    np.testing.assert_allclose(moved, exact, atol=1e-5)
+    assert float(logs["mle_loss"]) == pytest.approx(-likelihood(start), abs=1e-5)
 
 
 def test_one_reference_may_come_without_an_axis_of_its_own():
@@ -290,6 +386,62 @@ def test_message_for_targets_without_a_likelihood(case):
     tuned.compile("sgd", run_eagerly=True)
     with pytest.raises(ValueError, match=message):
         tuned.training_loss((X, y), lambda f, *args: f(*args))
+
+
+# Token ids, and how many of them count: all but the padding at the end.
+COUNTED = {
+    1: [([2, 0, 1], 3), ([0, 0, 1], 3), ([2, 1, 0], 2), ([1, 0, 0], 1), ([2, 0, 2], 3),
+        ([2, 2, 0], 2), ([0, 2, 0], 2), ([0, 0, 0], 0), ([0, 2], 2), ([2, 0], 1)],
+    # Sequences that do not end have three tokens: shorter arrays alone are padded.
+    None: [([2, 0, 1], 3), ([2, 0, 0], 3), ([0, 0, 0], 3), ([2, 0], 1), ([0, 2], 2)],
+    # Where padding ends a sequence, the first one is its end.
+    0: [([2, 0, 0], 2), ([0, 0, 0], 1), ([2, 1, 2], 3), ([2, 2], 2), ([2, 0], 2)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end_id", COUNTED)
+def test_padding_counts_where_it_is_a_token(end_id):
+    model = SequenceModel(vocabulary_size=3, end_id=end_id)
+    policy, reference = AutoregressivePolicy().bind(model), Reference(model)
+    context = policy.encode(X[:1])
+    for tokens, count in COUNTED[end_id]:
+        expected = sum(reference.token_log_probs(X[0], tokens[:count]))
+        result = to_numpy(policy.target_log_prob(context, np.array([tokens])))
+        np.testing.assert_allclose(result, [expected], atol=1e-5, err_msg=str(tokens))
+
+
+@pytest.mark.parametrize(
+    ("end_id", "sequences"),
+    [(1, [[2], [], [2, 2, 2], [2, 2, 2, 2]]), (None, [[0, 2, 0], [2, 0, 0], [0] * 3])],
+)
+def test_what_counts_is_what_maximum_likelihood_was_taught(end_id, sequences):
+    """By the weights that the preprocessor gives the same sequences."""
+    preprocessor = CaptionPreprocessor(3, 3, end_id=end_id, truncate=True)
+    _, y, weights = preprocessor(X[[0] * len(sequences)], sequences)
+    model = SequenceModel(vocabulary_size=3, end_id=end_id)
+    policy = AutoregressivePolicy().bind(model)
+    context = policy.encode(X[[0] * len(sequences)])
+    every = [Reference(model).token_log_probs(X[0], tokens) for tokens in y]
+    result = to_numpy(policy.target_log_prob(context, y))
+    np.testing.assert_allclose(result, (every * weights).sum(-1), atol=1e-5)
+
+
+def test_a_sequence_as_reference_is_as_likely_as_it_is_as_a_sample():
+    for end_id in (1, None):
+        model = SequenceModel(vocabulary_size=3, end_id=end_id)
+        policy = AutoregressivePolicy().bind(model)
+        context = policy.encode(X)
+        samples = to_numpy(policy.sample(context, 40, seed=0))
+        # One that breaks off may end in what looks like padding.
+        known = np.isin(samples[..., -1], [0, 1, 2] if end_id is None else [1, 2])
+        known |= (samples == end_id).any(-1)
+        scored = to_numpy(policy.log_prob(context, samples))
+        for image in range(len(X)):
+            several = samples[image][known[image]]
+            again = policy.encode(np.repeat(X[image : image + 1], len(several), 0))
+            target = to_numpy(policy.target_log_prob(again, several))
+            expected = scored[image][known[image]]
+            np.testing.assert_allclose(target, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [-1, 4])

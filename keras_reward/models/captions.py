@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from keras_reward.policies.targets import host_array
+from keras_reward.rewards.reward import is_integer
+
 
 class CaptionPreprocessor:
     """Makes `(x, y, sample_weight)` for `fit` from images and sequences of token ids.
@@ -13,7 +16,9 @@ class CaptionPreprocessor:
         vocabulary_size: number of token ids, special ones included.
         max_length: most tokens of a sequence, end token included.
         start_id: id that the decoder is given before the first token. Default 0.
-        end_id: id of the end token, or None: sequences have none. Default 1.
+        end_id: id of the end token. Default 1. None: sequences have none. Those of
+            fewer than `max_length` tokens get weight 0 at the end, which `y` alone
+            does not say: as `y` of `RewardTuning(mle_weight=...)` they are whole.
         pad_id: id of padding. Default 0.
         truncate: False (default): a sequence that is too long is an error. True: it is
             cut, and gets no end token, so that nothing is taught to end there.
@@ -106,6 +111,21 @@ def check_token_ids(ids, vocabulary_size, what):
             "`vocabulary_size` that holds them all, or replace rare tokens by one for "
             f"unknown words. Received: {what} has the id {outside.flat[0]}"
         )
+
+
+def check_array_of_ids(ids, vocabulary_size, what, ignored=None):
+    """As `check_token_ids`, for an argument of `fit`, which may be anything.
+
+    Args:
+        ids: looked at if it is an integer array or tensor `(batch, tokens)`.
+        vocabulary_size: number of token ids.
+        what: what the ids are called, for the message.
+        ignored: an id outside the vocabulary that is allowed, such as a loss's
+            `ignore_class`.
+    """
+    if len(getattr(ids, "shape", ())) == 2 and is_integer(ids):
+        ids = host_array(ids)
+        check_token_ids(ids[ids != ignored], vocabulary_size, what)
 
 
 def check_special_ids(vocabulary_size, start_id, end_id, pad_id):

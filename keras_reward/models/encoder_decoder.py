@@ -1,10 +1,17 @@
 """A model from images to sequences: any image encoder and a Transformer decoder."""
 
+import functools
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_reward.models import generation
-from keras_reward.models.captions import CaptionPreprocessor, check_special_ids
+from keras_reward.models.captions import (
+    CaptionPreprocessor,
+    check_array_of_ids,
+    check_special_ids,
+)
 from keras_reward.models.transformer import (
     INITIALIZER,
     DecoderBlock,
@@ -88,8 +95,17 @@ class VisionEncoderDecoder(keras.Model):
     ):
         super().__init__(name=name, dtype=dtype)
         self.image_shape, memory_shape = encoder_shapes(encoder)
-        check_special_ids(vocabulary_size, start_id, end_id, pad_id)
         width = width or memory_shape[-1]
+        mlp_dim = mlp_dim or 4 * width
+        check_sizes(
+            vocabulary_size=vocabulary_size,
+            max_length=max_length,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            width=width,
+        )
+        check_special_ids(vocabulary_size, start_id, end_id, pad_id)
         if width % num_heads:
             raise ValueError(
                 "`num_heads` must divide `width`. "
@@ -99,7 +115,7 @@ class VisionEncoderDecoder(keras.Model):
         self.vocabulary_size = vocabulary_size
         self.max_length = max_length
         self.num_heads = num_heads
-        self.mlp_dim = mlp_dim or 4 * width
+        self.mlp_dim = mlp_dim
         self.width = width
         self.dropout = dropout
         self.start_id = start_id
@@ -145,6 +161,36 @@ class VisionEncoderDecoder(keras.Model):
         hidden = self.hidden_states(context, token_ids, training=training)
         return self.logits(hidden)[:, 0]
 
+    # A compiled step cannot look at token ids, and on JAX one that is outside the
+    # vocabulary makes the loss NaN: arrays and tensors are looked at beforehand.
+
+    def check_data(self, x=None, y=None, *args, **kwargs):
+        """Raises if ids in what `fit` is given are not in the vocabulary."""
+        if isinstance(x, dict):
+            check_array_of_ids(x.get("token_ids"), self.vocabulary_size, "`token_ids`")
+        ignored = getattr(getattr(self, "loss", None), "ignore_class", None)
+        check_array_of_ids(y, self.vocabulary_size, "`y`", ignored)
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        self.check_data(*args, **kwargs)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        self.check_data(*args, **kwargs)
+        return super().evaluate(*args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        self.check_data(*args, **kwargs)
+        return super().train_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, x, *args, **kwargs):
+        self.check_data(x)
+        return super().predict(x, *args, **kwargs)
+
     def encode(self, x, training=False):
         """One pass of the encoder: all that the decoder needs of the images.
 
@@ -158,6 +204,12 @@ class VisionEncoderDecoder(keras.Model):
             `(batch, heads, ...)`.
         """
         images = x["images"] if isinstance(x, dict) else x
+        self.check_images(images)
+        memory = self.encoder(images, training=training)
+        return [block.cross_attention.keys_values(memory) for block in self.blocks]
+
+    def check_images(self, images):
+        """Raises if an array or tensor is not of images that the encoder takes."""
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[1:] != self.image_shape:
             height, width, channels = self.image_shape
@@ -167,8 +219,6 @@ class VisionEncoderDecoder(keras.Model):
                 f"`keras.layers.Resizing({height}, {width})`. "
                 f"Received: images of shape {shape}"
             )
-        memory = self.encoder(images, training=training)
-        return [block.cross_attention.keys_values(memory) for block in self.blocks]
 
     def hidden_states(self, context, token_ids, training=False):
         """The decoder's output at each position, in one pass over known tokens.
@@ -245,14 +295,14 @@ class VisionEncoderDecoder(keras.Model):
         """Sequences about images: sampled, greedy, or the likeliest that a beam finds.
 
         Args:
-            images: a batch `(batch, height, width, channels)`, or a dict that has it
-                under `"images"`.
+            images: a batch `(batch, height, width, channels)`, a list of images, or
+                a dict that has one of these under `"images"`.
             num_samples: number of sequences about each image. Default 1.
             temperature: divides the logits. 0 takes the likeliest token at every
                 position. Default 1.
             beam_width: number of sequences about an image that a beam search keeps. It
-                returns the one of highest probability it found. Default None: no beam
-                search.
+                returns the one of highest probability it found, by the model alone:
+                the slot mask of a policy plays no part. Default None: no beam search.
             seed: int. With the same one, every backend draws the same numbers.
 
         Returns:
@@ -260,6 +310,9 @@ class VisionEncoderDecoder(keras.Model):
             1, else `(batch, num_samples, max_length)`: the first end token included,
             `pad_id` after it.
         """
+        images = images["images"] if isinstance(images, dict) else images
+        images = as_array(images)
+        self.check_images(images)
         return generation.generate(
             self, images, num_samples, temperature, beam_width, seed
         )
@@ -301,6 +354,15 @@ class VisionEncoderDecoder(keras.Model):
         return cls(**{**config, "encoder": encoder})
 
 
+def check_sizes(**sizes):
+    """Raises if one of the named sizes is not a whole number from 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, (int, np.integer)) or size < 1:
+            raise ValueError(
+                f"`{name}` must be a whole number from 1. Received: {name}={size!r}"
+            )
+
+
 def encoder_shapes(encoder):
     """Shapes of an encoder's images, without the batch, and of its output."""
     try:
@@ -316,6 +378,16 @@ def encoder_shapes(encoder):
             f"Received: {encoder!r} with inputs {images} and outputs {memory}"
         )
     return tuple(images[1:]), tuple(memory)
+
+
+def as_array(images):
+    """A list of images as one array, of shape `(batch,)` if they differ in size."""
+    if not isinstance(images, (list, tuple)):
+        return images if hasattr(images, "shape") else np.asarray(images)
+    images = [np.asarray(image) for image in images]
+    if len({image.shape for image in images}) < 2:
+        return np.asarray(images)
+    return np.empty(len(images), "object")
 
 
 def as_shape(shape):

@@ -20,7 +20,7 @@ def sample(model, context, num_samples, temperature=1.0, noise=None):
         model: a sequence model.
         context: what `model.encode` returned.
         num_samples: number of sequences of each input, n.
-        temperature: divides the logits.
+        temperature: divides the logits: a number, or `(batch, 1, 1)`.
         noise: `(batch, n, max_length)` uniform numbers in [0, 1), one for each token.
             Without them each token is the likeliest one.
 
@@ -126,11 +126,10 @@ def follow(cache, parent):
 class Generator(keras.Model):
     """A sequence model's decoding as a Keras model, whose `predict` compiles it."""
 
-    def __init__(self, model, num_samples, temperature, beam_width):
+    def __init__(self, model, num_samples, beam_width):
         super().__init__(dtype=model.dtype_policy, autocast=False)
         self.model = model
         self.num_samples = num_samples
-        self.temperature = temperature
         self.beam_width = beam_width
         self.built = True
 
@@ -143,22 +142,25 @@ class Generator(keras.Model):
             self.model,
             context,
             self.num_samples,
-            self.temperature,
+            inputs.get("temperature"),
             inputs.get("noise"),
         )[0]
 
 
 def generate(model, x, num_samples=1, temperature=1.0, beam_width=None, seed=None):
-    """Token ids as NumPy, compiled once for each setting and shape.
+    """Token ids as NumPy, compiled once for each number of sequences and each shape.
 
     See `VisionEncoderDecoder.generate` for the arguments and what it returns.
     """
     check_arguments(num_samples, temperature, beam_width)
-    generator = compiled_generator(model, (num_samples, temperature, beam_width))
+    generator = compiled_generator(model, (num_samples, beam_width))
     x = keras.tree.map_structure(np.asarray, x)
     inputs = {"x": x}
     if beam_width is None and temperature > 0:
-        shape = (len(keras.tree.flatten(x)[0]), num_samples, model.max_length)
+        batch = len(keras.tree.flatten(x)[0])
+        shape = (batch, num_samples, model.max_length)
+        # One for each input, so that the data are of one size.
+        inputs["temperature"] = np.full((batch, 1, 1), temperature, "float32")
         inputs["noise"] = np.random.default_rng(seed).random(shape, dtype="float32")
     token_ids = generator.predict_on_batch(inputs)
     return token_ids[:, 0] if num_samples == 1 else token_ids
@@ -183,9 +185,10 @@ def check_arguments(num_samples, temperature, beam_width):
             "`num_samples` must be a whole number from 1. "
             f"Received: num_samples={num_samples}"
         )
-    if temperature < 0:
+    if not 0 <= temperature < float("inf"):
         raise ValueError(
-            "`temperature` must be at least 0, where 0 takes the likeliest token. "
+            "`temperature` must be a number, at least 0, where 0 takes the likeliest "
+            "token. "
             f"Received: temperature={temperature}"
         )
     if beam_width is None:

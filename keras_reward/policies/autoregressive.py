@@ -9,7 +9,9 @@ from keras_reward.policies.policy import deserialized
 from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
+    host_array,
     mean_over_references,
+    tokens_of_references,
 )
 from keras_reward.policies.token_sampling import sample_tokens
 from keras_reward.policies.tokens import TokenPolicy
@@ -19,6 +21,8 @@ ATTRIBUTES = ("vocabulary_size", "max_length", "start_id", "end_id", "pad_id")
 # Logit of a token that the slot mask forbids. Its probability underflows to exactly 0;
 # unlike -inf it leaves entropies and gradients finite.
 FORBIDDEN = -1e30
+# How many of the inputs have their slot masks looked at before a loop over all.
+CHECKED_INPUTS = 8
 
 
 def missing_parts(model):
@@ -55,7 +59,11 @@ class AutoregressivePolicy(TokenPolicy):
             `(T, vocabulary)`, or a function of the model's inputs that returns one for
             each of them, `(batch, T, vocabulary)`. A forbidden token is never drawn
             and has probability 0, in sampling, scoring and the greedy output alike.
-            Default None: the codec's `slot_mask` if it has one, else all are allowed.
+            Every position must allow a token. A compiled step cannot look at what a
+            function returns: where `fit` and its like get arrays, it is called with
+            the first inputs and looked at beforehand. At a position that allows
+            nothing after all, any token is drawn. Default None: the codec's
+            `slot_mask` if it has one, else all are allowed.
         position_mask: which positions count in log-probability, likelihood and entropy:
             a bool array `(T,)`. The others are sampled but not trained, such as the
             confidence of boxes, on which no reward depends. Default None: the codec's
@@ -123,6 +131,21 @@ class AutoregressivePolicy(TokenPolicy):
             check_position_mask(self.position_mask, model.max_length)
         return super().bind(model, temperature)
 
+    def check_inputs(self, x):
+        """Raises if the slot mask of the first inputs does not fit."""
+        if callable(self.slot_mask):
+            first = keras.tree.map_structure(
+                lambda leaf: ops.convert_to_tensor(leaf[:CHECKED_INPUTS]), x
+            )
+            self.slots_of(first)
+
+    def slots_of(self, x):
+        """What a slot mask that is a function says of inputs, checked."""
+        allowed = self.slot_mask(x)
+        slots = (self.model.max_length, self.model.vocabulary_size)
+        check_slot_mask(allowed, ("batch", *slots))
+        return ops.cast(allowed, "bool")
+
     def encode(self, x, training=False):
         """One encoder pass.
 
@@ -132,10 +155,7 @@ class AutoregressivePolicy(TokenPolicy):
         """
         context = {"model": self.model.encode(x, training=training)}
         if callable(self.slot_mask):
-            allowed = self.slot_mask(x)
-            slots = (self.model.max_length, self.model.vocabulary_size)
-            check_slot_mask(allowed, ("batch", *slots))
-            context["allowed"] = ops.cast(allowed, "bool")
+            context["allowed"] = self.slots_of(x)
         return context
 
     def allowed_tokens(self, context):
@@ -204,8 +224,11 @@ class AutoregressivePolicy(TokenPolicy):
         Args:
             context: what `encode` returned.
             targets: `(batch, T')` or `(batch, references, T')` int token ids, padded,
-                at most `T` of them. A token that the slot mask forbids, or that is not
-                in the vocabulary, is left out; so is a reference that is all padding.
+                at most `T` of them. Left out are padding, which is at the end (its id
+                with other tokens behind it is a token), tokens that the slot mask
+                forbids or that are not in the vocabulary, and, of several references,
+                one that is all padding. A model without an end token writes T tokens
+                always, so a row of T of them has no padding.
         """
         model = self.model
         targets = as_references(self, targets, model.max_length)
@@ -214,13 +237,15 @@ class AutoregressivePolicy(TokenPolicy):
         log_probs = log_probs[0]
         known = ops.logical_and(known, log_probs > 0.5 * FORBIDDEN)
         mask = ops.logical_and(self.scored(context, targets), known)
-        is_padding = ops.equal(targets, model.pad_id)
-        if model.end_id != model.pad_id:
-            mask = ops.logical_and(mask, ops.logical_not(is_padding))
-        return mean_over_references(log_probs, mask, is_padding)
+        end_ids = () if model.end_id is None else (model.end_id,)
+        tokens, present = tokens_of_references(
+            targets, model.pad_id, end_ids, model.max_length
+        )
+        mask = ops.logical_and(mask, tokens)
+        return mean_over_references(log_probs, mask, present)
 
     def check_targets(self, targets):
-        """Raises if `y` of `fit`, a NumPy array, has ids outside the vocabulary."""
+        """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
         as_references(self, targets, self.model.max_length)
         check_vocabulary("y", targets, self.model.vocabulary_size)
 
@@ -244,7 +269,8 @@ def check_slot_mask(mask, expected):
     """Raises if a slot mask has another shape, or a position without any token.
 
     Args:
-        mask: bool array or tensor.
+        mask: bool array or tensor. Values are looked at outside of compiled
+            functions only.
         expected: its shape; a name where any size will do.
     """
     shape = tuple(getattr(mask, "shape", ()))
@@ -258,8 +284,9 @@ def check_slot_mask(mask, expected):
             "`slot_mask` says of every token whether it is allowed at a position: "
             f"shape ({described}). Received: shape {shape}"
         )
-    if isinstance(mask, np.ndarray) and not mask.any(axis=-1).all():
-        empty = np.argwhere(~mask.any(axis=-1))[0]
+    some = host_array(ops.any(mask, axis=-1))
+    if some is not None and not some.all():
+        empty = np.argwhere(~some)[0]
         raise ValueError(
             "`slot_mask` must allow at least one token at every position. "
             f"Received: none at position {int(empty[-1])}"

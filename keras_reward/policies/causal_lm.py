@@ -9,7 +9,9 @@ from keras_reward.policies.policy import repeat_rows
 from keras_reward.policies.targets import (
     as_references,
     check_vocabulary,
+    host_array,
     mean_over_references,
+    tokens_of_references,
 )
 from keras_reward.policies.token_sampling import sample_tokens
 from keras_reward.policies.tokens import TokenPolicy
@@ -58,8 +60,10 @@ class CausalLMPolicy(TokenPolicy):
         ValueError: when bound to a model that is no such task or has no end token; in
             `encode`, for missing keys, images of the wrong size, token ids that are
             not in the vocabulary, an empty prompt, and one that leaves no room for an
-            answer. The last three are seen outside of compiled functions only, so
-            `check_inputs` may be called with the data before `fit`.
+            answer. The last three are seen outside of compiled functions only:
+            `fit`, `train_on_batch`, `evaluate` and `predict` look at arrays and
+            tensors beforehand. Where they get a data set, `check_inputs` may be called
+            with a batch of it.
 
     Example:
 
@@ -107,8 +111,9 @@ class CausalLMPolicy(TokenPolicy):
             end_ids = end_tokens_of(tokenizer, task, model)
         if pad_id is None:
             pad_id = getattr(tokenizer, "pad_token_id", None) or 0
+        super().bind(model, temperature)
         self._untracked(task=task, end_ids=end_ids, pad_id=pad_id)
-        return super().bind(model, temperature)
+        return self
 
     def check_inputs(self, x):
         """Raises a ValueError if `x` is not what the model can answer.
@@ -137,7 +142,7 @@ class CausalLMPolicy(TokenPolicy):
         for key in keys:
             if key.endswith("token_ids"):
                 size = self.task.backbone.vocabulary_size
-                check_vocabulary(key, host_array(x[key]), size)
+                check_vocabulary(key, x[key], size)
 
     def encode(self, x, training=False):
         """The prompts, and what the model makes of their images or input texts.
@@ -283,27 +288,39 @@ class CausalLMPolicy(TokenPolicy):
         Args:
             context: what `encode` returned.
             targets: `(batch, T')` or `(batch, references, T')` int token ids in the
-                form of samples: left-aligned, ended and padded. A reference that is
-                all padding is absent.
+                form of samples: left-aligned, ended and padded. Padding at the end,
+                and a token that is not in the vocabulary, are left out. Of several
+                references one that is all padding is absent. If no token ends an
+                answer, one of T tokens has no padding.
         """
-        targets = as_references(self, targets, self.new_tokens(context))
-        log_probs, _ = self.token_scores(context, targets[None])
-        is_padding = targets == self.pad_id
-        mask = self.mask(context, targets)
-        if self.pad_id not in self.end_ids:
-            mask = ops.logical_and(mask, ops.logical_not(is_padding))
-        return mean_over_references(log_probs[0], mask, is_padding)
+        length = self.new_tokens(context)
+        targets = as_references(self, targets, length)
+        size = self.task.backbone.vocabulary_size
+        known = ops.logical_and(targets >= 0, targets < size)
+        # What stands in for the others must not end the answer.
+        word = next((i for i in range(size) if i not in self.end_ids), 0)
+        log_probs, _ = self.token_scores(context, ops.where(known, targets, word)[None])
+        tokens, present = tokens_of_references(
+            targets, self.pad_id, self.end_ids, length
+        )
+        mask = ops.logical_and(self.mask(context, targets), tokens)
+        mask = ops.logical_and(mask, known)
+        return mean_over_references(log_probs[0], mask, present)
 
     def check_targets(self, targets):
-        """Raises if `y` of `fit`, a NumPy array, has ids outside the vocabulary."""
+        """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
+        as_references(self, targets, self.max_new_tokens)
         check_vocabulary("y", targets, self.task.backbone.vocabulary_size)
 
     def get_config(self):
+        # Once bound, the ids that were found: when Keras loads a file, the tokenizer
+        # has no vocabulary yet while the policy is made and bound.
+        bound = self.task is not None
         return {
             **super().get_config(),
             "max_new_tokens": self.max_new_tokens,
-            "end_token_ids": self.end_token_ids,
-            "pad_token_id": self.pad_token_id,
+            "end_token_ids": self.end_ids if bound else self.end_token_ids,
+            "pad_token_id": self.pad_id if bound else self.pad_token_id,
         }
 
 
@@ -330,14 +347,6 @@ def end_tokens_of(tokenizer, task, model):
     second = getattr(tokenizer, "end_token2_id", None)  # Llama 3 has two
     others = [tokenizer.token_to_id(token) for token in task.end_tokens]
     return (first, *([] if second is None else [second]), *others)
-
-
-def host_array(tensor):
-    """The values of a tensor as a NumPy array; None inside a compiled function."""
-    try:
-        return ops.convert_to_numpy(tensor)
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        return None
 
 
 def check_prompts(mask):

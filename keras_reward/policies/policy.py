@@ -143,12 +143,13 @@ class Policy(keras.layers.Layer):
     def check_inputs(self, x):
         """Raises if the model cannot make outputs for `x`.
 
-        `fit` calls it where it is given NumPy arrays: inside the compiled step, values
-        cannot be looked at. Default: nothing is checked.
+        `fit`, `train_on_batch`, `evaluate` and `predict` call it where they are given
+        arrays or tensors: inside the compiled step, values cannot be looked at.
+        Default: nothing is checked.
         """
 
     def check_targets(self, targets):
-        """As `check_inputs`, for the `y` that `mle_weight` scores."""
+        """As `check_inputs`, for the `y` that `mle_weight` scores in training."""
 
     def token_log_prob(self, context, samples):
         """Log-probability of each part of the samples that is drawn on its own.

@@ -6,45 +6,94 @@ from keras_reward import objective
 from keras_reward.rewards.reward import is_integer
 
 
-def as_references(policy, targets, max_length):
+def as_references(policy, targets, max_length=None):
     """Targets `(batch, [references,] T)` as `(batch, references, T)` int32.
 
     Args:
         policy: whose name stands in the message.
         targets: integer token ids.
-        max_length: the largest T.
+        max_length: the largest T. Default None: any.
     """
     shape = tuple(getattr(targets, "shape", ()))
-    fits = len(shape) in (2, 3) and shape[-1] <= max_length and is_integer(targets)
+    fits = len(shape) in (2, 3) and is_integer(targets)
+    if fits and max_length is not None:
+        fits = shape[-1] <= max_length
     if not fits:
         received = type(targets).__name__
         if hasattr(targets, "shape"):
             received = f"shape {shape}, dtype {targets.dtype}"
+        most = "" if max_length is None else f", with at most {max_length} tokens"
         raise ValueError(
             f"With `mle_weight`, {type(policy).__name__} needs `y` of integer token "
-            "ids, padded: shape (batch, tokens) or (batch, references, tokens), "
-            f"with at most {max_length} tokens. Received: y of {received}"
+            "ids, padded: shape (batch, tokens) or (batch, references, tokens)"
+            f"{most}. Received: y of {received}"
         )
     targets = ops.cast(targets, "int32")
     return targets if len(shape) == 3 else ops.expand_dims(targets, 1)
 
 
-def mean_over_references(log_probs, mask, is_padding):
+def tokens_of_references(targets, pad_id, end_ids, length):
+    """Which tokens of references are not padding, and which references there are.
+
+    Padding is what stands at the end: its id with other tokens behind it is a token.
+    Where the padding's id ends a sequence too, the first one is the end, and what
+    follows is for the caller to leave out. Where nothing ends a sequence, all of them
+    have the full length, so that a row of this length is all tokens.
+
+    A reference that is all padding is absent, unless it is the only one there can be.
+
+    Args:
+        targets: `(batch, references, T)` int32.
+        pad_id: id of padding.
+        end_ids: ids that end a sequence.
+        length: the full length of a sequence.
+
+    Returns:
+        Bool, `(batch, references, T)` and `(batch, references)`.
+    """
+    is_token = ops.cast(ops.not_equal(targets, pad_id), "int32")
+    # How many tokens stand at a position and behind it.
+    left = ops.flip(ops.cumsum(ops.flip(is_token, axis=-1), axis=-1), axis=-1)
+    tokens = left > 0
+    present = ops.any(tokens, axis=-1)
+    if targets.shape[1] == 1:
+        present = ops.ones_like(present)
+    whole = not end_ids and targets.shape[-1] == length
+    if whole or pad_id in end_ids:
+        tokens = ops.ones_like(tokens)
+    return tokens, present
+
+
+def mean_over_references(log_probs, mask, present):
     """Log-probability of the references of each input, on average: `(batch,)`.
 
     Args:
         log_probs: `(batch, references, T)`.
         mask: the same shape, the tokens that count.
-        is_padding: the same shape. A reference that is all padding is absent.
+        present: `(batch, references)`, which references there are.
     """
-    present = ops.logical_not(ops.all(is_padding, axis=-1))
     present = ops.cast(present, "float32")
     log_prob = objective.sequence_log_prob(log_probs, mask) * present
     return ops.sum(log_prob, axis=1) / ops.maximum(ops.sum(present, axis=1), 1.0)
 
 
+def host_array(tensor):
+    """The values of a tensor as a NumPy array; None inside a compiled function."""
+    try:
+        return ops.convert_to_numpy(tensor)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None
+
+
 def check_vocabulary(key, token_ids, size):
-    """Raises if a token id is negative or not below `size`."""
+    """Raises if a token id is negative or not below `size`.
+
+    Args:
+        key: what the ids are called, for the message.
+        token_ids: array or tensor. Not looked at inside a compiled function.
+        size: number of token ids.
+    """
+    token_ids = host_array(token_ids)
     if token_ids is not None and not 0 <= token_ids.min() <= token_ids.max() < size:
         raise ValueError(
             f"Token ids must be at least 0 and below {size}, the size of the model's "
