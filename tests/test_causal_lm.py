@@ -661,3 +661,145 @@ def check_inputs_are_looked_at_wherever_they_are_arrays(kind):
 @pytest.mark.parametrize("kind", ["arrays", "tensors"])
 def test_inputs_are_looked_at_wherever_they_are_arrays(hub, kind):
     hub(check_inputs_are_looked_at_wherever_they_are_arrays, kind)
+
+
+def check_chunks_have_the_same_gradient():
+    s = setting("gpt2")
+    variables = s.model.trainable_variables
+    x, samples = keras.tree.map_structure(
+        ops.convert_to_tensor, (s.x, s.results["samples"])
+    )
+    start = [ops.convert_to_numpy(variable) for variable in variables]
+    results = []
+    for chunk in (None, 4):
+        policy = CausalLMPolicy(end_token_ids=[s.end], score_chunk=chunk)
+        policy.bind(s.model, 1.3)
+        value, gradients = value_and_gradients(
+            lambda policy=policy: ops.mean(policy.log_prob(policy.encode(x), samples)),
+            variables,
+        )(start)
+        gradients = [to_numpy(ops.convert_to_tensor(g)) for g in gradients]
+        results.append([to_numpy(value), *gradients])
+    assert max(np.abs(gradient).max() for gradient in results[0][1:]) > 0.1
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_chunks_have_the_same_gradient(hub):
+    hub(check_chunks_have_the_same_gradient)
+
+
+def check_answers_without_an_end_and_at_once():
+    """No end token; and numbers that draw the end token first, in two rows."""
+    s = setting("gpt2")
+    endless = CausalLMPolicy(end_token_ids=[]).bind(s.model, 1.3)
+    assert endless.end_ids == ()
+    # The number that stands in the middle of the end token's share.
+    share = np.exp(log_softmax(s.results["logits"][0, 0, 0], 1.0))
+    noise = s.noise.copy()
+    noise[0, 2:, s.x[s.mask][0].sum()] = share[: s.end].sum() + share[s.end] / 2
+
+    def draw(x, noise):
+        results = {}
+        for name, policy in (("some", s.policy), ("none", endless)):
+            context = policy.encode(x)
+            samples = policy.sample(context, SAMPLES, noise=noise)
+            scores = policy.token_log_prob(context, samples)
+            mode = policy.mode(context)
+            target = policy.target_log_prob(context, samples[:, 0])
+            mask = policy.mask(context, samples)
+            results[name] = samples, mask, scores, mode, target
+        return results
+
+    x = keras.tree.map_structure(ops.convert_to_tensor, s.x)
+    results = keras.tree.map_structure(
+        to_numpy, compiled(draw)(x, ops.convert_to_tensor(noise))
+    )
+    samples, mask, scores, _, _ = results["some"]
+    at_once = [s.end] + [s.pad] * (s.length - 2)
+    np.testing.assert_array_equal(samples[0, 2:], [at_once] * 2)
+    np.testing.assert_array_equal(mask[0, 2:].sum(-1), [1, 1])
+    np.testing.assert_allclose(scores[0, 2:, 0], np.log(share[s.end]), atol=1e-5)
+    assert (scores[0, 2:, 1:] == 0.0).all()
+    np.testing.assert_array_equal(samples[1:], s.results["samples"][1:])
+    endless_samples, mask, scores, mode, target = results["none"]
+    assert mode.shape == (3, s.length - 1)
+    np.testing.assert_array_equal(endless_samples[0, 2:, 0], [s.end] * 2)
+    assert (endless_samples == s.end).any()
+    # Up to the last position, whatever is written on the way.
+    rooms = s.length - s.x[s.mask].sum(-1)
+    expected = np.arange(s.length - 1) < rooms[:, None, None]
+    np.testing.assert_array_equal(mask, np.broadcast_to(expected, mask.shape))
+    assert (scores[mask] < 0.0).all()
+    # As a reference all of it counts, words that look like padding too.
+    np.testing.assert_allclose(target, scores[:, 0].sum(-1), atol=1e-5)
+
+
+def test_answers_without_an_end_and_at_once(hub):
+    hub(check_answers_without_an_end_and_at_once)
+
+
+def nothing(y_true, y_pred):
+    return 0.0 * ops.cast(y_pred[:, 0], "float32")
+
+
+def check_fit_adds_the_likelihood_of_references():
+    """In the first epoch that of the model as it was; then it rises."""
+    import hub_models
+
+    s = setting("gpt2")
+    model = hub_models.gpt2()
+    policy = CausalLMPolicy(end_token_ids=[s.end], score_chunk=4)
+    tuned = RewardTuning(model, nothing, policy, mle_weight=0.5, temperature=1.3)
+    tuned.compile(keras.optimizers.Adam(0.02))
+    samples, mask = s.results["samples"], s.results["mask"]
+    scores = s.results["token_log_prob"].sum(-1)
+    y, log_probs = [], []
+    for i, group in enumerate(samples):
+        # One that does not break off in what would be padding at its end.
+        n = next(n for n, row in enumerate(group) if row[mask[i, n]][-1] != s.pad)
+        y.append(group[n])
+        log_probs.append(scores[i, n])
+    likelihood = np.mean(log_probs)
+    history = tuned.fit(s.x, np.stack(y), epochs=6, shuffle=False, verbose=0).history
+    assert history["mle_loss"][0] == pytest.approx(-likelihood, abs=1e-4)
+    assert history["loss"][0] == pytest.approx(-0.5 * likelihood, abs=1e-4)
+    assert history["mle_loss"][-1] < history["mle_loss"][0] - 1.0
+
+
+def test_fit_adds_the_likelihood_of_references(hub):
+    hub(check_fit_adds_the_likelihood_of_references)
+
+
+def check_images_and_prompts_are_read_once():
+    """Once per input, for all samples, in sampling and scoring together."""
+    s = setting("pali_gemma")
+    encoder, build_cache = s.model.backbone.vit_encoder, s.model._build_cache
+    call, shapes = encoder.call, {"images": [], "prompts": []}
+
+    def counted_call(images, *args, **kwargs):
+        shapes["images"].append(tuple(images.shape))
+        return call(images, *args, **kwargs)
+
+    def counted_cache(token_ids, *args, **kwargs):
+        shapes["prompts"].append(tuple(token_ids.shape))
+        return build_cache(token_ids, *args, **kwargs)
+
+    def step(x, noise):
+        context = s.policy.encode(x)
+        samples = s.policy.sample(context, SAMPLES, noise=noise)
+        return s.policy.score(context, samples)
+
+    encoder.call = counted_call
+    object.__setattr__(s.model, "_build_cache", counted_cache)
+    try:
+        x = keras.tree.map_structure(ops.convert_to_tensor, s.x)
+        compiled(step)(x, ops.convert_to_tensor(s.noise))
+    finally:
+        encoder.call = call
+        object.__setattr__(s.model, "_build_cache", build_cache)
+    assert shapes == {"images": [s.x["images"].shape], "prompts": [(3, s.length)]}
+
+
+def test_images_and_prompts_are_read_once(hub):
+    hub(check_images_and_prompts_are_read_once)
