@@ -150,8 +150,10 @@ def kl_estimate(log_ratios):
         exp(-d) - 1 + d.
 
     Unbiased for `KL(p || q)`, since `E[exp(-d)] = 1` under p given what was drawn
-    before; never negative; and of lower variance than d alone, since the two vary
-    against each other (Schulman 2020, "Approximating KL Divergence", the estimator k3).
+    before; never negative; and, near the reference, of far lower variance than d alone,
+    since the two vary against each other (Schulman 2020, "Approximating KL Divergence",
+    the estimator k3). Far from it, where q gives much probability to what p hardly ever
+    draws, rare samples make up the mean.
 
     Args:
         log_ratios: `(batch, samples, ...)`, 0 where a part does not count.

@@ -30,8 +30,8 @@ from sklearn.datasets import load_sample_image
 from keras_reward.codecs import ColorPalette, to_gray
 
 SMALL = "KERAS_REWARD_SMALL" in os.environ  # a few steps, to see that all of it runs
-CROPS = 32 if SMALL else 512
-MLE_EPOCHS, TUNING_EPOCHS = (2, 2) if SMALL else (60, 40)
+CROPS = 16 if SMALL else 512
+MLE_EPOCHS, TUNING_EPOCHS = (1, 1) if SMALL else (60, 40)
 POOL = 8 if SMALL else 128
 keras.utils.set_random_seed(0)
 
