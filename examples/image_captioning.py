@@ -9,8 +9,8 @@ al. 2023, "Tuning computer vision models with task rewards", section 4.4) for th
     python examples/image_captioning.py --data coco:path/to/coco --seed 1
     python examples/image_captioning.py --mle-checkpoint FOLDER/mle.keras
 
-The scenes are handwritten digits over photographs (`keras_reward.data.Scenes`), made of
-what scikit-learn and scikit-image bring along. All scores are of held-out pictures.
+The scenes are handwritten digits over photographs (`keras_reward.data.Scenes`). All
+scores are of held-out pictures.
 """
 
 import argparse
@@ -43,13 +43,19 @@ PREDICTION_BATCH = 128
 
 
 class Stage(NamedTuple):
-    """The learning rate rises for `warm_up` steps. An epoch is a number of steps."""
+    """An epoch is a number of steps, or one pass over data that end."""
 
     batch_size: int
     rate: float
     warm_up: int
     steps: int
     epochs: int
+
+    def fit_to(self, data):
+        """Steps of an epoch and number of epochs, of about as many steps in all."""
+        if len(data) > self.steps * self.epochs:
+            return self.steps, self.epochs
+        return len(data), -(-self.steps * self.epochs // len(data))
 
 
 # "paper" is its ViT-B/16 and schedule, without the encoder's weights from ImageNet-21k
@@ -61,7 +67,7 @@ PRESETS = {
         "encoder": {"patch_size": 16, "width": 128, "stem": "conv", **TINY_BLOCKS},
         "decoder": TINY_BLOCKS,
         "max_length": 20,
-        "likelihood": Stage(32, 1e-3, warm_up=100, steps=200, epochs=18),
+        "likelihood": Stage(32, 1e-3, warm_up=0, steps=200, epochs=40),
         "tuning": Stage(32, 1e-4, warm_up=20, steps=50, epochs=8),
     },
     "paper": {
@@ -78,49 +84,51 @@ PRESETS = {
 def main():
     args = parse_arguments()
     preset = argparse.Namespace(**PRESETS[args.preset])
-    output = pathlib.Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
+    (output := pathlib.Path(args.output)).mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     times = {"start": time.perf_counter()}
 
     print("\n1. Pictures and captions")
     data = load_data(args.data, preset, args.seed)
-    (output / "words.json").write_text(json.dumps(data.vocabulary.words))
     times["data"] = time.perf_counter()
-
     print("\n2. Maximum likelihood: what do people say?")
     if args.mle_checkpoint:
-        model, likelihood = keras.saving.load_model(args.mle_checkpoint), {}
-        if model.vocabulary_size != len(data.vocabulary):
-            raise SystemExit("Expected --mle-checkpoint to be of the same --data")
+        model, likelihood = load_checkpoint(args.mle_checkpoint, data.vocabulary), {}
     else:
         model = build_model(preset, data.vocabulary)
         likelihood = fit_likelihood(model, preset.likelihood, data)
         model.save(output / "mle.keras")
+    (output / "words.json").write_text(json.dumps(data.vocabulary.words))
     times["likelihood"] = time.perf_counter()
-
     reward = CIDErReward(end_id=END_ID)
     reward.adapt(data.references)
     before, captions_before = measure(model, reward, data)
     times["before"] = time.perf_counter()
-
     print("\n3. Reward tuning: what would most of them say?")
     tuning = tune(model, reward, preset.tuning, data, args.seed)
     model.save(output / "tuned.keras")
     times["tuning"] = time.perf_counter()
-
     print(f"\n4. {len(data.test[0])} held-out pictures")
     after, captions_after = measure(model, reward, data)
     print_table(before, after)
     save_gallery(output / "captions.png", data, captions_before, captions_after)
-    save_curves(output / "curves.png", likelihood, tuning)
+    curves = {"likelihood": likelihood, "tuning": tuning}
+    save_curves(output / "curves.png", **curves)
     times["after"] = time.perf_counter()
-    save_results(output / "results.json", args, preset, before, after, times)
+    save_results(output / "results.json", args, preset, before, after, curves, times)
+
+
+def load_checkpoint(path, vocabulary):
+    """The model of an earlier run, whose words must be those of this one."""
+    words = json.loads(pathlib.Path(path).with_name("words.json").read_text())
+    if words != vocabulary.words:
+        raise SystemExit("Expected --mle-checkpoint of the same --data and --preset")
+    return keras.saving.load_model(path)
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="scenes", help='"scenes" or "coco:FOLDER"')
+    parser.add_argument("--data", default="scenes", help="scenes, or coco:FOLDER")
     parser.add_argument("--preset", default="tiny", choices=PRESETS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mle-checkpoint", help="a mle.keras; skips the first stage")
@@ -143,13 +151,12 @@ class Data(NamedTuple):
 
 
 def load_data(source, preset, seed):
-    kind, _, folder = source.partition(":")
     size = preset.image_size
     batches = preset.likelihood.batch_size, preset.tuning.batch_size
     if source == "scenes":
         texts, likelihood, tuning, held_out = open_scenes(size, batches, seed)
-    elif kind == "coco" and folder:
-        texts, likelihood, tuning, held_out = open_coco(folder, size, batches, seed)
+    elif source.startswith("coco:"):
+        texts, likelihood, tuning, held_out = open_coco(source[5:], size, batches, seed)
     else:
         raise SystemExit(f'Expected --data scenes or coco:FOLDER. Received: "{source}"')
     words = [split(text) for captions in texts for text in captions]
@@ -159,7 +166,6 @@ def load_data(source, preset, seed):
     likelihood.transform = one_caption(vocabulary, seed)
     images, held_out_texts = collect(held_out)
     count = min(STOPPING_IMAGES, len(images) // 2)
-    print(f"{len(vocabulary)} token ids, captions of up to {length} tokens")
     stopping = images[:count], vocabulary.encode(held_out_texts[:count])
     test = images[count:], held_out_texts[count:]
     return Data(
@@ -221,13 +227,18 @@ def build_model(preset, vocabulary):
 
 def fit_likelihood(model, stage, data):
     """Ordinary training, until the loss of held-out captions has stopped to fall."""
-    steps = min(stage.steps, len(data.likelihood))
-    epochs = stage.epochs * stage.steps // steps
+    (steps, epochs), rate = stage.fit_to(data.likelihood), stage.rate
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction="mean_with_sample_weight"
     )
-    stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
-    rate = learning_rate(stage, decay_steps=steps * epochs - stage.warm_up)
+    plateau = {"min_delta": 1e-3, "verbose": 1}
+    callbacks = [
+        keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=1, **plateau),
+        keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True, **plateau),
+    ]
+    if stage.warm_up:  # as in the paper, down to 0
+        rate = learning_rate(stage, decay_steps=steps * epochs - stage.warm_up)
+        callbacks = []
     model.compile(keras.optimizers.Adam(rate, global_clipnorm=1.0), loss)
     return model.fit(
         data.likelihood,
@@ -235,7 +246,7 @@ def fit_likelihood(model, stage, data):
         epochs=epochs,
         validation_data=data.likelihood.transform(*data.stopping),
         validation_batch_size=PREDICTION_BATCH,
-        callbacks=[stop],
+        callbacks=callbacks,
     ).history
 
 
@@ -254,14 +265,13 @@ def learning_rate(stage, decay_steps=None):
 
 
 def tune(model, reward, stage, data, seed):
-    """Maximum likelihood on the model's own captions, weighted by their reward."""
     tuned = RewardTuning(model, reward=reward, num_samples=NUM_SAMPLES, seed=seed)
     tuned.compile(optimizer=keras.optimizers.Adam(learning_rate(stage)))
-    steps = min(stage.steps, len(data.tuning))
+    steps, epochs = stage.fit_to(data.tuning)
     return tuned.fit(
         data.tuning,
         steps_per_epoch=steps,
-        epochs=stage.epochs * stage.steps // steps,
+        epochs=epochs,
         validation_data=data.stopping,
         validation_batch_size=PREDICTION_BATCH,
     ).history
@@ -292,8 +302,7 @@ def print_table(before, after):
     print(f"{'':29}{'before':>10}{'after':>10}")
     for name in before:
         print(f"{name:29}{before[name]:10.3f}{after[name]:10.3f}")
-    gain = after["CIDEr-D"] / max(before["CIDEr-D"], 1e-9) - 1.0
-    print(f"CIDEr-D (greedy): {gain:+.1%}")
+    print(f"CIDEr-D: {np.divide(after['CIDEr-D'], before['CIDEr-D']) - 1.0:+.1%}")
 
 
 def save_gallery(path, data, before, after, rows=3, columns=4):
@@ -303,38 +312,33 @@ def save_gallery(path, data, before, after, rows=3, columns=4):
         panel.imshow(image)
         panel.set_title(f"before: {early}\nafter: {late}", fontsize=10)
         panel.set(xticks=[], yticks=[], xlabel="\n".join(people))
-    save_figure(path)
+    plt.savefig(path, dpi=100, bbox_inches="tight")
 
 
 def save_curves(path, likelihood, tuning):
     _, axes = plt.subplots(1, 2, figsize=(10, 4))
-    stages = (likelihood, "maximum likelihood", "loss"), (tuning, "tuning", "reward")
-    for panel, (history, title, name) in zip(axes, stages, strict=True):
+    for panel, history, name in zip(
+        axes, (likelihood, tuning), ("loss", "reward"), strict=True
+    ):
         panel.plot(history.get(name, []), label="training")
         panel.plot(history.get(f"val_{name}", []), label="held out")
-        panel.set(title=title, xlabel="epoch", ylabel=name)
+        panel.set(xlabel="epoch", ylabel=name)
         panel.legend()
-    save_figure(path)
-
-
-def save_figure(path):
     plt.savefig(path, dpi=100, bbox_inches="tight")
-    plt.close()
 
 
-def save_results(path, args, preset, before, after, times):
+def save_results(path, args, preset, before, after, curves, times):
     stages = zip(list(times)[1:], np.diff(list(times.values())), strict=True)
-    settings = {"num_samples": NUM_SAMPLES, **vars(preset)}
+    settings = {**vars(args), "num_samples": NUM_SAMPLES, **vars(preset)}
     settings.update({k: settings[k]._asdict() for k in ("likelihood", "tuning")})
     results = {
         "metric": "CIDEr-D",
         "before": before,
         "after": after,
         "seconds": {stage: round(float(seconds), 1) for stage, seconds in stages},
-        "seeds": [args.seed],
         "backend": keras.backend.backend(),
-        "data": args.data,
         "settings": settings,
+        "curves": keras.tree.map_structure(float, curves),
     }
     path.write_text(json.dumps(results, indent=2) + "\n")
     print(f"saved {path}, after {sum(results['seconds'].values()):.0f} seconds")

@@ -10,9 +10,8 @@ average precision (mAP), in tight boxes that know how good they are.
     python examples/object_detection.py --reward map --mle-checkpoint mle.keras
     python examples/object_detection.py --data coco:my_coco_folder --preset paper
 
-The default data are scenes of handwritten digits over photographs that scikit-learn and
-scikit-image bring along, so nothing is downloaded. Scores are COCO's official ones, of
-greedy outputs for held-out images.
+The default data are scenes of handwritten digits over photographs, `Scenes`. Scores are
+COCO's official ones, of greedy outputs for held-out images.
 """
 
 import argparse
@@ -30,38 +29,35 @@ from keras import ops
 
 from keras_reward import (
     AutoregressivePolicy,
+    BoxCodec,
+    ConfidenceLoss,
     MeanAveragePrecisionReward,
     RecallReward,
     RewardTuning,
 )
-from keras_reward.auxiliary import ConfidenceLoss
 from keras_reward.callbacks import OfficialScores
-from keras_reward.codecs.boxes import BoxCodec
 from keras_reward.data import CocoBoxes, Scenes, coco_files
-from keras_reward.evaluation import CocoDetection
+from keras_reward.evaluation import CocoDetection, reward_distribution
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 from keras_reward.rewards.detection import COCO_THRESHOLDS
 
-HELD_OUT_START = 1_000_000  # of scenes that are watched, apart from those of the table
+UNLIMITED = 10**7  # scenes are made when they are asked for
+HELD_OUT_SCENES = 1280
+BATCH, WATCHED_BATCHES = 64, 4  # of held-out images
 
 TINY = {
-    "image_size": 64,
-    "encoder": {"patch_size": 16, "stem": "conv", "width": 64, "num_layers": 1},
+    "image_size": 32,  # small enough that where a box ends is not certain
+    "encoder": {"patch_size": 8, "stem": "conv", "width": 64, "num_layers": 1},
     "decoder": {"num_layers": 2, "mlp_dim": 128},
-    "max_boxes": 8,  # more than a scene has objects: tuned models write more
-    "num_buckets": 65,  # one at each edge of a pixel
+    "max_boxes": 10,  # more than a scene has objects: tuned models write more
+    "num_buckets": 33,  # one at each edge of a pixel
     "coco_classes": ("person",),
-    # Maximum likelihood. Whenever the loss of held-out images stops to fall, the
-    # learning rate falls; when that does not help, the training ends.
+    # The learning rate falls whenever the loss of held-out images does not, until
+    # that does not help.
     "likelihood": {"rate": 2e-3, "cosine": False, "batch": 32, "steps": 128},
-    "likelihood_epochs": 60,
-    "patience": 3,
-    # Reward tuning: warm-up, then a constant learning rate.
-    "tuning": {"rate": 3e-4, "warmup": 50, "batch": 32, "steps": 60},
-    "tuning_epochs": 15,
+    "tuning": {"rate": 3e-4, "warmup": 50, "batch": 32, "steps": 120},
+    "epochs": {"likelihood": 60, "tuning": 24},
     "num_samples": 8,
-    # Numbers of scenes. No epoch sees those of another.
-    "scenes": {"train": 10**7, "held_out": 256, "test": 1024},
 }
 PAPER = {  # but for its first training, on Objects365
     **TINY,
@@ -72,9 +68,8 @@ PAPER = {  # but for its first training, on Objects365
     "num_buckets": 1000,
     "coco_classes": None,
     "likelihood": {"rate": 1e-4, "cosine": True, "batch": 256, "steps": 500},
-    "likelihood_epochs": 20,
     "tuning": {"rate": 1e-6, "warmup": 1000, "batch": 256, "steps": 1000},
-    "tuning_epochs": 100,
+    "epochs": {"likelihood": 20, "tuning": 100},
     "num_samples": 2,
 }
 
@@ -88,30 +83,26 @@ def main():
     parser.add_argument("--mle-checkpoint", help="a mle.keras: leaves out stage one")
     parser.add_argument("--output", default="outputs/object_detection")
     args = parser.parse_args()
-    output = pathlib.Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
+    (output := pathlib.Path(args.output)).mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     settings = PAPER if args.preset == "paper" else TINY
     task = Task(args, types.SimpleNamespace(**settings))
     seconds, start = {}, time.perf_counter()
-    heading("1. Maximum likelihood: which boxes are likely?")
+    print("\n1. Maximum likelihood: which boxes are likely?")
     if args.mle_checkpoint:
-        model, curves = keras.models.load_model(args.mle_checkpoint, compile=False), {}
+        model, curves = load_checkpoint(args.mle_checkpoint, task), {}
     else:
         model, curves = fit_likelihood(task)
         model.save(output / "mle.keras")
     seconds["likelihood"] = time.perf_counter() - start
-
     before, boxes_before = measure(model, task, ("class",))
     start = time.perf_counter()
-    heading(f"2. Reward tuning: which boxes do we want? {task.reward.name}")
+    print(f"\n2. Reward tuning: which boxes do we want? {task.reward.name}")
     curves.update(tune(model, task))
     seconds["tuning"] = time.perf_counter() - start
     model.save(output / "tuned.keras")
-
-    scores = ("class", "confidence") if args.reward == "map" else ("class",)
-    after, boxes_after = measure(model, task, scores)
-    heading("3. Greedy boxes in held-out images")
+    after, boxes_after = measure(model, task, sorted({"class", task.score}))
+    print("\n3. Greedy boxes in held-out images")
     print_table(before, after)
     save_curves(output / "curves.png", curves)
     save_picture(output / "boxes.png", task, boxes_before, boxes_after)
@@ -128,11 +119,13 @@ def main():
     print(f"saved {output}/results.json; seconds: {results['seconds']}")
 
 
-def heading(text):
-    print(f"\n{text}\n{'-' * len(text)}", flush=True)
-
-
-# The task: data, codec and reward
+def load_checkpoint(path, task):
+    """The model of an earlier run, if it was trained for this task."""
+    model, codec = keras.models.load_model(path, compile=False), task.codec()
+    sizes = model.vocabulary_size, model.max_length, model.image_shape[0]
+    if sizes != (codec.vocabulary_size, codec.max_length, task.preset.image_size):
+        raise SystemExit("Expected --mle-checkpoint of the same --data and --preset")
+    return model
 
 
 class Task:
@@ -140,9 +133,21 @@ class Task:
 
     def __init__(self, args, preset):
         self.source, self.preset, self.seed = args.data, preset, args.seed
-        self.held_out = self.read("held_out", 64)
-        self.test = self.read("test", 64)
-        self.class_names = getattr(self.test, "class_names", tuple("0123456789"))
+        if self.source == "scenes":
+            data = self.scenes("test", HELD_OUT_SCENES)
+        elif self.source.startswith("coco:"):
+            data = self.coco("eval", check_images=True)
+        else:
+            raise SystemExit("Expected --data scenes or --data coco:DIR")
+        self.class_names = getattr(data, "class_names", tuple("0123456789"))
+        # The first images tell when to stop, the others are only measured on.
+        watched = min(WATCHED_BATCHES, len(data) // 2)
+        if not watched:
+            raise SystemExit(
+                f"Expected more than {BATCH} held-out images in {args.data}"
+            )
+        self.watched = collect(data[i] for i in range(watched))
+        self.test, self.test_batches = data, range(watched, len(data))
         if args.reward == "recall":
             # Average recall is over the same thresholds.
             self.reward = RecallReward(iou_thresholds=COCO_THRESHOLDS)
@@ -152,24 +157,29 @@ class Task:
             self.reward = MeanAveragePrecisionReward(class_counts=counts)
             self.auxiliary_loss, self.score = ConfidenceLoss(), "confidence"
 
-    def read(self, part, batch_size, transform=None):
-        """A data set: `"train"`, `"held_out"` for curves, `"test"` for the table."""
-        arguments = {"batch_size": batch_size, "transform": transform}
-        training, size = part == "train", self.preset.image_size
-        if self.source == "scenes":
-            arguments["start"] = HELD_OUT_START if part == "held_out" else 0
-            split = "train" if training else "test"
-            return Scenes(split, self.preset.scenes[part], **arguments)
-        folder = self.source.removeprefix("coco:")
+    def training(self, stage, transform=None):
+        """Batches for a stage, and the steps and epochs to take with them."""
+        schedule, epochs = getattr(self.preset, stage), self.preset.epochs[stage]
+        arguments = {"batch_size": schedule["batch"], "transform": transform}
+        if self.source == "scenes":  # as many as you like: no scene is seen twice
+            start = (1 + 2 * self.seed + (stage == "tuning")) * UNLIMITED
+            data = self.scenes("train", UNLIMITED, start=start, **arguments)
+            return data, schedule["steps"], epochs
+        arguments |= {"keep_crowds": False, "keep_empty": False, "shuffle": True}
+        data = self.coco("train", **arguments)  # an epoch is a pass over the images
+        return data, len(data), -(-epochs * schedule["steps"] // len(data))
+
+    def scenes(self, split, count, **arguments):
+        arguments = {"batch_size": BATCH, **arguments}
+        return Scenes(split, count, size=self.preset.image_size, **arguments)
+
+    def coco(self, split, **arguments):
         return CocoBoxes(
-            **coco_files(folder, "train" if training else "eval", "boxes"),
-            image_size=(size, size),
+            **coco_files(self.source.removeprefix("coco:"), split, "boxes"),
+            image_size=(self.preset.image_size, self.preset.image_size),
             categories=self.preset.coco_classes,
-            keep_crowds=not training,
-            keep_empty=not training,
-            shuffle=training,
             seed=self.seed,
-            **arguments,
+            **{"batch_size": BATCH, **arguments},
         )
 
     def codec(self, score=None):
@@ -179,6 +189,7 @@ class Task:
             max_boxes=self.preset.max_boxes,
             num_buckets=self.preset.num_buckets,
             score=score,
+            end_id=None,  # all boxes are written; those too many are "nothing"
         )
 
     def tuner(self, model, score):
@@ -193,6 +204,11 @@ class Task:
         )
 
 
+def collect(batches):
+    """All of some batches in one."""
+    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+
+
 # 1. Maximum likelihood
 
 
@@ -201,32 +217,31 @@ def fit_likelihood(task):
     preset, codec = task.preset, task.codec()
     generator = np.random.default_rng(task.seed)
     in_new_order = functools.partial(codec.preprocess, seed=generator)
-    in_fixed_order = functools.partial(codec.preprocess, seed=0)
-
     schedule, rate = preset.likelihood, preset.likelihood["rate"]
-    stop = {"patience": preset.patience, "restore_best_weights": True}
-    callbacks = [keras.callbacks.EarlyStopping(**stop)]
+    data, steps, epochs = task.training("likelihood", in_new_order)
+    plateau = {"min_delta": 1e-3, "verbose": 1}
+    callbacks = [
+        keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=1, **plateau),
+        keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True, **plateau),
+    ]
     if schedule["cosine"]:
-        steps = schedule["steps"] * preset.likelihood_epochs
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
-    else:
-        callbacks.append(keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=1))
-    image_shape = (preset.image_size, preset.image_size, 3)
-    encoder = VisionTransformer(image_shape, **preset.encoder)
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps * epochs)
+        callbacks = []
+    size = preset.image_size
+    encoder = VisionTransformer((size, size, 3), **preset.encoder)
     model = VisionEncoderDecoder(
         encoder, codec.vocabulary_size, codec.max_length, **preset.decoder
     )
     model.compile(
-        optimizer=keras.optimizers.Adam(rate, global_clipnorm=1.0),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.optimizers.Adam(rate, global_clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     history = model.fit(
-        task.read("train", schedule["batch"], in_new_order),
-        validation_data=task.read("held_out", 64, in_fixed_order),
-        steps_per_epoch=schedule["steps"],
-        epochs=preset.likelihood_epochs,
+        data,
+        validation_data=codec.preprocess(*task.watched, seed=0),
+        steps_per_epoch=steps,
+        epochs=epochs,
         callbacks=callbacks,
-        verbose=2,
     )
     return model, {name: history.history[name] for name in ("loss", "val_loss")}
 
@@ -236,18 +251,17 @@ def fit_likelihood(task):
 
 def tune(model, task):
     """Maximum likelihood of the model's own boxes, weighted by what they earn."""
-    schedule = task.preset.tuning
-    rate, warmup = schedule["rate"], schedule["warmup"]
+    rate, warmup = task.preset.tuning["rate"], task.preset.tuning["warmup"]
     # Grows to the rate, and stays there.
     rate = keras.optimizers.schedules.PolynomialDecay(rate / warmup, warmup, rate)
+    data, steps, epochs = task.training("tuning")
     tuner = task.tuner(model, task.score)
     tuner.compile(optimizer=keras.optimizers.Adam(rate, global_clipnorm=1.0))
     history = tuner.fit(
-        task.read("train", schedule["batch"]),
-        steps_per_epoch=schedule["steps"],
-        epochs=task.preset.tuning_epochs,
-        callbacks=[OfficialScores(CocoDetection(), task.held_out)],
-        verbose=2,
+        data,
+        steps_per_epoch=steps,
+        epochs=epochs,
+        callbacks=[OfficialScores(CocoDetection(), task.watched)],
     )
     names = ("reward", "val_ar_100", "val_map", "confidence_loss")
     return {name: history.history[name] for name in names if name in history.history}
@@ -260,8 +274,8 @@ def measure(model, task, scores):
     """The table's column for a model, and its boxes in the first images."""
     tuners = {score: task.tuner(model, score) for score in scores}
     official = {score: CocoDetection() for score in ("constant", *scores)}
-    shown, sums, images_seen = None, np.zeros(3), 0
-    for i in range(len(task.test)):
+    shown, sums = None, np.zeros(4)
+    for i in task.test_batches:
         images, targets = task.test[i]
         for score, tuner in tuners.items():
             boxes = tuner.predict_on_batch(images)
@@ -271,28 +285,21 @@ def measure(model, task, scores):
         official["constant"].update_state(targets, boxes)
         rewards = ops.convert_to_numpy(task.reward(targets, boxes))
         counts = [(each["labels"] >= 0).sum() for each in (boxes, targets)]
-        sums += np.array([rewards.sum(), *counts])
-        images_seen += len(images)
+        sums += np.array([rewards.sum(), *counts, len(images)])
         shown = shown or boxes
     results = {score: evaluator.result() for score, evaluator in official.items()}
     maps = {f"map, {score} score": result["map"] for score, result in results.items()}
     means = ("greedy reward", "boxes an image", "objects an image")
     column = {
         "ar_100": results["constant"]["ar_100"],
-        "map": max(maps.values()),
+        "map": maps.get("map, confidence score", max(maps.values())),
         **maps,
-        "sampled reward": sampled_reward(tuners[scores[0]], *task.test[0]),
-        **dict(zip(means, sums / images_seen, strict=True)),
+        "sampled reward": reward_distribution(
+            tuners[scores[0]], task.watched, task.preset.num_samples, batch_size=BATCH
+        ).mean(),
+        **dict(zip(means, sums / sums[-1], strict=False)),
     }
     return {name: float(value) for name, value in column.items()}, shown
-
-
-def sampled_reward(tuner, images, targets):
-    """Mean reward of samples, for one batch of images."""
-    context = tuner.policy.encode(images)
-    samples = tuner.policy.sample(context, tuner.num_samples, seed=0)
-    rewards, _ = tuner.score(images, targets, samples)
-    return ops.convert_to_numpy(rewards).mean()
 
 
 def print_table(before, after):
@@ -303,26 +310,25 @@ def print_table(before, after):
 
 
 def save_curves(path, curves):
-    """The losses of maximum likelihood, and what happened while tuning."""
     panels = {
         "maximum likelihood": ("loss", "val_loss"),
         "tuning: samples": ("reward", "confidence_loss"),
         "tuning: greedy, held out": ("val_ar_100", "val_map"),
     }
-    figure, axes = matplotlib.pyplot.subplots(1, 3, figsize=(12, 3.5))
+    _, axes = matplotlib.pyplot.subplots(1, 3, figsize=(12, 3.5))
     for panel, (title, names) in zip(axes, panels.items(), strict=True):
         for name in names:
             panel.plot(curves.get(name, []), label=name)
         panel.set(title=title, xlabel="epoch")
         panel.legend()
-    save_figure(figure, path)
+    matplotlib.pyplot.savefig(path, dpi=100, bbox_inches="tight")
 
 
 def save_picture(path, task, before, after):
     """Ground truth and predictions in the first images."""
-    images, targets = task.test[0]
+    images, targets = task.test[task.test_batches[0]]  # those of `measure`
     columns = {"ground truth": targets, "before": before, "after": after}
-    figure, axes = matplotlib.pyplot.subplots(3, 8, figsize=(16, 6))
+    _, axes = matplotlib.pyplot.subplots(3, 8, figsize=(16, 6))
     for row, (title, boxes) in zip(axes, columns.items(), strict=True):
         row[0].set_title(title, loc="left")
         for i, panel in enumerate(row):
@@ -335,13 +341,7 @@ def save_picture(path, task, before, after):
                     colour, name = f"C{label % 10}", task.class_names[label]
                     panel.plot(x, [*y, top], color=colour)
                     panel.text(left, top, name, backgroundcolor=colour, fontsize=7)
-    save_figure(figure, path)
-
-
-def save_figure(figure, path):
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    matplotlib.pyplot.close(figure)
-    print(f"saved {path}")
+    matplotlib.pyplot.savefig(path, dpi=100, bbox_inches="tight")
 
 
 if __name__ == "__main__":
