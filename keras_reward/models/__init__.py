@@ -1,5 +1,6 @@
 """Models from images to sequences, and by way of them to labels."""
 
+from keras_reward.models.big_vision import load_big_vision
 from keras_reward.models.captions import CaptionPreprocessor
 from keras_reward.models.encoder_decoder import VisionEncoderDecoder
 from keras_reward.models.quantization import CodeUsage, VectorQuantizer
@@ -18,4 +19,5 @@ __all__ = [
     "VectorQuantizer",
     "VisionEncoderDecoder",
     "VisionTransformer",
+    "load_big_vision",
 ]
