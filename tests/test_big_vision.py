@@ -129,13 +129,23 @@ def test_positions_keep_their_corners():
 
 @pytest.mark.parametrize("positions", ["learn", "sincos2d"])
 def test_language_model(tmp_path, positions):
+    """With biases that are 0, and without biases."""
     case = f"vtt_{positions}"
     path = save(tmp_path, weights(case))
-    model = load_big_vision(path, language_model(), positions)
+    model = language_model(attention_bias=positions == "learn")
+    load_big_vision(path, model, positions)
     text = DATA[f"{case}=text"]
     inputs = np.concatenate([np.zeros((2, 1), "int32"), text[:, :-1]], axis=1)
     call = compiled(lambda x, t: model({"images": x, "token_ids": t}))
     assert_close(call(images(), inputs.astype("int32")), DATA[f"{case}=logits"])
+    # Two attentions of four maps in each of two blocks.
+    biases = [w for w in model.weights if "decoder" in w.path and "bias" in w.path]
+    assert len([w for w in biases if "attention" in w.path]) == (
+        16 if model.attention_bias else 0
+    )
+    assert type(model).from_config(model.get_config()).count_params() == (
+        model.count_params()
+    )
 
 
 @pytest.mark.parametrize("kind", ["color", "panoptic"])

@@ -42,7 +42,8 @@ def load_big_vision(path, model, positions="learn"):
     by scan, with the older names of modules too, and with or without an optimizer.
 
     Positions of image patches are resized where the grid differs, linearly from corner
-    to corner. big_vision's decoders have no biases in their attention: these become 0.
+    to corner. big_vision's decoders have no biases in their attention: make yours with
+    `attention_bias=False`, or they start as 0.
 
     big_vision's models were trained on images in [-1, 1]. UViM's colours are
     `ColorizationTask(output="rgb", value_range=(-1, 1))`.
@@ -273,7 +274,7 @@ def attention(layer, name, bias=True):
         if bias:
             shape = (outputs,) if is_out else heads
             weights.append(reshaped(part.bias, f"{name}/{theirs}/bias", shape))
-        else:
+        elif part.bias is not None:
             zeros = np.zeros(part.bias.shape, "float32")
             weights.append(Weight(part.bias, None, lambda _, z=zeros: z, None))
     return weights
