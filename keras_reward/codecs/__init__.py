@@ -7,3 +7,4 @@ from keras_reward.codecs.colors import (
     rgb_to_lab,
     to_gray,
 )
+from keras_reward.codecs.panoptic import canonical_segments, panoptic_from_logits

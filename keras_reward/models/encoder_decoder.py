@@ -49,6 +49,8 @@ class VisionEncoderDecoder(keras.Model):
         end_id: id of the token that ends a sequence. Default 1. None: every sequence
             has `max_length` tokens.
         pad_id: id of what stands after the end. Default 0.
+        attention_bias: whether the decoder's attention has biases. Default True. The
+            published models of big_vision have none.
         name: optional name.
         dtype: optional dtype or dtype policy. Softmax and logits are float32 always.
 
@@ -90,6 +92,7 @@ class VisionEncoderDecoder(keras.Model):
         start_id=0,
         end_id=1,
         pad_id=0,
+        attention_bias=True,
         name=None,
         dtype=None,
     ):
@@ -121,6 +124,7 @@ class VisionEncoderDecoder(keras.Model):
         self.start_id = start_id
         self.end_id = end_id
         self.pad_id = pad_id
+        self.attention_bias = attention_bias
         dtype = self.dtype_policy
         self.token_embedding = keras.layers.Embedding(
             vocabulary_size, width, INITIALIZER, name="token_embedding", dtype=dtype
@@ -131,7 +135,12 @@ class VisionEncoderDecoder(keras.Model):
         self.drop = keras.layers.Dropout(dropout, dtype=dtype)
         self.blocks = [
             DecoderBlock(
-                num_heads, self.mlp_dim, dropout, name=f"decoder_block_{i}", dtype=dtype
+                num_heads,
+                self.mlp_dim,
+                dropout,
+                attention_bias,
+                name=f"decoder_block_{i}",
+                dtype=dtype,
             )
             for i in range(num_layers)
         ]
@@ -342,6 +351,7 @@ class VisionEncoderDecoder(keras.Model):
             "start_id": self.start_id,
             "end_id": self.end_id,
             "pad_id": self.pad_id,
+            "attention_bias": self.attention_bias,
             "name": self.name,
             "dtype": serialize(self.dtype_policy),
         }

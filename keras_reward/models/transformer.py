@@ -63,17 +63,21 @@ class Attention(keras.layers.Layer):
 
     Args:
         num_heads: number of heads; divides the width of the queries.
+        use_bias: whether its four linear maps have biases. Default True.
     """
 
-    def __init__(self, num_heads, **kwargs):
+    def __init__(self, num_heads, use_bias=True, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
+        self.use_bias = use_bias
 
     def build(self, shape, memory_shape=None):
         """`shape` of what asks, `memory_shape` of what is asked if it is another."""
         width = shape[-1]
         for name in ("query", "key", "value", "output"):
-            layer = Dense(width, name=name, dtype=self.dtype_policy)
+            layer = Dense(
+                width, use_bias=self.use_bias, name=name, dtype=self.dtype_policy
+            )
             memory = memory_shape if name in ("key", "value") else None
             layer.build(memory or shape)
             setattr(self, f"{name}_dense", layer)
@@ -122,7 +126,11 @@ class Attention(keras.layers.Layer):
         return shape
 
     def get_config(self):
-        return {**super().get_config(), "num_heads": self.num_heads}
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "use_bias": self.use_bias,
+        }
 
 
 def split_heads(x, num_heads):
@@ -166,17 +174,21 @@ class Block(keras.layers.Layer):
         num_heads: number of attention heads; divides the width.
         mlp_dim: width of the feed-forward network's middle.
         dropout: share of each sub-layer's output that is dropped in training.
+        attention_bias: whether attention has biases. Default True.
     """
 
-    def __init__(self, num_heads, mlp_dim, dropout=0.0, **kwargs):
+    def __init__(self, num_heads, mlp_dim, dropout=0.0, attention_bias=True, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.dropout = dropout
+        self.attention_bias = attention_bias
         self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def attention(self, name, *shapes):
-        layer = Attention(self.num_heads, name=name, dtype=self.dtype_policy)
+        layer = Attention(
+            self.num_heads, self.attention_bias, name=name, dtype=self.dtype_policy
+        )
         layer.build(*shapes)
         return layer
 
@@ -197,6 +209,7 @@ class Block(keras.layers.Layer):
             "num_heads": self.num_heads,
             "mlp_dim": self.mlp_dim,
             "dropout": self.dropout,
+            "attention_bias": self.attention_bias,
         }
 
 

@@ -62,15 +62,17 @@ class AutoregressivePolicy(TokenPolicy):
             Every position must allow a token. A compiled step cannot look at what a
             function returns: where `fit` and its like get arrays, it is called with
             the first inputs and looked at beforehand. At a position that allows
-            nothing after all, any token is drawn. Default None: the codec's
-            `slot_mask` if it has one, else all are allowed.
+            nothing after all, any token is drawn. Default None: the `slot_mask` of the
+            codec or of the model, if one has it, else all are allowed.
         position_mask: which positions count in log-probability, likelihood and entropy:
             a bool array `(T,)`. The others are sampled but not trained, such as the
             confidence of boxes, on which no reward depends. Default None: the codec's
             `position_mask` if it has one, else all count.
         codec: how token ids become what a reward sees, see `Policy`. Where it says
             `uses_token_probs`, its `decode` is given, for predictions, the argument
-            `token_probs` `(batch, 1, T)`: how likely each written token was.
+            `token_probs` `(batch, 1, T)`: how likely each written token was. Default
+            None: the model's method `decode`, if it has one as `UViM` does, which
+            returns rows `(batch * n, ...)`; else the token ids themselves.
         name: optional name.
 
     Raises:
@@ -125,6 +127,8 @@ class AutoregressivePolicy(TokenPolicy):
                 f"{', '.join(METHODS)} and the attributes {', '.join(ATTRIBUTES)}. "
                 f"Received: model {model.name!r} without {', '.join(missing)}"
             )
+        if self.slot_mask is None:
+            self.slot_mask = getattr(model, "slot_mask", None)
         if isinstance(self.slot_mask, np.ndarray):
             check_slot_mask(self.slot_mask, (model.max_length, model.vocabulary_size))
         if self.position_mask is not None:
@@ -200,6 +204,11 @@ class AutoregressivePolicy(TokenPolicy):
             return choose(self.token_logits(hidden, slot), position)
 
         return write_tokens(self.model, context["model"], n, choose_allowed)[0]
+
+    def decode(self, x, samples, **details):
+        if self.codec is None and callable(getattr(self.model, "decode", None)):
+            return self.model.decode(x, samples, **details)
+        return super().decode(x, samples, **details)
 
     # Scoring.
 

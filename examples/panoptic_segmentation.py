@@ -1,0 +1,394 @@
+"""Panoptic segmentation: teach a UViM model to make maps whose segments match.
+
+UViM (Kolesnikov et al. 2022) makes a map in two steps. A language model writes a short
+code about the image; a base model makes the map of image and code. Both are trained by
+maximum likelihood first: the codes in a first stage of their own, the language model on
+the codes of the ground truth. Reward tuning (Pinto et al. 2023, "Tuning computer vision
+models with task rewards", section 4.1) then asks the language model for codes whose
+maps score.
+
+    python examples/panoptic_segmentation.py
+    python examples/panoptic_segmentation.py --stages outputs/panoptic_segmentation
+    python examples/panoptic_segmentation.py --data coco:DIR --preset paper \
+        --checkpoint DIR_OF_BIG_VISION_FILES
+
+The default data are scenes of handwritten digits over photographs that scikit-learn and
+scikit-image bring along, so nothing is downloaded. Scores are panoptic quality (PQ) of
+greedy outputs for held-out images.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+import types
+
+import keras
+import matplotlib
+import matplotlib.pyplot
+import numpy as np
+from keras import ops
+
+from keras_reward import PanopticQualityReward, RewardTuning
+from keras_reward.callbacks import OfficialScores
+from keras_reward.data import CocoPanoptic, Scenes, coco_files
+from keras_reward.data.scenes import STUFF_CLASSES
+from keras_reward.evaluation import PanopticQuality
+from keras_reward.models import (
+    PanopticTask,
+    UViM,
+    UViMStageOne,
+    VisionEncoderDecoder,
+    VisionTransformer,
+    load_big_vision,
+)
+
+HELD_OUT_START = 1_000_000  # of scenes that are watched, apart from those of the table
+SCENE_CLASSES = 12
+
+TINY = {
+    "image_size": 64,
+    "patch_size": 8,
+    "max_segments": 8,
+    "stage_one": {
+        "code_grid": (4, 4),
+        "num_codes": 128,
+        "width": 96,
+        "oracle_layers": 2,
+        "base_layers": 3,
+        "momentum": 0.98,
+        "stem": "conv",
+    },
+    "encoder": {"width": 96, "num_layers": 2, "stem": "conv"},
+    "decoder": {"num_layers": 2},
+    # Whenever the loss of held-out images stops to fall, the learning rate falls; when
+    # that does not help, a stage ends.
+    "codes": {"rate": 2e-3, "batch": 32, "steps": 128, "epochs": 20},
+    "likelihood": {"rate": 1e-3, "batch": 32, "steps": 128, "epochs": 20},
+    "patience": 3,
+    # Reward tuning: warm-up, then a constant learning rate.
+    "tuning": {"rate": 1e-4, "warmup": 50, "batch": 32, "steps": 40, "epochs": 10},
+    "num_samples": 4,
+    # Numbers of scenes. No epoch sees those of another.
+    "scenes": {"train": 10**7, "held_out": 128, "test": 512},
+}
+PAPER = {
+    **TINY,
+    "image_size": 512,
+    "patch_size": 16,
+    "max_segments": 99,
+    "stage_one": {
+        "code_grid": (16, 16),
+        "num_codes": 4096,
+        "width": 768,
+        "oracle_layers": 6,
+        "base_layers": 12,
+        "num_heads": 12,
+    },
+    "encoder": {"width": 1024, "num_layers": 24, "num_heads": 16},
+    "decoder": {"num_layers": 24, "num_heads": 16, "attention_bias": False},
+    "codes": {"rate": 4e-4, "batch": 1024, "steps": 100, "epochs": 1000},
+    "likelihood": {"rate": 1e-3, "batch": 512, "steps": 200, "epochs": 200},
+    "tuning": {"rate": 1e-6, "warmup": 4000, "batch": 128, "steps": 1000, "epochs": 30},
+    "num_samples": 2,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="scenes", help="scenes, or coco:DIR")
+    parser.add_argument("--preset", choices=("tiny", "paper"), default="tiny")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--stages", help="a folder with a mle.keras: leaves out 1 and 2"
+    )
+    parser.add_argument("--checkpoint", help="a folder of big_vision's files: likewise")
+    parser.add_argument("--output", default="outputs/panoptic_segmentation")
+    args = parser.parse_args()
+    output = pathlib.Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)
+    settings = PAPER if args.preset == "paper" else TINY
+    task = Task(args, types.SimpleNamespace(**settings))
+    clock, curves = Clock(), {}
+    uvim = load(args, task) or train(task, curves, clock)
+    uvim.save(output / "mle.keras")
+
+    before, maps_before = measure(uvim, task)
+    clock.stop("measuring")
+    heading("3. Reward tuning: which codes do we want?")
+    curves["tuning"] = tune(uvim, task)
+    clock.stop("tuning")
+    uvim.save(output / "tuned.keras")
+
+    after, maps_after = measure(uvim, task)
+    clock.stop("measuring")
+    heading(f"4. Greedy maps of held-out images, {task.count} of them")
+    print_table(before, after)
+    save_curves(output / "curves.png", curves)
+    save_gallery(output / "maps.png", task, maps_before, maps_after)
+    results = {
+        "metric": "pq",
+        "before": before,
+        "after": after,
+        "seconds": {name: round(value, 1) for name, value in clock.seconds.items()},
+        "backend": keras.backend.backend(),
+        "settings": {**vars(args), **settings},
+        "curves": curves,
+    }
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"saved {output}/results.json; seconds: {results['seconds']}")
+
+
+class Clock:
+    """Seconds of each stage."""
+
+    def __init__(self):
+        self.last, self.seconds = time.perf_counter(), {}
+
+    def stop(self, stage):
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.last = now
+
+
+def heading(text):
+    print(f"\n{text}\n{'-' * len(text)}", flush=True)
+
+
+# The task: data, classes and reward
+
+
+class Task:
+    """What is segmented, in which images, and what it earns."""
+
+    def __init__(self, args, preset):
+        self.source, self.preset, self.seed = args.data, preset, args.seed
+        self.held_out = self.read("held_out", 64)
+        self.test = self.read("test", 64)
+        self.stuff_classes = getattr(self.test, "stuff_classes", STUFF_CLASSES)
+        names = getattr(self.test, "class_names", range(SCENE_CLASSES))
+        self.labels = PanopticTask(
+            len(names), preset.max_segments, stuff_classes=self.stuff_classes
+        )
+        self.reward = PanopticQualityReward(
+            preset.max_segments, stuff_classes=self.stuff_classes
+        )
+        self.image_shape = (preset.image_size, preset.image_size, 3)
+        self.count = sum(len(images) for images, _ in self.batches(self.test))
+
+    def read(self, part, batch_size, transform=lambda images, labels: (images, labels)):
+        """A data set: `"train"`, `"held_out"` for curves, `"test"` for the table."""
+        training, size = part == "train", self.preset.image_size
+
+        def in_range(images, labels):  # [-1, 1], as big_vision's models expect
+            return transform(2.0 * images - 1.0, labels)
+
+        arguments = {"batch_size": batch_size, "transform": in_range}
+        if self.source == "scenes":
+            arguments["start"] = HELD_OUT_START if part == "held_out" else 0
+            split = "train" if training else "test"
+            count = self.preset.scenes[part]
+            return Scenes(split, count, task="panoptic", size=size, **arguments)
+        folder = self.source.removeprefix("coco:")
+        return CocoPanoptic(
+            **coco_files(folder, "train" if training else "eval", "panoptic"),
+            image_size=(size, size),
+            shuffle=training,
+            seed=self.seed,
+            **arguments,
+        )
+
+    def batches(self, dataset):
+        return (dataset[i] for i in range(len(dataset)))
+
+
+# 1. and 2. Maximum likelihood
+
+
+def load(args, task):
+    """A model that was trained before, or None."""
+    if args.stages:
+        return keras.models.load_model(pathlib.Path(args.stages) / "mle.keras")
+    if args.checkpoint:
+        folder = pathlib.Path(args.checkpoint)
+        first = build_stage_one(task)
+        load_big_vision(folder / "panoptic_stageI_params.npz", first)
+        second = build_language_model(task, first)
+        load_big_vision(folder / "panoptic_stageII_params.npz", second)
+        return UViM(first, second)
+    return None
+
+
+def build_stage_one(task):
+    preset = task.preset
+    return UViMStageOne(
+        task.labels,
+        task.image_shape,
+        preset.patch_size,
+        seed=task.seed,
+        **preset.stage_one,
+    )
+
+
+def build_language_model(task, first):
+    """Writes the codes of the first stage."""
+    encoder = VisionTransformer(
+        task.image_shape, task.preset.patch_size, **task.preset.encoder
+    )
+    return VisionEncoderDecoder(
+        encoder,
+        first.vocabulary_size,
+        first.code_length,
+        end_id=None,
+        **task.preset.decoder,
+    )
+
+
+def train(task, curves, clock):
+    """Both stages, one after the other."""
+    heading("1. Codes: what guides the base model?")
+    first = build_stage_one(task)
+    first.compile(optimizer(task.preset.codes["rate"]))
+    curves["codes"] = fit(first, task, task.preset.codes)
+    clock.stop("codes")
+
+    heading("2. Maximum likelihood: which codes are likely?")
+    second = build_language_model(task, first)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    second.compile(optimizer(task.preset.likelihood["rate"]), loss)
+    schedule = task.preset.likelihood
+    curves["likelihood"] = fit(second, task, schedule, first.code_pairs)
+    clock.stop("likelihood")
+    return UViM(first, second)
+
+
+def optimizer(rate):
+    return keras.optimizers.Adam(rate, global_clipnorm=1.0)
+
+
+def fit(model, task, schedule, transform=None):
+    """Trains until the loss of held-out images has stopped to fall."""
+    transform = {} if transform is None else {"transform": transform}
+    history = model.fit(
+        task.read("train", schedule["batch"], **transform),
+        validation_data=task.read("held_out", 64, **transform),
+        steps_per_epoch=schedule["steps"],
+        epochs=schedule["epochs"],
+        callbacks=[
+            keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=1),
+            keras.callbacks.EarlyStopping(
+                patience=task.preset.patience, restore_best_weights=True
+            ),
+        ],
+        verbose=2,
+    ).history
+    return {name: values for name, values in history.items() if "rate" not in name}
+
+
+# 3. Reward tuning
+
+
+def tune(uvim, task):
+    """Maximum likelihood of the model's own codes, weighted by what their maps earn."""
+    schedule = task.preset.tuning
+    rate, warmup = schedule["rate"], schedule["warmup"]
+    # Grows to the rate, and stays there.
+    rate = keras.optimizers.schedules.PolynomialDecay(rate / warmup, warmup, rate)
+    tuned = RewardTuning(
+        uvim,
+        reward=task.reward,
+        num_samples=task.preset.num_samples,
+        seed=task.seed,
+    )
+    tuned.compile(optimizer(rate))
+    history = tuned.fit(
+        task.read("train", schedule["batch"]),
+        steps_per_epoch=schedule["steps"],
+        validation_data=task.held_out,
+        epochs=schedule["epochs"],
+        callbacks=[OfficialScores(PanopticQuality(task.stuff_classes), task.held_out)],
+        verbose=2,
+    ).history
+    return {name: history[name] for name in ("reward", "val_reward", "val_pq")}
+
+
+# 4. Results
+
+
+def measure(uvim, task):
+    """The table's column for a model, and its maps of the first images."""
+    quality = PanopticQuality(task.stuff_classes)
+    ceiling = PanopticQuality(task.stuff_classes)
+    shown, rewards, codes = None, [], []
+    for images, labels in task.batches(task.test):
+        maps = uvim.predict_on_batch(images)
+        quality.update_state(labels, maps)
+        rewards.append(ops.convert_to_numpy(task.reward(labels, maps)))
+        first = uvim.stage_one
+        ceiling.update_state(labels, first.reconstruct(images, labels))
+        codes.append(first.codes(images, labels))
+        shown = maps if shown is None else shown
+    shares = np.bincount(np.concatenate(codes).ravel(), minlength=first.num_codes)
+    shares = shares / shares.sum()
+    entropy = -(shares * np.log(np.maximum(shares, 1e-12))).sum()
+    results = quality.result()
+    column = {
+        **{name: results[name] for name in ("pq", "sq", "rq", "pq_things", "pq_stuff")},
+        "greedy reward": np.concatenate(rewards).mean(),
+        "pq of the oracle's codes": ceiling.result()["pq"],
+        "codes used": (shares > 0).sum(),
+        "perplexity of codes": np.exp(entropy),
+    }
+    return {name: float(value) for name, value in column.items()}, shown
+
+
+def print_table(before, after):
+    print(f"{'':26}{'before':>9}{'after':>9}{'change':>8}")
+    for name, old in before.items():
+        change = f"{after[name] / old - 1.0:+8.0%}" if old else ""
+        print(f"{name:26}{old:9.3f}{after[name]:9.3f}{change}")
+
+
+def save_curves(path, curves):
+    """The losses of both stages, and what happened while tuning."""
+    figure, axes = matplotlib.pyplot.subplots(1, 3, figsize=(12, 3.5))
+    for panel, stage in zip(axes, ("codes", "likelihood", "tuning"), strict=True):
+        for name, values in curves.get(stage, {}).items():
+            if "codes" not in name and "perplexity" not in name:
+                panel.plot(values, label=name)
+        panel.set(title=stage, xlabel="epoch")
+        panel.legend()
+    save_figure(figure, path)
+
+
+def save_gallery(path, task, before, after, count=8):
+    """Ground truth and predictions of the first images."""
+    images, labels = task.test[0]
+    columns = {"image": None, "truth": labels, "before": before, "after": after}
+    figure, axes = matplotlib.pyplot.subplots(4, count, figsize=(2 * count, 8))
+    for row, (title, maps) in zip(axes, columns.items(), strict=True):
+        row[0].set_title(title, loc="left")
+        for i, panel in enumerate(row):
+            panel.axis("off")
+            panel.imshow(0.5 * images[i] + 0.5 if maps is None else colours(maps[i]))
+    save_figure(figure, path)
+
+
+def colours(labels):
+    """A colour for each class, a shade for each instance; void is black."""
+    classes, instances = labels[..., 0], labels[..., 1]
+    palette = matplotlib.colormaps["tab20"](np.maximum(classes, 0) % 20)[..., :3]
+    shade = 1.0 - 0.15 * (np.abs(instances) % 4)
+    return palette * shade[..., None] * (classes > 0)[..., None]
+
+
+def save_figure(figure, path):
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+    matplotlib.pyplot.close(figure)
+    print(f"saved {path}")
+
+
+if __name__ == "__main__":
+    matplotlib.use("Agg")
+    main()

@@ -1,0 +1,377 @@
+"""Weights from the checkpoint files of google-research/big_vision."""
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_reward.models.big_vision_files import read_arrays
+from keras_reward.models.encoder_decoder import VisionEncoderDecoder
+from keras_reward.models.uvim_stage_one import UViMStageOne
+from keras_reward.models.vision_transformer import VisionTransformer
+
+POSITIONS = ("learn", "sincos2d")
+# Parts of a classifier that an encoder of tokens does not have.
+CLASSIFIER = re.compile(r"(head|pre_logits|MAPHead_0)/|cls$")
+WAVELENGTH = 10_000.0  # the longest one of sincos2d positions, over 2 pi
+
+
+class Weight(NamedTuple):
+    """One variable, and where its value comes from.
+
+    Attributes:
+        variable: the Keras variable.
+        name: name in the file, None for a value that is known without it.
+        convert: makes the variable's value of the file's array. It may raise.
+        shape: shape that the array must have; None where `convert` says.
+    """
+
+    variable: Any
+    name: Any
+    convert: Any
+    shape: Any
+
+
+def load_big_vision(path, model, positions="learn"):
+    """Loads the weights of a big_vision checkpoint into a model of the same sizes.
+
+    Of ViT encoders into a `VisionTransformer`, whose classifying head and class token
+    are left out; of `vtt` models, the language models of UViM, into a
+    `VisionEncoderDecoder` whose encoder is a `VisionTransformer`; of UViM's first stage
+    into a `UViMStageOne`. Files are read with one array a layer or with layers stacked
+    by scan, with the older names of modules too, and with or without an optimizer.
+
+    Positions of image patches are resized where the grid differs, linearly from corner
+    to corner. big_vision's decoders have no biases in their attention: make yours with
+    `attention_bias=False`, or they start as 0.
+
+    big_vision's models were trained on images in [-1, 1]. UViM's colours are
+    `ColorizationTask(output="rgb", value_range=(-1, 1))`.
+
+    Args:
+        path: an `.npz` file.
+        model: the Keras model, with `stem="patch"`.
+        positions: `"learn"` (default): those in the file. `"sincos2d"`: those that have
+            no parameters, for models that were trained with them.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: if the file cannot be read without pickle; for another kind of
+            model; and if names are missing or left over or shapes differ: all of them
+            in one message. Then the model is as it was.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward.models import VisionTransformer, load_big_vision
+
+    sizes = {"width": 8, "num_layers": 0, "num_heads": 2}
+    np.savez(
+        "vit.npz",
+        **{
+            "params/embedding/kernel": np.ones((4, 4, 3, 8), "float32"),
+            "params/embedding/bias": np.zeros(8, "float32"),
+            "params/pos_embedding": np.zeros((1, 4, 8), "float32"),  # a 2x2 grid
+            "params/Transformer/encoder_norm/scale": np.ones(8, "float32"),
+            "params/Transformer/encoder_norm/bias": np.zeros(8, "float32"),
+        },
+    )
+    load_big_vision("vit.npz", VisionTransformer((16, 16, 3), patch_size=4, **sizes))
+    ```
+
+    Reference: https://github.com/google-research/big_vision, `models/vit.py` and
+    `models/proj/uvim`.
+    """
+    if positions not in POSITIONS:
+        raise ValueError(
+            f"`positions` must be one of {POSITIONS}. Received: positions={positions!r}"
+        )
+    weights = weights_of(model, positions)
+    arrays = read_arrays(path)
+    values, problems = [], []
+    for weight in weights:
+        value, problem = value_of(weight, arrays)
+        values.append(value)
+        if problem:
+            problems.append(problem)
+    known = {weight.name for weight in weights}
+    is_encoder = isinstance(model, VisionTransformer)
+    for name in sorted(set(arrays) - known):
+        if positions == "sincos2d" and name.startswith("pos_embedding"):
+            problems.append(f"left over: {name}, with positions='sincos2d'")
+        elif not (is_encoder and CLASSIFIER.match(name)):
+            problems.append(f"left over: {name} {arrays[name].shape}")
+    if problems:
+        raise ValueError(
+            f"The weights in {str(path)!r} must be those of a {type(model).__name__} "
+            f"of these sizes; nothing was loaded. Received {len(problems)} that do not "
+            "fit:\n" + "\n".join(problems)
+        )
+    for weight, value in zip(weights, values, strict=True):
+        weight.variable.assign(value)
+    return model
+
+
+def value_of(weight, arrays):
+    """The value of a variable and None, or None and what is wrong."""
+    if weight.name is None:
+        return weight.convert(None), None
+    if weight.name not in arrays:
+        return None, f"missing: {weight.name}"
+    array = arrays[weight.name]
+    expected = weight.shape
+    if expected is not None and array.shape != expected:
+        return None, f"shape: {weight.name} is {array.shape}, not {expected}"
+    try:
+        value = weight.convert(array)
+    except ValueError as error:
+        return None, f"shape: {weight.name} is {array.shape}, {error}"
+    return value, None
+
+
+# The models: a list of weights each.
+
+
+def weights_of(model, positions):
+    """All weights of a model."""
+    if isinstance(model, VisionTransformer):
+        return vision_transformer(
+            model, "embedding", "pos_embedding", "Transformer", positions
+        )
+    if isinstance(model, UViMStageOne):
+        return stage_one(model, positions)
+    is_pair = isinstance(model, VisionEncoderDecoder)
+    if is_pair and isinstance(model.encoder, VisionTransformer):
+        return encoder_decoder(model, positions)
+    raise ValueError(
+        "big_vision's weights are for a VisionTransformer, a VisionEncoderDecoder with "
+        f"a VisionTransformer, or a UViMStageOne. Received: {type(model).__name__}"
+    )
+
+
+def vision_transformer(model, embedding, table, blocks, positions):
+    """Weights of an encoder; the other arguments are names in the file."""
+    config = model.config
+    check_stem(config["stem"])
+    grid = grid_of(config["image_shape"], config["patch_size"])
+    weights = patches(model.get_layer("patch_embedding"), embedding, config)
+    layer = model.get_layer("encoder_positions")
+    weights += [position_table(layer, table, grid, positions)]
+    for i in range(config["num_layers"]):
+        block = model.get_layer(f"encoder_block_{i}")
+        weights += encoder_block(block, f"{blocks}/encoderblock_{i}")
+    return weights + norm(model.get_layer("encoder_norm"), f"{blocks}/encoder_norm")
+
+
+def encoder_decoder(model, positions):
+    weights = vision_transformer(
+        model.encoder, "EmbedPatches", "pos_embedding_encoder", "encoder", positions
+    )
+    words = model.token_embedding.embeddings
+    weights += [plain(words, "decoder/EmbedTargets/embedding")]
+    grid = (1, model.max_length)
+    weights += [
+        position_table(
+            model.positions, "pos_embedding_decoder", grid, positions, resizes=False
+        )
+    ]
+    for i, block in enumerate(model.blocks):
+        name = f"decoder/EncDecBlock{i}"
+        weights += norm(block.attention_norm, f"{name}/LayerNorm1")
+        weights += attention(block.self_attention, f"{name}/SelfAttn", bias=False)
+        weights += norm(block.cross_norm, f"{name}/LayerNorm2")
+        weights += attention(block.cross_attention, f"{name}/CrossAttn", bias=False)
+        weights += norm(block.mlp_norm, f"{name}/LayerNorm3")
+        weights += mlp(block.mlp, f"{name}/MLP")
+    weights += norm(model.norm, "decoder/LayerNorm")
+    return weights + dense(model.head, "decoder/LogitsDense")
+
+
+def stage_one(model, positions):
+    config = {**model.config, "image_shape": model.image_shape}
+    check_stem(config["stem"])
+    grid = grid_of(model.image_shape, config["patch_size"])
+    oracle, base = model.oracle, model.base
+    weights = []
+    for name, channels in model.task.heads.items():
+        pixels = (channels, config["patch_size"] ** 2)
+        embedding = oracle.get_layer(f"embedding_{name}")
+        weights += label_embedding(embedding, f"embedding_{name}", pixels)
+        weights += label_head(base.get_layer(f"head_{name}"), f"head_{name}", pixels)
+    if config["oracle_sees_image"]:
+        stem = oracle.get_layer("image_stem").get_layer("patch_embedding")
+        weights += patches(stem, "ctx_enc_embedding", config)
+    stem = model.base_stem.get_layer("patch_embedding")
+    weights += patches(stem, "ctx_dec_embedding", config)
+    for network, name in ((oracle, "encoder"), (base, "decoder")):
+        layer = network.get_layer("positions")
+        table = f"pos_embedding_{name}"
+        weights += [position_table(layer, table, grid, positions)]
+        layers = config["oracle_layers" if name == "encoder" else "base_layers"]
+        for i in range(layers):
+            block = network.get_layer(f"block_{i}")
+            weights += encoder_block(block, f"{name}/encoderblock_{i}")
+        weights += norm(network.get_layer("norm"), f"{name}/encoder_norm")
+    weights += dense(oracle.get_layer("code_vectors"), "encoder_head")
+    weights += dense(base.get_layer("code_embedding"), "decoder_stem")
+    weights += [plain(model.quantizer.sums, "state/dictionary")]
+    return [*weights, plain(model.quantizer.counts, "state/counts")]
+
+
+def check_stem(stem):
+    if stem != "patch":
+        raise ValueError(
+            'big_vision\'s models have linear patches: make yours with `stem="patch"`. '
+            f"Received: a model with stem={stem!r}"
+        )
+
+
+def grid_of(image_shape, patch_size):
+    return image_shape[0] // patch_size, image_shape[1] // patch_size
+
+
+# Layers.
+
+
+def plain(variable, name):
+    return Weight(variable, name, lambda array: array, tuple(variable.shape))
+
+
+def reshaped(variable, name, shape):
+    target = tuple(variable.shape)
+    return Weight(variable, name, lambda array: array.reshape(target), shape)
+
+
+def norm(layer, name):
+    return [plain(layer.gamma, f"{name}/scale"), plain(layer.beta, f"{name}/bias")]
+
+
+def dense(layer, name):
+    return [plain(layer.kernel, f"{name}/kernel"), plain(layer.bias, f"{name}/bias")]
+
+
+def mlp(layer, name):
+    return dense(layer.up, f"{name}/Dense_0") + dense(layer.down, f"{name}/Dense_1")
+
+
+def attention(layer, name, bias=True):
+    """Weights of an attention, whose heads have an axis of their own in the file."""
+    weights = []
+    for ours, theirs in zip(
+        ("query_dense", "key_dense", "value_dense", "output_dense"),
+        ("query", "key", "value", "out"),
+        strict=True,
+    ):
+        part = getattr(layer, ours)
+        inputs, outputs = part.kernel.shape
+        is_out = theirs == "out"
+        heads = (layer.num_heads, (inputs if is_out else outputs) // layer.num_heads)
+        kernel = (*heads, outputs) if is_out else (inputs, *heads)
+        weights.append(reshaped(part.kernel, f"{name}/{theirs}/kernel", kernel))
+        if bias:
+            shape = (outputs,) if is_out else heads
+            weights.append(reshaped(part.bias, f"{name}/{theirs}/bias", shape))
+        elif part.bias is not None:
+            zeros = np.zeros(part.bias.shape, "float32")
+            weights.append(Weight(part.bias, None, lambda _, z=zeros: z, None))
+    return weights
+
+
+def encoder_block(block, name):
+    return [
+        *norm(block.attention_norm, f"{name}/LayerNorm_0"),
+        *attention(block.self_attention, f"{name}/MultiHeadDotProductAttention_0"),
+        *norm(block.mlp_norm, f"{name}/LayerNorm_1"),
+        *mlp(block.mlp, f"{name}/MlpBlock_0"),
+    ]
+
+
+def patches(layer, name, config):
+    """A convolution in the file, with strides as large as its kernel."""
+    size, channels = config["patch_size"], config["image_shape"][-1]
+    kernel = (size, size, channels, layer.units)
+    return [
+        reshaped(layer.kernel, f"{name}/kernel", kernel),
+        plain(layer.bias, f"{name}/bias"),
+    ]
+
+
+def label_embedding(layer, name, pixels):
+    """Channels before pixels in the file, `(channels, pixels, width)`."""
+
+    def convert(array):
+        return array.transpose(1, 0, 2).reshape(-1, layer.units)
+
+    kernel = Weight(layer.kernel, f"{name}/kernel", convert, (*pixels, layer.units))
+    return [kernel, plain(layer.bias, f"{name}/bias")]
+
+
+def label_head(layer, name, pixels):
+    width = layer.kernel.shape[0]
+
+    def convert(array):
+        return np.swapaxes(array, -1, -2).reshape(*array.shape[:-2], layer.units)
+
+    return [
+        Weight(layer.kernel, f"{name}/kernel", convert, (width, *pixels)),
+        Weight(layer.bias, f"{name}/bias", convert, pixels),
+    ]
+
+
+def position_table(layer, name, grid, positions, resizes=True):
+    """Positions of a grid, `(1, rows * columns, width)` in the file."""
+    length, width = layer.embeddings.shape
+    if positions == "sincos2d":
+        return Weight(
+            layer.embeddings, None, lambda _: sincos_positions(grid, width), None
+        )
+    if not resizes:
+        return reshaped(layer.embeddings, name, (1, length, width))
+
+    def convert(array):
+        if array.ndim != 3 or array.shape[0] != 1 or array.shape[2] != width:
+            raise ValueError(f"not (1, positions, {width})")
+        return resize_positions(array[0], grid)
+
+    return Weight(layer.embeddings, name, convert, None)
+
+
+def resize_positions(table, grid):
+    """Positions `(n * n, width)`, and of a class token before them, for a grid.
+
+    Linear interpolation in which corners stay corners, as scipy's `zoom` does it.
+    """
+    if len(table) == grid[0] * grid[1]:
+        return table
+    side = int(np.sqrt(len(table)))
+    if side**2 + 1 == len(table):
+        table = table[1:]
+    elif side**2 != len(table):
+        raise ValueError("not those of a square grid")
+    if grid == (side, side):
+        return table
+    matrices = [corner_matrix(side, size) for size in grid]
+    return (np.kron(*matrices) @ table).astype("float32")
+
+
+def corner_matrix(size, target):
+    """Weights `(target, size)` of linear interpolation from corner to corner."""
+    places = np.linspace(0.0, size - 1.0, target)[:, None]
+    return np.maximum(1.0 - np.abs(places - np.arange(size)), 0.0)
+
+
+def sincos_positions(grid, width):
+    """Sines and cosines of column and row, `(rows * columns, width)`."""
+    if width % 4 or width < 8:
+        raise ValueError(
+            "sincos2d positions need a width that is a multiple of 4 and at least 8. "
+            f"Received: width={width}"
+        )
+    steps = np.arange(width // 4) / (width // 4 - 1)
+    frequencies = WAVELENGTH**-steps
+    rows, columns = (i.ravel()[:, None] * frequencies for i in np.indices(grid))
+    waves = [np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)]
+    return np.concatenate(waves, axis=1).astype("float32")

@@ -1,0 +1,224 @@
+"""The networks of UViM's first stage: from labels to codes, from codes to labels."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_reward.models.transformer import (
+    Dense,
+    EncoderBlock,
+    PositionEmbedding,
+    layer_norm,
+)
+from keras_reward.models.vision_transformer import (
+    POSITION_SCALES,
+    Patches,
+    convolution_stem,
+    patch_stem,
+)
+
+
+def image_stem(image_shape, patch_size, width, stem, name, dtype):
+    """Images to tokens `(batch, patches, width)`, without positions."""
+    images = keras.Input(image_shape, name="images")
+    embed = convolution_stem if stem == "conv" else patch_stem
+    return keras.Model(images, embed(images, patch_size, width, dtype), name=name)
+
+
+def oracle_network(
+    heads, image_shape, patch_size, code_grid, code_dim, sizes, stem, sees_image, dtype
+):
+    """The restricted oracle without its quantiser.
+
+    Args:
+        heads: channels of the label's features, by name.
+        image_shape: `(height, width, channels)`.
+        patch_size: side of a patch, of images and labels.
+        code_grid: rows and columns of codes.
+        code_dim: length of the vectors that are quantised.
+        sizes: dict of `width`, `num_layers`, `num_heads` and `mlp_dim`.
+        stem: of the image.
+        sees_image: whether there is an image among the inputs.
+        dtype: dtype policy.
+
+    Returns:
+        A Keras model of a dict of features `(batch, height, width, channels)`, and
+        `"images"`, to vectors `(batch, codes, code_dim)`.
+    """
+    height, columns, _ = image_shape
+    grid = (height // patch_size, columns // patch_size)
+    inputs = {
+        name: keras.Input((height, columns, channels), name=name)
+        for name, channels in heads.items()
+    }
+    width = sizes["width"]
+    tokens = []
+    for name, features in inputs.items():
+        patches = Patches(patch_size, name=f"patches_{name}", dtype=dtype)(features)
+        tokens.append(Dense(width, name=f"embedding_{name}", dtype=dtype)(patches))
+    if sees_image:
+        inputs["images"] = keras.Input(image_shape, name="images")
+        embed = image_stem(image_shape, patch_size, width, stem, "image_stem", dtype)
+        tokens.append(embed(inputs["images"]))
+    x = keras.layers.Add(name="sum", dtype=dtype)(tokens) if len(tokens) > 1 else None
+    x = blocks(tokens[0] if x is None else x, sizes, stem, dtype)
+    x = TokenResize(grid, code_grid, name="resize", dtype=dtype)(x)
+    x = Dense(code_dim, name="code_vectors", dtype=dtype)(x)
+    return keras.Model(inputs, x, name="oracle")
+
+
+def base_network(
+    heads, image_shape, patch_size, code_grid, code_dim, sizes, stem, sees_image, dtype
+):
+    """The base model without the stem of its image.
+
+    Args:
+        heads: channels that are written for each pixel, by name.
+        sees_image: whether there are tokens of an image among the inputs.
+        image_shape, patch_size, code_grid, code_dim, sizes, stem, dtype: as for
+            `oracle_network`.
+
+    Returns:
+        A Keras model of a dict of `"codes"` `(batch, codes, code_dim)` and `"tokens"`
+        `(batch, patches, width)`, to a dict of `(batch, height, width, channels)`.
+    """
+    height, columns, _ = image_shape
+    grid = (height // patch_size, columns // patch_size)
+    width = sizes["width"]
+    code_shape = (code_grid[0] * code_grid[1], code_dim)
+    inputs = {"codes": keras.Input(code_shape, name="codes")}
+    x = Dense(width, name="code_embedding", dtype=dtype)(inputs["codes"])
+    x = TokenResize(code_grid, grid, name="resize", dtype=dtype)(x)
+    if sees_image:
+        inputs["tokens"] = keras.Input((grid[0] * grid[1], width), name="tokens")
+        x = keras.layers.Add(name="sum", dtype=dtype)([x, inputs["tokens"]])
+    x = blocks(x, sizes, stem, dtype)
+    outputs = {}
+    for name, channels in heads.items():
+        # Zero at first: all classes alike, all colours grey.
+        head = Dense(
+            patch_size**2 * channels,
+            kernel_initializer="zeros",
+            name=f"head_{name}",
+            dtype=dtype,
+        )
+        pixels = Pixels(grid, patch_size, name=f"pixels_{name}", dtype=dtype)
+        outputs[name] = pixels(head(x))
+    return keras.Model(inputs, outputs, name="base")
+
+
+def blocks(x, sizes, stem, dtype):
+    """Positions, Transformer blocks and a last normalisation."""
+    positions = PositionEmbedding(
+        x.shape[1], POSITION_SCALES[stem], name="positions", dtype=dtype
+    )
+    x = positions(x)
+    for i in range(sizes["num_layers"]):
+        block = EncoderBlock(
+            sizes["num_heads"], sizes["mlp_dim"], name=f"block_{i}", dtype=dtype
+        )
+        x = block(x)
+    return layer_norm("norm", x.shape, dtype)(x)
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class TokenResize(keras.layers.Layer):
+    """Resizes a grid of tokens, `(batch, tokens, width)` row by row, bilinearly.
+
+    Where it shrinks, it averages over as many more tokens.
+
+    Args:
+        grid: rows and columns of the input.
+        target: rows and columns of the output.
+    """
+
+    def __init__(self, grid, target, **kwargs):
+        super().__init__(**kwargs)
+        self.grid, self.target = tuple(grid), tuple(target)
+        matrices = map(resize_matrix, self.grid, self.target)
+        self.matrix = np.kron(*matrices).astype("float32")
+
+    def call(self, x):
+        if self.grid == self.target:
+            return x
+        matrix = ops.cast(ops.convert_to_tensor(self.matrix), self.compute_dtype)
+        return ops.matmul(matrix, x)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], self.target[0] * self.target[1], shape[2])
+
+    def get_config(self):
+        return {**super().get_config(), "grid": self.grid, "target": self.target}
+
+
+def resize_matrix(size, target):
+    """Weights `(target, size)` of linear resizing, with a wider kernel to shrink."""
+    ratio = size / target
+    centre = (np.arange(target)[:, None] + 0.5) * ratio - 0.5
+    distance = np.abs(centre - np.arange(size)) / max(ratio, 1.0)
+    weights = np.maximum(1.0 - distance, 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class Pixels(keras.layers.Layer):
+    """The inverse of `Patches`: tokens to maps `(batch, height, width, channels)`.
+
+    Args:
+        grid: rows and columns of tokens.
+        size: side of a patch in pixels.
+    """
+
+    def __init__(self, grid, size, **kwargs):
+        super().__init__(**kwargs)
+        self.grid, self.size = tuple(grid), size
+
+    def call(self, x):
+        (rows, columns), size = self.grid, self.size
+        channels = x.shape[-1] // size**2
+        x = ops.reshape(x, (-1, rows, columns, size, size, channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (-1, rows * size, columns * size, channels))
+
+    def get_config(self):
+        return {**super().get_config(), "grid": self.grid, "size": self.size}
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class CodeDropout(keras.layers.Layer):
+    """Replaces a random number of codes of each sequence by zeros, in training.
+
+    How many are left is drawn first, from none to all, each number as likely; then
+    which.
+
+    Args:
+        mode: `"random"`: any codes. `"ordered"`: the first ones stay. None: no dropout.
+        seed: int.
+
+    Reference: Kolesnikov et al. 2022, "UViM", and its published code.
+    """
+
+    def __init__(self, mode, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.mode = mode
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, x, training=False):
+        """`x` `(batch, n, width)`."""
+        if not training or self.mode is None:
+            return x
+        batch, n = ops.shape(x)[0], x.shape[1]
+        numbers = keras.random.uniform((batch, n + 1), seed=self.seed_generator)
+        kept = ops.floor(numbers[:, :1] * (n + 1))
+        places = ops.broadcast_to(ops.arange(n), (batch, n))
+        if self.mode == "random":
+            places = ops.argsort(numbers[:, 1:], axis=-1)
+        mask = ops.cast(places, "float32") < kept
+        return x * ops.cast(mask, x.dtype)[:, :, None]
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def get_config(self):
+        return {**super().get_config(), "mode": self.mode, "seed": self.seed}

@@ -1,0 +1,380 @@
+"""UViM's first stage: labels become short codes, and codes with the image labels."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_reward.models import uvim_networks as networks
+from keras_reward.models import uvim_tasks as tasks
+from keras_reward.models.quantization import CodeUsage, VectorQuantizer
+from keras_reward.models.vision_transformer import check_arguments
+from keras_reward.objective import input_weights
+from keras_reward.policies.policy import merge_rows, repeat_rows
+
+CODE_DROPOUTS = ("random", "ordered", None)
+FIRST_TOKEN = 1  # the token of code 0; token 0 starts sequences
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class UViMStageOne(keras.Model):
+    """The guiding codes of UViM, and the model that follows them.
+
+    Three parts, trained together. The `oracle`, a ViT, reads the label (and the image)
+    and says what it can in a few vectors. The `quantizer` replaces each by an entry of
+    its dictionary: the code. The `base` model, another ViT, reads the image and the
+    code and writes the label. It is a feed-forward network: what the image leaves open,
+    the code decides.
+
+    Training is `fit(images, labels)`, with an optimizer and without a loss, since that
+    is the task's. Logged are `loss`, and how the codes are used: `perplexity` and
+    `dead_codes`, see `CodeUsage`. `sample_weight` weighs images.
+
+    `code_pairs` makes what the language model of the second stage is fitted to, and
+    `UViM` joins the two.
+
+    Args:
+        task: `ColorizationTask`, `PanopticTask`, or an object with their methods.
+        image_shape: `(height, width, channels)` of the images that the model is given.
+        patch_size: side of a patch in pixels, of images and labels alike; divides
+            height and width.
+        code_grid: rows and columns of codes, such as `(16, 16)`, the published ones.
+        num_codes: number of entries of the dictionary. Published: 4096.
+        width: length of the networks' vectors. Default 128. Published: 768.
+        oracle_layers: Transformer blocks of the oracle. Default 2. Published: 6.
+        base_layers: Transformer blocks of the base model. Default 3. Published: 12.
+        num_heads: attention heads; divides `width`. Default 4. Published: 12.
+        mlp_dim: width of the feed-forward networks' middle. Default `4 * width`.
+        code_dim: length of the entries. Default `width`.
+        code_dropout: `"random"` (default, as published) hides from the base model a
+            random number of codes of each image in training; `"ordered"` hides the
+            last ones; None hides none.
+        stem: `"patch"` (default) or `"conv"`, how images become tokens, see
+            `VisionTransformer`.
+        oracle_sees_image: whether the oracle reads the image too. Default True.
+        momentum, min_count, commitment: of the quantiser, see `VectorQuantizer`.
+        seed: int, for code dropout and for new entries.
+        name: optional name.
+        dtype: optional dtype or dtype policy. Codes and losses are float32 always.
+
+    Call arguments: a dict of `images` `(batch, height, width, channels)` and `labels`,
+    as the task has them. Returns a dict of `codes` `(batch, code_length)` int32 and
+    `logits`, a dict of maps `(batch, height, width, channels)` float32.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward.codecs import to_gray
+    from keras_reward.models import ColorizationTask, UViMStageOne
+
+    photos = np.random.default_rng(0).random((8, 16, 16, 3)).astype("float32")
+    gray = np.array(to_gray(photos))
+    stage_one = UViMStageOne(
+        ColorizationTask(), (16, 16, 1), patch_size=4, code_grid=(2, 2), num_codes=8,
+        width=16, oracle_layers=1, base_layers=1, num_heads=2,
+    )
+    stage_one.compile("adam")
+    stage_one.fit(gray, photos, verbose=0)  # loss, perplexity, dead_codes
+    stage_one.reconstruct(gray, photos)     # (8, 16, 16, 3): what the codes can say
+    x, y = stage_one.code_pairs(gray, photos)
+    x["token_ids"], y                       # (8, 4) each, for the second stage
+    ```
+
+    Reference: Kolesnikov et al. 2022, "UViM: A Unified Modeling Approach for Vision
+    with Learned Guiding Codes", and its published code.
+    """
+
+    def __init__(
+        self,
+        task,
+        image_shape,
+        patch_size,
+        code_grid,
+        num_codes,
+        width=128,
+        oracle_layers=2,
+        base_layers=3,
+        num_heads=4,
+        mlp_dim=None,
+        code_dim=None,
+        code_dropout="random",
+        stem="patch",
+        oracle_sees_image=True,
+        momentum=0.995,
+        min_count=0.1,
+        commitment=0.0,
+        seed=None,
+        name=None,
+        dtype=None,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        check_arguments(image_shape, patch_size, width, num_heads, stem)
+        check_codes(code_grid, code_dropout)
+        self.task = task
+        self.image_shape = tuple(image_shape)
+        self.config = {
+            "patch_size": patch_size,
+            "code_grid": tuple(code_grid),
+            "num_codes": num_codes,
+            "width": width,
+            "oracle_layers": oracle_layers,
+            "base_layers": base_layers,
+            "num_heads": num_heads,
+            "mlp_dim": mlp_dim or 4 * width,
+            "code_dim": code_dim or width,
+            "code_dropout": code_dropout,
+            "stem": stem,
+            "oracle_sees_image": oracle_sees_image,
+            "momentum": momentum,
+            "min_count": min_count,
+            "commitment": commitment,
+            "seed": seed,
+        }
+        self.code_length = code_grid[0] * code_grid[1]
+        self.num_codes = num_codes
+        self.usage = CodeUsage(num_codes)
+        self.build_networks(oracle_layers, base_layers, oracle_sees_image)
+        self._compiled_helpers({})
+
+    def build_networks(self, oracle_layers, base_layers, oracle_sees_image):
+        """Makes the parts and their weights: every shape is known."""
+        config, dtype = self.config, self.dtype_policy
+        shared = {
+            "heads": self.task.heads,
+            "image_shape": self.image_shape,
+            **{k: config[k] for k in ("patch_size", "code_grid", "code_dim", "stem")},
+            "dtype": dtype,
+        }
+        sizes = {k: config[k] for k in ("width", "num_heads", "mlp_dim")}
+        self.oracle = networks.oracle_network(
+            sizes={**sizes, "num_layers": oracle_layers},
+            sees_image=oracle_sees_image,
+            **shared,
+        )
+        self.quantizer = VectorQuantizer(
+            self.num_codes,
+            **{k: config[k] for k in ("momentum", "min_count", "commitment", "seed")},
+            name="quantizer",
+        )
+        self.quantizer.build((None, self.code_length, config["code_dim"]))
+        self.code_dropout = networks.CodeDropout(
+            config["code_dropout"], config["seed"], name="code_dropout", dtype=dtype
+        )
+        self.code_dropout.build((None, self.code_length, config["code_dim"]))
+        self.base_stem = networks.image_stem(
+            self.image_shape,
+            config["patch_size"],
+            config["width"],
+            config["stem"],
+            "base_stem",
+            dtype,
+        )
+        self.base = networks.base_network(
+            sizes={**sizes, "num_layers": base_layers}, sees_image=True, **shared
+        )
+        self.built = True
+
+    # What fit does: Keras's own steps, of images and targets, and the task's loss.
+
+    def train_step(self, *arguments):
+        return super().train_step(*self.with_targets(arguments))
+
+    def test_step(self, *arguments):
+        return super().test_step(*self.with_targets(arguments))
+
+    def with_targets(self, arguments):
+        """Arguments of a step, with the labels in the inputs as well, as targets."""
+        if getattr(self, "loss", None) is not None:
+            raise ValueError(
+                f"The loss is that of {type(self.task).__name__}: compile it without "
+                f"loss and metrics. Received: loss={self.loss!r}"
+            )
+        *state, data = arguments
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        targets = self.targets(labels)
+        inputs = {"images": images, "targets": targets}
+        return *state, (inputs, targets, weights)
+
+    def call(self, inputs, training=False):
+        if not isinstance(inputs, dict) or "images" not in inputs:
+            raise ValueError(
+                "UViMStageOne reads images with their labels: a dict with the keys "
+                "'images' and 'labels'. For `fit` and `evaluate` give it both, and "
+                "compile it without loss and metrics. Received: inputs of type "
+                f"{type(inputs).__name__}"
+            )
+        self.check_images(inputs["images"])
+        targets = inputs.get("targets")
+        if targets is None:
+            targets = self.targets(inputs["labels"])
+        vectors = self.code_vectors(inputs["images"], targets, training)
+        vectors, codes = self.quantizer(vectors, training=training)
+        vectors = self.code_dropout(vectors, training=training)
+        tokens = self.base_stem(inputs["images"], training=training)
+        return {"codes": codes, "logits": self.run_base(tokens, vectors, training)}
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """The task's losses, and those of the layers; counts the codes."""
+        self.usage.update_state(y_pred["codes"])
+        losses = sum(self.task.losses(y, y_pred["logits"]).values())
+        weights = input_weights(sample_weight, losses)
+        loss = ops.mean(losses if weights is None else losses * weights)
+        for penalty in self.losses:
+            loss = loss + ops.cast(ops.sum(penalty), "float32")
+        return loss
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.fit`, for images and labels."""
+        if y is not None and tasks.is_host(y):
+            tasks.check_shape(self.task, y, self.image_shape)
+            self.task.check_labels(y)
+        return super().fit(x, y, *args, **kwargs)
+
+    # The parts, on tensors.
+
+    def targets(self, labels):
+        """What the networks are to write, by the task."""
+        tasks.check_shape(self.task, labels, self.image_shape)
+        return self.task.targets(labels)
+
+    def check_images(self, images):
+        shape = tuple(getattr(images, "shape", ()))
+        if len(shape) != 4 or shape[1:] != self.image_shape:
+            raise ValueError(
+                f"{self.name!r} was made for images of shape (batch, "
+                f"{', '.join(map(str, self.image_shape))}). Received: shape {shape}"
+            )
+
+    def code_vectors(self, images, targets, training=False):
+        """What the oracle says, `(batch, code_length, code_dim)`, not quantised."""
+        inputs = dict(self.task.features(targets))
+        if self.config["oracle_sees_image"]:
+            inputs["images"] = images
+        return self.oracle(inputs, training=training)
+
+    def encode_labels(self, images, labels):
+        """The oracle's codes, `(batch, code_length)` int32."""
+        self.check_images(images)
+        vectors = self.code_vectors(images, self.targets(labels))
+        return self.quantizer(vectors)[1]
+
+    def run_base(self, tokens, vectors, training=False):
+        """Logits in float32 of an image's tokens and the entries of a code."""
+        logits = self.base({"tokens": tokens, "codes": vectors}, training=training)
+        return {name: ops.cast(value, "float32") for name, value in logits.items()}
+
+    def decode_codes(self, images, codes):
+        """What the base model makes of images and codes.
+
+        Args:
+            images: `(batch, height, width, channels)`.
+            codes: `(batch, n, code_length)` int, n codes for each image.
+
+        Returns:
+            Outputs of the task in rows, `(batch * n, ...)`. All rows are one batch; the
+            stem of an image runs once.
+        """
+        self.check_images(images)
+        n = codes.shape[1]
+        tokens = repeat_rows(self.base_stem(images), n)
+        logits = self.run_base(tokens, merge_rows(self.quantizer.lookup(codes)))
+        return self.task.outputs(repeat_rows(images, n), logits)
+
+    # For NumPy arrays.
+
+    @property
+    def vocabulary_size(self):
+        """Number of tokens of the language model: the codes, and one that starts."""
+        return self.num_codes + FIRST_TOKEN
+
+    def codes(self, images, labels, batch_size=32):
+        """The oracle's codes of NumPy arrays: `(count, code_length)` int32."""
+        return self._run("codes", images, labels, batch_size)
+
+    def reconstruct(self, images, labels, batch_size=32):
+        """What is left of labels after their codes: outputs of the task, NumPy.
+
+        The best that a language model can make of these images.
+        """
+        return self._run("outputs", images, labels, batch_size)
+
+    def code_pairs(self, images, labels, batch_size=32):
+        """What the language model of the second stage is fitted to.
+
+        Args:
+            images, labels: NumPy arrays, as for `fit`.
+            batch_size: how many the oracle reads at once. Default 32.
+
+        Returns:
+            `(x, y)` for `fit` of a `VisionEncoderDecoder`: `x` is a dict of `images`
+            and `token_ids`, what the decoder is given, and `y` is the tokens to
+            predict, `(count, code_length)` int32 both.
+        """
+        tokens = self.codes(images, labels, batch_size) + FIRST_TOKEN
+        token_ids = np.zeros_like(tokens)
+        token_ids[:, 1:] = tokens[:, :-1]
+        return {"images": images, "token_ids": token_ids}, tokens
+
+    def _compiled_helpers(self, helpers):
+        # Not an attribute that Keras tracks: the helpers contain the model.
+        object.__setattr__(self, "_helpers", helpers)
+
+    def _run(self, what, images, labels, batch_size):
+        images, labels = np.asarray(images), np.asarray(labels)
+        self.check_images(images)
+        tasks.check_shape(self.task, labels, self.image_shape)
+        self.task.check_labels(labels)
+        if what not in self._helpers:
+            self._helpers[what] = Inference(self, what)
+        inputs = {"images": images, "labels": labels}
+        return self._helpers[what].predict(inputs, batch_size=batch_size, verbose=0)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "task": serialize(self.task),
+            "image_shape": self.image_shape,
+            **self.config,
+            "name": self.name,
+            "dtype": serialize(self.dtype_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        task = keras.saving.deserialize_keras_object(
+            config["task"], custom_objects=custom_objects
+        )
+        return cls(**{**config, "task": task})
+
+
+class Inference(keras.Model):
+    """A part of the first stage as a Keras model, whose `predict` compiles it."""
+
+    def __init__(self, stage_one, what):
+        super().__init__(dtype=stage_one.dtype_policy, autocast=False)
+        self.stage_one = stage_one
+        self.what = what
+        self.built = True
+
+    def call(self, inputs):
+        if self.what == "codes":
+            return self.stage_one.encode_labels(inputs["images"], inputs["labels"])
+        images, model = inputs["images"], self.stage_one
+        result = model({"images": images, "labels": inputs["labels"]})
+        return model.task.outputs(images, result["logits"])
+
+
+def check_codes(code_grid, code_dropout):
+    """Raises for a grid or a dropout that makes no sense."""
+    if len(code_grid) != 2 or min(code_grid) < 1:
+        raise ValueError(
+            "`code_grid` must be the numbers of rows and columns of codes. "
+            f"Received: code_grid={code_grid}"
+        )
+    if code_dropout not in CODE_DROPOUTS:
+        raise ValueError(
+            f"`code_dropout` must be one of {CODE_DROPOUTS}. "
+            f"Received: code_dropout={code_dropout!r}"
+        )

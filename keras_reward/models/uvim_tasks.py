@@ -1,0 +1,268 @@
+"""What a UViM model learns to write: colours, or panoptic maps.
+
+A task says how labels become what the networks read and write, and how what they write
+becomes what a reward sees. All maps are `(batch, height, width, ...)`.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_reward import objective
+from keras_reward.codecs.colors import lab_to_rgb, lightness_of, rgb_to_lab
+from keras_reward.codecs.panoptic import (
+    canonical_segments,
+    panoptic_from_logits,
+)
+
+AB_SCALE = 110.0  # Lab's a and b of sRGB colours, divided by it, are within [-1, 1]
+COLOR_OUTPUTS = ("ab", "rgb")
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class ColorizationTask:
+    """Colours of grey images.
+
+    Labels are colour images `(batch, height, width, 3)`, float RGB in [0, 1]. The
+    images that the model is given are the same in grey, such as `to_gray` makes them,
+    with one channel or three. The networks write the (a, b) of CIE Lab for each pixel,
+    trained by squared error; the output image has these colours and the lightness of
+    the given image. Colours that a screen cannot show are paler, see `lab_to_rgb`.
+
+    Args:
+        output: `"ab"` (default); or `"rgb"`, as published: the networks write all three
+            channels, in [-1, 1], and the lightness of the given image is not used.
+        value_range: values of black and white in the images that the model is given.
+            Default (0, 1). Labels and outputs are in [0, 1] always.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward.codecs import to_gray
+    from keras_reward.models import ColorizationTask
+
+    task = ColorizationTask()
+    photos = np.random.default_rng(0).random((2, 8, 8, 3)).astype("float32")
+    targets = task.targets(photos)                    # {"color": (2, 8, 8, 2)}
+    painted = task.outputs(to_gray(photos), targets)  # the photos, (2, 8, 8, 3)
+    ```
+    """
+
+    def __init__(self, output="ab", value_range=(0, 1)):
+        if output not in COLOR_OUTPUTS:
+            raise ValueError(
+                f"`output` must be one of {COLOR_OUTPUTS}. Received: output={output!r}"
+            )
+        low, high = value_range
+        if not low < high:
+            raise ValueError(
+                "`value_range` must be the value of black and a larger one of white. "
+                f"Received: value_range={value_range}"
+            )
+        self.output = output
+        self.value_range = (low, high)
+
+    @property
+    def heads(self):
+        """Channels that the networks read and write for each pixel, by name."""
+        return {"color": 2 if self.output == "ab" else 3}
+
+    label_channels = 3
+
+    def check_labels(self, labels):
+        """Raises unless labels, a NumPy array, are float RGB in [0, 1]."""
+        if labels.dtype.kind != "f" or labels.min() < 0 or labels.max() > 1:
+            raise ValueError(
+                "The labels of ColorizationTask are colour images, float in [0, 1]. "
+                f"Received: {labels.dtype} from {labels.min()} to {labels.max()}"
+            )
+
+    def targets(self, labels):
+        """What the networks are to write: `{"color": (batch, height, width, c)}`."""
+        if self.output == "rgb":
+            return {"color": 2.0 * ops.cast(labels, "float32") - 1.0}
+        _, a, b = rgb_to_lab(labels, stack=False)
+        return {"color": ops.stack([a, b], axis=-1) / AB_SCALE}
+
+    def features(self, targets):
+        """What the oracle reads of the targets: themselves."""
+        return targets
+
+    def losses(self, targets, logits):
+        """Mean squared error `(batch,)`, by name."""
+        error = ops.square(logits["color"] - targets["color"])
+        return {"color": ops.mean(error, axis=(1, 2, 3))}
+
+    def outputs(self, images, logits):
+        """RGB images `(batch, height, width, 3)` in [0, 1].
+
+        Args:
+            images: as the model is given them, in `value_range`.
+            logits: dict of `"color"`, what the networks wrote.
+        """
+        color = logits["color"]
+        if self.output == "rgb":
+            return ops.clip(0.5 * color + 0.5, 0.0, 1.0)
+        low, high = self.value_range
+        images = (ops.cast(images, "float32") - low) / (high - low)
+        lightness = lightness_of(ops.clip(images, 0.0, 1.0))
+        return lab_to_rgb(lightness, AB_SCALE * color[..., 0], AB_SCALE * color[..., 1])
+
+    def get_config(self):
+        return {"output": self.output, "value_range": list(self.value_range)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class PanopticTask:
+    """Panoptic maps of images.
+
+    Labels are int maps of class and instance `(batch, height, width, 2)`, as panoptic
+    rewards read them: class 0, or a negative one, is void. The networks write for each
+    pixel the class and the number of its segment, in the canonical order that
+    `canonical_segments` gives, trained by cross-entropy. Stuff has a segment like
+    things have, as published. Outputs are maps like the labels.
+
+    Args:
+        num_classes: number of classes without void. Labels are from 1 to `num_classes`.
+        max_segments: most segments of a map. Of those beyond, only the class is
+            learned.
+        min_fraction: post-processing: a predicted segment that covers this fraction of
+            the map or less becomes void. Default 0.0. UViM's publication mentions
+            0.03 ** 2.
+        stuff_classes: classes whose instance is 0 in outputs. Default: none.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward.models import PanopticTask
+
+    task = PanopticTask(num_classes=3, max_segments=5)
+    labels = np.array([[[[2, 8], [2, 8], [1, 0], [0, 0]]]])    # 1x4 pixels
+    targets = task.targets(labels)
+    targets["instances"]                                       # [[[1, 1, 2, 0]]]
+    task.outputs(None, task.features(targets))                 # numbered labels
+    ```
+
+    Reference: Kolesnikov et al. 2022, "UViM: A Unified Modeling Approach for Vision
+    with Learned Guiding Codes", and its published code.
+    """
+
+    label_channels = 2
+
+    def __init__(self, num_classes, max_segments, min_fraction=0.0, stuff_classes=()):
+        if num_classes < 1 or max_segments < 1:
+            raise ValueError(
+                "PanopticTask needs at least one class and one segment. Received: "
+                f"num_classes={num_classes}, max_segments={max_segments}"
+            )
+        if not 0 <= min_fraction < 1:
+            raise ValueError(
+                "`min_fraction` must be from 0 to 1, 1 excluded. "
+                f"Received: min_fraction={min_fraction}"
+            )
+        outside = [c for c in stuff_classes if not 1 <= c <= num_classes]
+        if outside:
+            raise ValueError(
+                f"`stuff_classes` must be from 1 to {num_classes}. "
+                f"Received: {outside[0]}"
+            )
+        self.num_classes = num_classes
+        self.max_segments = max_segments
+        self.min_fraction = min_fraction
+        self.stuff_classes = tuple(stuff_classes)
+
+    @property
+    def heads(self):
+        """Channels that the networks read and write for each pixel, by name."""
+        return {"semantics": self.num_classes + 1, "instances": self.max_segments + 1}
+
+    def check_labels(self, labels):
+        """Raises unless labels, a NumPy array, are ints of known classes."""
+        if labels.dtype.kind not in "iu":
+            raise ValueError(
+                "The labels of PanopticTask are int maps of class and instance. "
+                f"Received: {labels.dtype}"
+            )
+        largest = labels[..., 0].max(initial=0)
+        if largest > self.num_classes:
+            raise ValueError(
+                f"Classes must be from 0 to {self.num_classes}, 0 for void. "
+                f"Received: class {largest}"
+            )
+
+    def targets(self, labels):
+        """Classes and segments' numbers, `(batch, height, width)` int32 each."""
+        maps = canonical_segments(labels, self.max_segments)
+        return {"semantics": maps[..., 0], "instances": maps[..., 1]}
+
+    def features(self, targets):
+        """What the oracle reads of the targets: one of `heads` channels is 1."""
+        return {
+            name: ops.one_hot(targets[name], channels)
+            for name, channels in self.heads.items()
+        }
+
+    def losses(self, targets, logits):
+        """Mean cross-entropy `(batch,)` in nats, by name; unnumbered pixels add 0."""
+        losses = {}
+        for name, channels in self.heads.items():
+            known = ops.logical_and(targets[name] >= 0, targets[name] < channels)
+            index = ops.where(known, targets[name], 0)[..., None]
+            log_prob = objective.categorical_log_prob(logits[name], index)[..., 0]
+            losses[name] = -ops.mean(ops.where(known, log_prob, 0.0), axis=(1, 2))
+        return losses
+
+    def outputs(self, images, logits):
+        """Maps of class and instance, `(batch, height, width, 2)` int32.
+
+        Args:
+            images: not looked at.
+            logits: dict of `"semantics"` and `"instances"`.
+        """
+        return panoptic_from_logits(
+            logits["semantics"],
+            logits["instances"],
+            self.min_fraction,
+            self.stuff_classes,
+        )
+
+    def get_config(self):
+        return {
+            "num_classes": self.num_classes,
+            "max_segments": self.max_segments,
+            "min_fraction": self.min_fraction,
+            "stuff_classes": list(self.stuff_classes),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def check_shape(task, labels, image_shape):
+    """Raises unless labels have the pixels of the images and the task's channels.
+
+    Args:
+        task: a task.
+        labels: a tensor or an array.
+        image_shape: `(height, width, channels)` of the model's images.
+    """
+    expected = (*image_shape[:2], task.label_channels)
+    shape = tuple(getattr(labels, "shape", ()))
+    if len(shape) != 4 or shape[1:] != expected:
+        raise ValueError(
+            f"The labels of {type(task).__name__} must have shape (batch, "
+            f"{', '.join(map(str, expected))}), as many pixels as the images. "
+            f"Received: {type(labels).__name__ if not shape else f'shape {shape}'}"
+        )
+
+
+def is_host(data):
+    """Whether `data` is a NumPy array, whose values can be looked at."""
+    return isinstance(data, np.ndarray)
