@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_reward import advantages, logs, policies, rewards, storage
 from keras_reward.backend import RewardTrainer
-from keras_reward.callbacks.added import with_callbacks
+from keras_reward.fitting import CheckedFitting
 from keras_reward.objective import input_weights, weighted_likelihood_loss
 from keras_reward.policies.policy import refuse_truncation, repeat_rows
 from keras_reward.reference import make_reference, score_parts
@@ -33,7 +33,7 @@ class Rollout(NamedTuple):
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class RewardTuning(RewardTrainer, keras.Model):
+class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
     """Tunes a trained Keras model for a reward, by Reinforce.
 
     Reward tuning is maximum likelihood on the model's own samples, each weighted by
@@ -410,57 +410,6 @@ class RewardTuning(RewardTrainer, keras.Model):
                 )
         return results
 
-    # Checks of what is given as arrays: a compiled step cannot look at values. A model
-    # that is its own policy need not have these methods.
-
-    def check_x(self, x=None, *args, **kwargs):
-        """Has the policy look at inputs that are arrays or tensors."""
-        if are_arrays(x) and hasattr(self.policy, "check_inputs"):
-            self.policy.check_inputs(x)
-
-    def check_x_and_y(self, x=None, y=None, *args, **kwargs):
-        """As `check_x`, and at the targets that `mle_weight` scores."""
-        self.check_x(x)
-        if self.mle_weight and are_arrays(y) and hasattr(self.policy, "check_targets"):
-            self.policy.check_targets(y)
-
-    def ready_reference(self):
-        """What a reference leaves to do between loading a file and training."""
-        if self.reference is not None:
-            self.reference.ready()
-
-    @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
-        self.check_x_and_y(*args, **kwargs)
-        self.ready_reference()
-        args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
-        return super().fit(*args, **kwargs)
-
-    @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
-        self.check_x(*args, **kwargs)
-        args, kwargs = with_callbacks(keras.Model.evaluate, self, args, kwargs)
-        return super().evaluate(*args, **kwargs)
-
-    @functools.wraps(keras.Model.predict)
-    def predict(self, *args, **kwargs):
-        self.check_x(*args, **kwargs)
-        return super().predict(*args, **kwargs)
-
-    @functools.wraps(keras.Model.train_on_batch)
-    def train_on_batch(self, *args, **kwargs):
-        self.check_x_and_y(*args, **kwargs)
-        self.ready_reference()
-        result = super().train_on_batch(*args, **kwargs)
-        self.reward.raise_failure()
-        return result
-
-    @functools.wraps(keras.Model.test_on_batch)
-    def test_on_batch(self, *args, **kwargs):
-        result = super().test_on_batch(*args, **kwargs)
-        self.reward.raise_failure()
-        return result
-
     # Saving.
 
     def save_own_variables(self, store):
@@ -503,12 +452,6 @@ class RewardTuning(RewardTrainer, keras.Model):
             for part in ("model", "reward", "policy", "auxiliary_loss", "reference")
         }
         return cls(**{**config, **parts})
-
-
-def are_arrays(data):
-    """Whether all leaves of a nest are NumPy arrays or tensors."""
-    leaves = keras.tree.flatten(data)
-    return all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
 
 
 def map_tensors(function, structure):
