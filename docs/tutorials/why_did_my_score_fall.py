@@ -157,9 +157,8 @@ if guard.fired:
 # one and the same.
 
 # %%
-model = trained_model(dropout=0.5)
-weights = model.get_weights()
-noisy = RewardTuning(model, reward=dice, policy="bernoulli", seed=0)
+thinned = trained_model(dropout=0.5)
+noisy = RewardTuning(thinned, reward=dice, policy="bernoulli", seed=0)
 
 
 def ratio(first, second):
@@ -178,17 +177,8 @@ print("dropout off, two passes:", ratio(*fixed))
 
 # %% [markdown]
 # The library samples and scores from one pass, so this cannot happen, whatever you set.
-# And it runs the model with `training=False`, so that what is tuned is what is used.
-# `model_training=True` turns dropout on: then a thinned network is tuned, whose samples
-# earn less.
-
-# %%
-for training in (False, True):
-    _, history = tune(RATE, model_training=training)
-    print(
-        f"model_training={training!s:5}: reward of samples {history['reward'][0]:.3f}, "
-        f"held out, greedy {history['val_reward'][-1]:.3f}"
-    )
+# And it runs the model with `training=False`, so that what is tuned is what is used:
+# with `model_training=True` a thinned network would be tuned, whose samples earn less.
 
 # %% [markdown]
 # ## A reward that is exploited
@@ -214,8 +204,6 @@ def precision(y_true, y_pred):
 watched = FunctionReward(recall, name="recall") + 0.0 * FunctionReward(
     precision, name="precision"
 )
-model = trained_model()
-weights = model.get_weights()
 hacking = 3 * RATE if SMALL else RATE / 3  # slow enough to watch
 logger = SampleLogger("samples", *[part[:2] for part in held_out], every_epochs=EPOCHS)
 _, history = tune(hacking, watched, [logger])
@@ -253,8 +241,6 @@ print(guard.fired.message if guard.fired else "the guard found nothing")
 # `kl_weight` with a `reference` charges for moving away.
 
 # %%
-_, history = tune(hacking)
-print("overlap          ", np.round(history["val_reward"], 2))
 _, history = tune(hacking, watched, kl_weight=0.01, reference="copy")
 print("recall, kept near", np.round(history["val_reward"], 2))
 print("    its precision", np.round(history["val_precision"], 2))
