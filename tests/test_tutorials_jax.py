@@ -1,4 +1,4 @@
-"""The tutorials are executed, on a small setting."""
+"""The tutorials are executed, on a small setting, and on JAX alone: see the pages."""
 
 import pathlib
 import re
