@@ -67,7 +67,7 @@ PRESETS = {
         "encoder": {"patch_size": 16, "width": 128, "stem": "conv", **TINY_BLOCKS},
         "decoder": TINY_BLOCKS,
         "max_length": 20,
-        "likelihood": Stage(32, 1e-3, warm_up=0, steps=200, epochs=40),
+        "likelihood": Stage(32, 1e-3, warm_up=100, steps=200, epochs=18),
         "tuning": Stage(32, 1e-4, warm_up=20, steps=50, epochs=8),
     },
     "paper": {
@@ -227,18 +227,12 @@ def build_model(preset, vocabulary):
 
 def fit_likelihood(model, stage, data):
     """Ordinary training, until the loss of held-out captions has stopped to fall."""
-    (steps, epochs), rate = stage.fit_to(data.likelihood), stage.rate
+    steps, epochs = stage.fit_to(data.likelihood)
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction="mean_with_sample_weight"
     )
-    plateau = {"min_delta": 1e-3, "verbose": 1}
-    callbacks = [
-        keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=1, **plateau),
-        keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True, **plateau),
-    ]
-    if stage.warm_up:  # as in the paper, down to 0
-        rate = learning_rate(stage, decay_steps=steps * epochs - stage.warm_up)
-        callbacks = []
+    stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
+    rate = learning_rate(stage, decay_steps=steps * epochs - stage.warm_up)
     model.compile(keras.optimizers.Adam(rate, global_clipnorm=1.0), loss)
     return model.fit(
         data.likelihood,
@@ -246,7 +240,7 @@ def fit_likelihood(model, stage, data):
         epochs=epochs,
         validation_data=data.likelihood.transform(*data.stopping),
         validation_batch_size=PREDICTION_BATCH,
-        callbacks=callbacks,
+        callbacks=[stop],
     ).history
 
 
@@ -265,6 +259,7 @@ def learning_rate(stage, decay_steps=None):
 
 
 def tune(model, reward, stage, data, seed):
+    """Maximum likelihood on the model's own captions, weighted by their reward."""
     tuned = RewardTuning(model, reward=reward, num_samples=NUM_SAMPLES, seed=seed)
     tuned.compile(optimizer=keras.optimizers.Adam(learning_rate(stage)))
     steps, epochs = stage.fit_to(data.tuning)

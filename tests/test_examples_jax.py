@@ -26,7 +26,7 @@ def load_example(name):
 def captioning():
     """The captioning example with a small model and few steps."""
     example = load_example("image_captioning")
-    stage = example.Stage(batch_size=4, rate=1e-3, warm_up=0, steps=2, epochs=2)
+    stage = example.Stage(batch_size=4, rate=1e-3, warm_up=1, steps=2, epochs=2)
     blocks = {"num_layers": 1, "num_heads": 2, "mlp_dim": 8}
     example.PRESETS["tiny"] = {
         "image_size": 32,
@@ -34,7 +34,7 @@ def captioning():
         "decoder": blocks,
         "max_length": 20,
         "likelihood": stage,
-        "tuning": stage._replace(warm_up=1),
+        "tuning": stage,
     }
     example.REFERENCE_SCENES = 32
     example.STOPPING_IMAGES = example.TEST_IMAGES = 12
