@@ -191,13 +191,27 @@ class Task:
             count = self.preset.scenes[part]
             return Scenes(split, count, task="panoptic", size=size, **arguments)
         folder = self.source.removeprefix("coco:")
-        return CocoPanoptic(
+        data = CocoPanoptic(
             **coco_files(folder, "train" if training else "eval", "panoptic"),
             image_size=(size, size),
             shuffle=training,
             seed=self.seed,
+            check_images=not training,
             **arguments,
         )
+        if not training:  # every other image is watched, the rest is for the table
+            data.items = data.items[part == "test" :: 2]
+            data.on_epoch_end()  # their order
+        return data
+
+    def training(self, schedule, **transform):
+        """Batches for a stage, and the steps and epochs to take with them."""
+        data = self.read("train", schedule["batch"], **transform)
+        steps, epochs = schedule["steps"], schedule["epochs"]
+        if len(data) > steps * epochs:
+            return data, steps, epochs
+        # An epoch is a pass over data that end.
+        return data, len(data), -(-steps * epochs // len(data))
 
     def batches(self, dataset):
         return (dataset[i] for i in range(len(dataset)))
@@ -270,11 +284,12 @@ def optimizer(rate):
 def fit(model, task, schedule, transform=None):
     """Trains until the loss of held-out images has stopped to fall."""
     transform = {} if transform is None else {"transform": transform}
+    data, steps, epochs = task.training(schedule, **transform)
     history = model.fit(
-        task.read("train", schedule["batch"], **transform),
+        data,
         validation_data=task.read("held_out", 64, **transform),
-        steps_per_epoch=schedule["steps"],
-        epochs=schedule["epochs"],
+        steps_per_epoch=steps,
+        epochs=epochs,
         callbacks=[
             keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=1),
             keras.callbacks.EarlyStopping(
@@ -302,11 +317,12 @@ def tune(uvim, task):
         seed=task.seed,
     )
     tuned.compile(optimizer(rate))
+    data, steps, epochs = task.training(schedule)
     history = tuned.fit(
-        task.read("train", schedule["batch"]),
-        steps_per_epoch=schedule["steps"],
+        data,
+        steps_per_epoch=steps,
         validation_data=task.held_out,
-        epochs=schedule["epochs"],
+        epochs=epochs,
         callbacks=[OfficialScores(PanopticQuality(task.stuff_classes), task.held_out)],
         verbose=2,
     ).history
