@@ -113,6 +113,19 @@ def test_broken_images_are_replaced_with_a_warning(tmp_path):
         assert numbers(dataset) == [0, 2, 2, 3, 0]
 
 
+def test_an_empty_file_is_reported_once(tmp_path):
+    """Pillow says something else of such a file each time that it is opened."""
+    images, annotations = numbered_folder(tmp_path, 3)
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    dataset = CocoBoxes(images, annotations, (4, 4))
+    with pytest.warns(UserWarning, match=r"1\.png: no image"):
+        assert numbers(dataset) == [0, 2, 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert numbers(dataset) == [0, 2, 2]
+    assert len(dataset.problems["broken image"]) == 1
+
+
 def test_broken_images_are_left_out_where_all_are_checked(tmp_path):
     images, annotations = numbered_folder(tmp_path, 5)
     break_images(tmp_path, 1, 4)

@@ -211,6 +211,10 @@ class ImageFiles:
         image = import_pillow()
         try:
             return image.open(io.BytesIO(self._bytes(name))).convert("RGB")
+        except image.UnidentifiedImageError as error:  # whose text differs every time
+            raise BrokenImageError(
+                f"{self.path_of(name)}: no image in a format that Pillow knows"
+            ) from error
         except Exception as error:  # Pillow's decoders raise all sorts
             raise BrokenImageError(f"{self.path_of(name)}: {error}") from error
 
