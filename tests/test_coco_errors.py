@@ -150,6 +150,41 @@ def test_broken_images_do_not_end_training_with_workers(tmp_path):
     np.testing.assert_allclose(got, [1, 1, 2, 4, 4, 5], rtol=1e-5)
 
 
+def test_worker_processes_put_the_same_images_in_place_of_broken_ones(
+    tmp_path, capfd, monkeypatch
+):
+    """They warn of each of them; what is counted is what was found at the start."""
+    show = lambda message, *_: print(message, file=sys.stderr)  # noqa: E731
+    monkeypatch.setattr(warnings, "showwarning", show)  # pytest's keeps it in a worker
+    images, annotations = numbered_folder(tmp_path, 9)
+    break_images(tmp_path, 4, 5, 7)  # TensorFlow reads two batches without workers
+    (tmp_path / "images" / "8.png").unlink()
+    broken = [f"{images}/{image_id}.png" for image_id in (4, 5, 7)]
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
+
+    def read(**options):
+        """Two epochs, the broken images that are counted, and those warned of."""
+        dataset = quietly(
+            *(CocoBoxes, images, annotations, (4, 4)),
+            **{"batch_size": 2, "transform": brightness, **options},
+        )
+        capfd.readouterr()
+        epochs = [255 * model.predict(dataset, verbose=0)[:, 0] for _ in range(2)]
+        written = capfd.readouterr().err
+        warned = [path for path in broken if f"broken image: {path}" in written]
+        assert dataset.problems["missing image"] == [f"{images}/8.png"]
+        counted = [text.split(":")[0] for text in dataset.problems["broken image"]]
+        return np.round(epochs).tolist(), sorted(counted), warned
+
+    processes = {"workers": 2, "use_multiprocessing": True}
+    epochs = 2 * [[0, 1, 2, 3, 6, 6, 6, 0]]
+    assert read() == (epochs, broken, broken)
+    assert read(**processes) == (epochs, [], broken)
+    epochs = 2 * [[0, 1, 2, 3, 6]]
+    assert read(check_images=True) == (epochs, broken, [])
+    assert read(check_images=True, **processes) == (epochs, broken, [])
+
+
 def test_an_image_of_another_shape_than_annotated_is_broken(tmp_path):
     images, annotations = numbered_folder(tmp_path, 2)
     Image.fromarray(noise(0, 4, 8)).save(tmp_path / "images" / "0.png")

@@ -68,8 +68,11 @@ class CocoDataset(keras.utils.PyDataset):
     a list of the paths or ids concerned, and is summed up in one warning. Reading goes
     on with the rest. A file that turns out broken in the middle of an epoch is reported
     in a warning with its path, and the next image of the data set takes its place in
-    the batch; it is counted in the process that read it. So that no image is evaluated
-    twice, give `check_images=True` to data for evaluation.
+    the batch: always the same one, with workers and without. What a worker process
+    (`use_multiprocessing=True`) finds is not counted, since it has a copy of
+    `problems`, and it warns in each epoch anew. `check_images=True` finds and counts
+    broken files at the start, whatever reads later. Give it to data for evaluation, so
+    that no image is evaluated twice.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
