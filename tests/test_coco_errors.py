@@ -1,5 +1,6 @@
 """What the readers of COCO's formats do about files that are wrong or missing."""
 
+import functools
 import json
 import sys
 import warnings
@@ -23,6 +24,7 @@ from PIL import Image
 
 from keras_reward.data.coco import CocoBoxes, CocoCaptions
 from keras_reward.data.coco_files import coco_files
+from keras_reward.data.coco_panoptic import CocoPanoptic
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,27 @@ def test_images_that_are_not_there_are_left_out_and_counted(tmp_path):
     assert dataset.problems["missing image"] == [f"{images}/1.png"]
     assert len(dataset.problems["malformed image entry"]) == 2
     assert numbers(dataset) == [0, 2]
+
+
+def test_of_images_with_one_id_the_first_is_kept(tmp_path):
+    images, annotations = numbered_folder(tmp_path, 3)
+    data = json.loads((tmp_path / "file.json").read_text())
+    data["images"].append({**image_entry(2, 4, 4), "id": 1})
+    (tmp_path / "file.json").write_text(json.dumps(data))
+    with pytest.warns(UserWarning, match="3 images can be used. duplicate image id: 1"):
+        dataset = CocoBoxes(images, annotations, (4, 4))
+    assert dict(dataset.problems) == {"duplicate image id": ["image 1: 2.png"]}
+    assert numbers(dataset) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("area", [-1, float("nan"), float("inf")])
+def test_the_area_of_the_box_takes_the_place_of_an_impossible_one(tmp_path, area):
+    found = [box(1, 1, [5, 5, 10, 8], area=area), box(2, 1, [5, 5, 10, 8], area=0)]
+    folder = write(tmp_path, found, {1: noise(1)})
+    dataset = quietly(CocoBoxes, *folder, (HEIGHT, WIDTH), max_boxes=2)
+    assert dict(dataset.problems) == {"impossible area": ["annotation 1 of image 1"]}
+    np.testing.assert_array_equal(dataset[0][1]["area"], [[80, 0]])
+    np.testing.assert_array_equal(dataset[0][1]["labels"], [[1, 1]])
 
 
 def break_images(folder, *image_ids):
@@ -217,7 +240,10 @@ def test_no_usable_image_is_an_error(tmp_path):
         ("", r"file\.json is not valid JSON"),
         ("[]", r"file\.json is not in COCO's format.*Received: list"),
         ('{"images": []}', r"not in COCO's format.*Received: \['images'\]"),
-        ('{"images": [], "annotations": []}', "a list `categories`.*Received: None"),
+        (
+            '{"images": [], "annotations": []}',
+            r"file\.json must have a list `categories`.*Received: None",
+        ),
     ],
 )
 def test_files_that_are_not_cocos_are_errors(tmp_path, text, message):
@@ -225,6 +251,35 @@ def test_files_that_are_not_cocos_are_errors(tmp_path, text, message):
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         CocoBoxes(images, annotations, (4, 4))
+
+
+CAT, DOG = {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([CAT, ["dog"]], r"string `name`. Received: \['dog'\]"),
+        ([CAT, {"id": 2}], r"string `name`. Received: {'id': 2}"),
+        ([CAT, {"id": 2, "name": 3}], r"string `name`. Received: .*'name': 3"),
+        ([CAT, {"id": 2, "name": ["dog"]}], r"string `name`. Received: .*\['dog'\]"),
+        ([CAT, {"name": "dog"}], r"integer `id`.*Received: {'name': 'dog'}"),
+        ({"1": "cat"}, r"a list `categories`.*Received: {'1': 'cat'}"),
+        ([CAT, DOG, {**DOG, "id": 1}], "a different `id` each. Received: 1, 1$"),
+        ([CAT, DOG, {**DOG, "id": 3}], "different `name` each. Received: 'dog', 'dog'"),
+        ([CAT], "names of those in .*file.json: cat. Received: categories=.*'dog'"),
+    ],
+)
+def test_categories_that_cannot_be_used_are_errors_with_the_path(
+    tmp_path, categories, message
+):
+    images, annotations = numbered_folder(tmp_path, 1)
+    data = json.loads((tmp_path / "file.json").read_text())
+    (tmp_path / "file.json").write_text(json.dumps({**data, "categories": categories}))
+    for reader in (CocoBoxes, functools.partial(CocoPanoptic, maps=images)):
+        with pytest.raises(ValueError, match=message) as caught:
+            reader(images, annotations, image_size=(4, 4), categories=["dog"])
+        assert annotations in str(caught.value)
 
 
 def test_missing_files_are_errors_with_their_path(tmp_path):

@@ -27,7 +27,8 @@ class CocoBoxes(CocoDataset):
 
     Left out and counted in `problems`: a box outside its image, without area, or of a
     category that the file does not have; what lies over the edge is cut off, and
-    counted if it is more than a pixel. Images without boxes are kept, all padding.
+    counted if it is more than a pixel. An `area` that is negative or not finite is
+    counted, and that of the box taken. Images without boxes are kept, all padding.
 
     Args:
         images, annotations, image_size: see `CocoDataset`; `coco_files` finds the
@@ -92,8 +93,9 @@ class CocoBoxes(CocoDataset):
         super().__init__(images, annotations, image_size, **arguments)
 
     def annotate(self, data, images):
-        categories = read_categories(data)
-        self.class_names = choose_classes(categories, self.categories)
+        path = self.annotations
+        categories = read_categories(data, path)
+        self.class_names = choose_classes(categories, self.categories, path)
         labels = {
             category: self.class_names.index(entry["name"])
             for category, entry in categories.items()
@@ -155,7 +157,7 @@ class CocoBoxes(CocoDataset):
             self.problems["malformed annotation"].append(name)
             return None
         sides = [left, top, left + width, top + height]
-        if not (np.isfinite([*sides, area]).all() and width > 0 and height > 0):
+        if not (np.isfinite(sides).all() and width > 0 and height > 0):
             self.problems["box without area"].append(name)
             return None
         ends = [image["width"], image["height"]] * 2
@@ -165,6 +167,9 @@ class CocoBoxes(CocoDataset):
             return None
         if np.abs(inside - sides).max() > 1:
             self.problems["box over the edge of its image"].append(name)
+        if not 0 <= area < np.inf:
+            self.problems["impossible area"].append(name)
+            area = width * height
         is_crowd = bool(annotation.get("iscrowd", 0))
         if is_crowd and not self.keep_crowds:
             return None

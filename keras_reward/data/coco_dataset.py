@@ -66,17 +66,18 @@ class CocoDataset(keras.utils.PyDataset):
 
     What is wrong with the files is counted in `problems`, a dict from a description to
     a list of the paths or ids concerned, and is summed up in one warning. Reading goes
-    on with the rest. A file that turns out broken in the middle of an epoch is reported
-    in a warning with its path, and the next image of the data set takes its place in
-    the batch: always the same one, with workers and without. What a worker process
-    (`use_multiprocessing=True`) finds is not counted, since it has a copy of
-    `problems`, and it warns in each epoch anew. `check_images=True` finds and counts
-    broken files at the start, whatever reads later. Give it to data for evaluation, so
-    that no image is evaluated twice.
+    on with the rest, and with the first of several images with one id. A file that
+    turns out broken in the middle of an epoch is reported in a warning with its path,
+    and the next image of the data set takes its place in the batch: always the same
+    one, with workers and without. What a worker process (`use_multiprocessing=True`)
+    finds is not counted, since it has a copy of `problems`, and it warns in each epoch
+    anew. `check_images=True` finds and counts broken files at the start, whatever reads
+    later. Give it to data for evaluation, so that no image is evaluated twice.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: the JSON is broken or not COCO's, or no image is left.
+        ValueError: the JSON is broken or not COCO's, two of its categories have one id
+            or name, or no image is left.
     """
 
     def __init__(
@@ -107,11 +108,12 @@ class CocoDataset(keras.utils.PyDataset):
         self.drop_remainder = drop_remainder
         self.transform = transform
         self.problems = defaultdict(list)
+        self.annotations = annotations
         self._files = ImageFiles(images)
-        self._read(annotations)
+        self._read()
         if check_images:
             self._check_images()
-        self._report(annotations)
+        self._report()
         self._epoch = -1
         self.on_epoch_end()
 
@@ -182,14 +184,17 @@ class CocoDataset(keras.utils.PyDataset):
             self.problems[kind].append(which)
             warnings.warn(f"COCO data: {kind}: {which}. {consequence}", stacklevel=2)
 
-    def _read(self, annotations):
-        data = read_annotations(annotations)
+    def _read(self):
+        data = read_annotations(self.annotations)
         images = {}
         for entry in data["images"]:
-            if is_image_entry(entry):
-                images[entry["id"]] = entry
-            else:
+            if not is_image_entry(entry):
                 self.problems["malformed image entry"].append(repr(entry)[:80])
+            elif entry["id"] in images:
+                name = f"image {entry['id']}: {entry['file_name']}"
+                self.problems["duplicate image id"].append(name)
+            else:
+                images[entry["id"]] = entry
         found = self.annotate(data, images)
         self.items = []
         for image_id, entry in images.items():
@@ -210,7 +215,7 @@ class CocoDataset(keras.utils.PyDataset):
                 self.problems["broken image"].append(str(error))
         self.items = readable
 
-    def _report(self, annotations):
+    def _report(self):
         summary = "; ".join(
             f"{kind}: {len(which)} ({', '.join(which[:EXAMPLES_IN_WARNING])}"
             f"{', ...' if len(which) > EXAMPLES_IN_WARNING else ''})"
@@ -218,13 +223,14 @@ class CocoDataset(keras.utils.PyDataset):
         )
         if len(self) == 0:
             raise ValueError(
-                f"{annotations} leaves no batch of images: {len(self.items)} usable "
-                f"for batch_size={self.batch_size}. {summary or 'There are no others'}"
+                f"{self.annotations} leaves no batch of images: {len(self.items)} "
+                f"usable for batch_size={self.batch_size}. "
+                f"{summary or 'There are no others'}"
             )
         if summary:
             warnings.warn(
-                f"{annotations}: {len(self.items)} images can be used. {summary}. All "
-                "of them are in the data set's `problems`.",
+                f"{self.annotations}: {len(self.items)} images can be used. {summary}. "
+                "All of them are in the data set's `problems`.",
                 stacklevel=4,  # where the reader is made
             )
 

@@ -129,34 +129,60 @@ def read_annotations(path):
     return data
 
 
-def read_categories(data):
-    """The `categories` of COCO's JSON by id, in the order of the ids."""
+def read_categories(data, path):
+    """The `categories` of COCO's JSON by id, in the order of the ids.
+
+    Args:
+        data: the JSON file's dictionary.
+        path: where the file is, for errors.
+
+    Raises:
+        ValueError: with the path, where there is no such list, or a category has no
+            integer `id` or no `name`, or has one that another one has too.
+    """
     categories = data.get("categories")
-    if not isinstance(categories, list) or not all(
-        isinstance(c, dict) and isinstance(c.get("id"), int) and "name" in c
-        for c in categories
-    ):
-        raise ValueError(
-            "The JSON file must have a list `categories` of objects with `id` and "
-            f"`name`. Received: {repr(categories)[:200]}"
-        )
+    is_list = isinstance(categories, list)
+    for category in categories if is_list else [categories]:
+        if not is_list or not is_category(category):
+            raise ValueError(
+                f"{path} must have a list `categories` of objects with an integer `id` "
+                f"and a string `name`. Received: {repr(category)[:200]}"
+            )
+    for key in ("id", "name"):
+        values = [category[key] for category in categories]
+        repeated = [repr(value) for value in values if values.count(value) > 1]
+        if repeated:
+            raise ValueError(
+                f"{path} must have `categories` with a different `{key}` each. "
+                f"Received: {', '.join(repeated)}"
+            )
     return {c["id"]: c for c in sorted(categories, key=lambda c: c["id"])}
 
 
-def choose_classes(categories, names):
+def is_category(value):
+    """Whether a JSON value says of a category what is needed."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("id"), int)
+        and isinstance(value.get("name"), str)
+    )
+
+
+def choose_classes(categories, names, path):
     """Names of the classes in the order of their labels.
 
     Args:
         categories: from `read_categories`.
         names: those to keep, or None for all.
+        path: where the file is, for errors.
     """
-    known = tuple(dict.fromkeys(c["name"] for c in categories.values()))
+    known = tuple(category["name"] for category in categories.values())
     if names is None:
         return known
     unknown = [name for name in names if name not in known]
     if isinstance(names, str) or unknown or len(set(names)) < len(names):
         raise ValueError(
-            "`categories` must be a list of different names of the file's categories: "
+            f"`categories` must be a list of different names of those in {path}: "
             f"{', '.join(known)}. Received: categories={names!r}"
         )
     return tuple(names)

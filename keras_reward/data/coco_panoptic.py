@@ -84,8 +84,9 @@ class CocoPanoptic(CocoDataset):
         super().__init__(images, annotations, image_size, **arguments)
 
     def annotate(self, data, images):
-        categories = read_categories(data)
-        self.class_names = choose_classes(categories, self.categories)
+        path = self.annotations
+        categories = read_categories(data, path)
+        self.class_names = choose_classes(categories, self.categories, path)
         is_thing = {c["name"]: c.get("isthing", 1) for c in categories.values()}
         self.stuff_classes = tuple(
             label
