@@ -322,6 +322,20 @@ def test_without_end_token_what_is_left_over_is_nothing():
     assert (sides[:, :2] <= sides[:, 2:]).all()
 
 
+@pytest.mark.parametrize("boxes", [(), [(*BOX_XYXY, -1)]], ids=["none", "padding"])
+def test_image_without_boxes_is_an_end_or_nothing_but_nothing(boxes):
+    probs = np.full((1, 1, 18), 0.7, "float32")
+    for each, written, expected in (
+        (codec, slice(None), [[END] + 17 * [PAD], [1] + 17 * [0]]),
+        (endless, slice(4, None, 6), [3 * [69], 3 * [0, 0, 0, 0, 1, 0]]),
+    ):
+        tokens, weights = each.encode(truth(*boxes), seed=0)
+        assert [tokens[0, written].tolist(), weights[0].tolist()] == expected
+        decoded = decode(tokens[:, None], probs, each)
+        assert decoded["labels"].tolist() == [[[-1, -1, -1]]]
+        assert not decoded["boxes"].any() and not decoded["scores"].any()
+
+
 def test_preprocess_shifts():
     images = np.zeros((1, 64, 64, 3), "float32")
     x, y, weights = codec.preprocess(images, truth((*BOX_XYXY, 2)), seed=0)
