@@ -221,16 +221,102 @@ def test_serializes():
     assert (copy.weight, copy.iou_threshold, copy.name) == (0.1, 0.4, "calibration")
 
 
-def test_a_detector_learns_that_its_boxes_are_wrong():
-    """Boxes of an untrained model match nothing: its confidence in them falls."""
-    codec = BoxCodec(num_classes=2, image_size=16, max_boxes=2, num_buckets=5)
+# --- together with the reward ---
+
+
+class LogitsTable(keras.Model):
+    """Logits of each position, whatever the image and the tokens before."""
+
+    start_id, pad_id, end_id = 0, 0, END
+    vocabulary_size, max_length = codec.vocabulary_size, LENGTH
+
+    def __init__(self):
+        super().__init__()
+        self.table = self.add_weight((LENGTH, self.vocabulary_size), name="table")
+        self.built = True
+        randomize(self)
+
+    def encode(self, x, training=False):
+        return x
+
+    def hidden_states(self, context, token_ids, training=False):
+        return self.table + keras.ops.zeros_like(token_ids, "float32")[..., None]
+
+    def logits(self, hidden):
+        return hidden
+
+    def start_cache(self, *_):
+        raise NotImplementedError("Samples are given")
+
+    next_hidden = start_cache
+
+
+class GivenSamples(AutoregressivePolicy):
+    def sample(self, context, num_samples, seed=None, noise=None):
+        return keras.ops.convert_to_tensor(SAMPLES)
+
+
+ADVANTAGES = np.array([[2, -2], [1, -1]])  # of boxes of class 1 as reward: 2, 0; 1, 0
+
+
+def gradients_by_hand(table):
+    """Of the logits: of Reinforce's loss, and of the confidence loss."""
+    allowed = np.where(codec.slot_mask, np.exp(table), 0.0)
+    probs = allowed / allowed.sum(-1, keepdims=True)
+    reinforce, confidence = np.zeros((2, *table.shape))
+    for (image, sample), advantage in np.ndenumerate(ADVANTAGES):
+        tokens = SAMPLES[image, sample].tolist()
+        for t, token in enumerate(tokens):
+            if t % 6 != 5 and END not in tokens[:t]:
+                drawn = np.arange(codec.vocabulary_size) == token
+                reinforce[t] -= advantage * (drawn - probs[t]) / SAMPLE_COUNT
+    for _, _, t, iou in BOXES:
+        excess = 6 * (probs[t, RIGHT] - iou) / SAMPLE_COUNT
+        confidence[t, [RIGHT, WRONG]] += [excess, -excess]
+    return reinforce, confidence
+
+
+@pytest.mark.parametrize(("scale", "weight"), [(1, None), (0, 0.3), (1, 0.3)])
+def test_reward_moves_boxes_and_the_loss_their_confidences(scale, weight):
+    """Each leaves the logits alone that are the other's."""
+
+    def reward(y_true, y_pred):
+        is_class_1 = keras.ops.cast(y_pred["labels"] == 1, "float32")
+        return scale * keras.ops.sum(is_class_1, axis=-1)
+
+    tuned = RewardTuning(
+        LogitsTable(),
+        reward=reward,
+        policy=GivenSamples(codec=codec),
+        auxiliary_loss=weight and ConfidenceLoss(weight),
+        num_samples=2,
+    )
+    tuned.compile(keras.optimizers.SGD(1.0))
+    before = to_numpy(tuned.model.table).astype("float64")
+    truth = {name: value[:2] for name, value in TRUTH.items()}
+    tuned.train_on_batch(np.zeros((2, 1), "float32"), truth)
+    reinforce, confidence = gradients_by_hand(before)
+    is_confidence = np.arange(LENGTH) % 6 == 5
+    assert reinforce.any(-1).tolist() == (~is_confidence).tolist()
+    assert confidence.any(-1).tolist() == is_confidence.tolist()
+    expected = scale * reinforce + (weight or 0.0) * confidence
+    actual = before - to_numpy(tuned.model.table)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def tiny_detector(codec):
     encoder = VisionTransformer((16, 16, 3), 8, width=8, num_layers=1, num_heads=2)
     model = VisionEncoderDecoder(
         encoder, codec.vocabulary_size, codec.max_length, num_layers=1, num_heads=2
     )
-    randomize(model, seed=0, scale=0.3)
+    return randomize(model, seed=0, scale=0.3)
+
+
+def test_a_detector_learns_that_its_boxes_are_wrong():
+    """Boxes of an untrained model match nothing: its confidence in them falls."""
+    codec = BoxCodec(num_classes=2, image_size=16, max_boxes=2, num_buckets=5)
     tuned = RewardTuning(
-        model,
+        tiny_detector(codec),
         reward=RecallReward(),
         policy=AutoregressivePolicy(codec=codec),
         auxiliary_loss=ConfidenceLoss(weight=1.0),
@@ -247,3 +333,39 @@ def test_a_detector_learns_that_its_boxes_are_wrong():
     assert history["confidence_loss"][-1] < 0.5 * history["confidence_loss"][0]
     scores = tuned.predict(images, verbose=0)["scores"]
     assert scores.shape == (32, 2) and (scores >= 0.0).all() and (scores <= 1.0).all()
+
+
+def test_a_detector_learns_which_of_its_boxes_are_right():
+    """It may write the whole image as class 0 or 1. Dark images are 0, bright ones 1:
+    the confidence in the right class rises, and that in the other one falls."""
+    codec = BoxCodec(num_classes=2, image_size=16, max_boxes=1, num_buckets=5)
+    whole = [codec.first_bucket + bucket for bucket in (0, 0, 4, 4)]
+    slot_mask = codec.slot_mask
+    slot_mask[:4] = np.arange(codec.vocabulary_size) == np.array(whole)[:, None]
+    policy = AutoregressivePolicy(codec=codec, slot_mask=slot_mask)
+    tuned = RewardTuning(
+        tiny_detector(codec),
+        reward=0.0 * RecallReward(),  # it writes both classes all along
+        policy=policy,
+        auxiliary_loss=ConfidenceLoss(weight=1.0),
+        num_samples=4,
+        seed=0,
+    )
+    tuned.compile(keras.optimizers.Adam(0.01))
+    labels = np.arange(32) % 2
+    images = np.broadcast_to(labels[:, None, None, None], (32, 16, 16, 3))
+    images = images.astype("float32")
+    boxes = np.tile([[0.0, 0.0, 16.0, 16.0]], (32, 1, 1)).astype("float32")
+    y = {"boxes": boxes, "labels": labels[:, None]}
+    written = [[*whole, codec.first_class + label, codec.right_id] for label in (0, 1)]
+    written = np.array(2 * [written])
+
+    def confidences():
+        """In boxes of class 0 and 1, of a dark image and of a bright one."""
+        log_probs = policy.token_log_prob(policy.encode(images[:2]), written)
+        return np.exp(to_numpy(log_probs)[..., 5])
+
+    before = confidences()
+    tuned.fit(images, y, batch_size=16, epochs=20, verbose=0)
+    rise = confidences() - before
+    assert (rise * [[1, -1], [-1, 1]] > 0.2).all(), rise
