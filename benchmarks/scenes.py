@@ -13,7 +13,10 @@ writes, as a perfectly trained model would.
 Perception, with `--models`: the share of the digits of held-out scenes that the greedy
 captions of a model name. Also their score, measured as above, and how much of the head
 room above greedy they gain over the first model. `examples/image_captioning.py` writes
-such models, and beside them `words.json`.
+such models, and beside them `words.json`. Scenes that it looked at to decide when to
+stop are left out.
+
+How they look: `scenes.png` in the folder `--output`.
 """
 
 import argparse
@@ -36,19 +39,25 @@ from keras_reward.evaluation.cider import (
 )
 
 END = "<end>"
+FIRST_TEST_SCENE = 512  # those before it told the example when to stop
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=[], help=".keras files")
-    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--scenes", type=int, default=500, help="how many")
+    parser.add_argument(
+        "--start", type=int, default=FIRST_TEST_SCENE, help="the first one's number"
+    )
     parser.add_argument("--output", default="outputs")
     args = parser.parse_args()
     start = time.perf_counter()
     train = [make_scene("train", index) for index in range(2000)]
     seconds = time.perf_counter() - start
     print(f"{len(train) / seconds:.0f} scenes a second, reading the images included")
-    test = [make_scene("test", index) for index in range(args.scenes)]
+    numbers = range(args.start, args.start + args.scenes)
+    test = [make_scene("test", number) for number in numbers]
+    print(f"held-out scenes {numbers.start} to {numbers.stop - 1}")
     corpus = [[count(caption) for caption in scene.captions] for scene in train]
     idf = inverse_document_frequencies(corpus)
     room = head_room(test, idf)
