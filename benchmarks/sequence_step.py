@@ -4,8 +4,9 @@ Beside it, in turns and each in a process of its own: the same step written by h
 plain JAX, and as a PyTorch user writes it with transformers. Both are scripts with a
 dataclass `Config` and `seconds_per_step(config, steps, warmup)`, whose paths are given
 as arguments. Without them those columns are left out. Also printed: tokens per second
-of `generate` beside sampling without a cache, and beside a KerasHub `CausalLM` of the
-same size.
+of `generate` beside sampling without a cache, and beside KerasHub's `CausalLM`: one of
+the decoder's size, about single tokens and about prompts as long as the image has
+tokens, and one of the size of encoder and decoder together, about single tokens.
 
     python benchmarks/sequence_step.py --limit limit_jax.py --peer peer_transformers.py
 
@@ -169,15 +170,18 @@ def generation_without_cache(sizes):
     return timed(lambda: sampler.predict_on_batch(images))
 
 
-def gpt2(sizes, prompt):
-    """A KerasHub GPT-2 of the decoder's size, and prompts of so many tokens."""
+def gpt2(sizes, prompt, layers=None):
+    """A KerasHub GPT-2, by default of the decoder's size, and prompts for it.
+
+    They have `prompt` tokens.
+    """
     import keras_hub
     import numpy
 
     length = prompt + sizes.length
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size=sizes.vocab,
-        num_layers=sizes.decoder_layers,
+        num_layers=layers or sizes.decoder_layers,
         num_heads=sizes.heads,
         hidden_dim=sizes.dim,
         intermediate_dim=sizes.mlp,
@@ -193,9 +197,9 @@ def gpt2(sizes, prompt):
     return model, prompts
 
 
-def generation_by_keras_hub(sizes, prompt):
+def generation_by_keras_hub(sizes, prompt, layers=None):
     """`generate` of a GPT-2, with each prompt 8 times in the batch."""
-    model, prompts = gpt2(sizes, prompt)
+    model, prompts = gpt2(sizes, prompt, layers)
     prompts = {name: value.repeat(PER_PROMPT, 0) for name, value in prompts.items()}
     return timed(lambda: model.generate(prompts, stop_token_ids=None))
 
@@ -234,8 +238,12 @@ KINDS = {
     "policy": lambda sizes: generation_by_policy(sizes, image_tokens(sizes)),
     "KerasHub, 1 token": lambda sizes: generation_by_keras_hub(sizes, 1),
     "policy, 1 token": lambda sizes: generation_by_policy(sizes, 1),
+    "KerasHub, all layers": lambda sizes: generation_by_keras_hub(
+        sizes, 1, sizes.encoder_layers + sizes.decoder_layers
+    ),
 }
-# What samples about prompts as long as the image has tokens, and about single tokens.
+# What samples about prompts as long as the image has tokens, about single tokens, and
+# about single tokens with a model of as many layers as encoder and decoder have.
 GENERATION = list(KINDS)[list(KINDS).index("generate") :]
 
 
