@@ -8,6 +8,10 @@ what we wanted in the first place, pictures that are vivid and of many hues.
 
     python examples/colorization.py
     python examples/colorization.py --photos my_pictures --seed 1
+    python examples/colorization.py --photos my_pictures --model uvim
+
+With `--model uvim` the colorizer is the paper's, small or as published: a UViM model,
+whose three stages are in colorization_uvim.py.
 
 The photographs are those that scikit-image and scikit-learn bring along, so nothing is
 downloaded. Some whole photographs are held out; every number in the table is of those.
@@ -68,22 +72,51 @@ MOST_EPOCHS = 96
 # Enough is enough: ln 4, as for four hues in equal parts, all vivid. Photographs earn
 # less. Beyond this the samples earn by noise, and colours follow content no longer.
 ENOUGH_REWARD = float(np.log(4.0))
+SPACING = 20.0  # of the colours to choose from, in Lab units
 
 
 def main():
+    args = read_arguments()
+    keras.utils.set_random_seed(args.seed)
+    if args.model == "cells":
+        return run(args)
+    import colorization_uvim  # not above: it imports what the two share from here
+
+    colorization_uvim.run(args)
+
+
+def read_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--photos", help="a folder or a tar file of photographs")
-    parser.add_argument("--output", default="outputs/colorization")
+    parser.add_argument("--model", choices=("cells", "uvim"), default="cells")
+    parser.add_argument("--output", help="default: outputs/colorization, or ..._uvim")
+    uvim = parser.add_argument_group("with --model uvim")
+    uvim.add_argument("--preset", choices=("tiny", "paper"), help="default: tiny")
+    uvim.add_argument("--stages", help="a folder with a mle.keras: leaves out 1 and 2")
+    uvim.add_argument("--checkpoint", help="a folder of big_vision's files: likewise")
     args = parser.parse_args()
-    output = pathlib.Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    keras.utils.set_random_seed(args.seed)
-    clock = Clock()
+    if args.model != "uvim" and (args.preset or args.stages or args.checkpoint):
+        raise SystemExit(
+            "--preset, --stages and --checkpoint are for --model uvim. "
+            f"Received: --model {args.model}"
+        )
+    args.preset = args.preset or "tiny"
+    suffix = "_uvim" if args.model == "uvim" else ""
+    args.output = pathlib.Path(args.output or f"outputs/colorization{suffix}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    return args
 
+
+def run(args):
+    """The colorizer that chooses the colour of each cell by itself."""
+    output, clock = args.output, Clock()
     heading("1. Photographs")
-    train, held_out = load_squares(args.photos, np.random.default_rng(args.seed))
-    palette = ColorPalette(spacing=20.0)
+    rng = np.random.default_rng(args.seed)
+    train, held_out = load_photos(args.photos, SIZE)
+    train = rng.permutation(cut_squares(train, TRAIN_SQUARES, rng, SIZE))
+    held_out = held_out_squares(held_out, SIZE)
+    palette = ColorPalette(SPACING)
     clock.stop("data")
 
     heading("2. Maximum likelihood: which colours are likely?")
@@ -102,12 +135,19 @@ def main():
     clock.stop("measuring")
 
     heading(f"4. Held-out photographs, greedy colours, {len(held_out)} squares")
-    print_table(before, after)
-    save_gallery(output / "gallery.png", held_out, painted_before, painted_after)
+    print_table({"before": before, "after": after})
+    columns = {
+        "grey": grey(held_out),
+        "original": held_out,
+        "before": painted_before,
+        "after": painted_after,
+    }
+    save_gallery(output / "gallery.png", columns, rows=8)
     save_curve(output / "reward.png", history)
     tuned.model.save(output / "tuned.keras")
     clock.stop("saving")
-    save_results(output / "results.json", args, before, after, clock)
+    settings = {k: v for k, v in globals().items() if k.isupper() and k != "BUILT_IN"}
+    save_results(output, before, after, clock, seeds=[args.seed], settings=settings)
 
 
 class Clock:
@@ -134,11 +174,11 @@ def heading(text):
 # 1. Photographs
 
 
-def load_squares(source, rng):
-    """Training and held-out squares, `(count, SIZE, SIZE, 3)` in [0, 1]."""
+def load_photos(source, size):
+    """Photographs to train on, and held-out ones, with pixels for squares of `size`."""
     photos, refused = {}, {"unreadable": 0, "grey": 0}
     for name, content in find_files(source):
-        photo, problem = read_photo(content)
+        photo, problem = read_photo(content, size)
         if problem:
             refused[problem] += 1
         else:
@@ -156,11 +196,7 @@ def load_squares(source, rng):
     print(f"{len(photos)} colour photographs from {where}; left out: {counts}")
     print(f"{len(train)} to train on, held out: {', '.join(held_out[:5])}", end="")
     print(f" and {len(held_out) - 5} more" if len(held_out) > 5 else "")
-    fixed = np.random.default_rng(0)  # the same held-out squares for every seed
-    return (
-        rng.permutation(cut_squares(train, TRAIN_SQUARES, rng)),
-        cut_squares(test, HELD_OUT_SQUARES, fixed),
-    )
+    return train, test
 
 
 def find_files(source):
@@ -188,13 +224,13 @@ def find_files(source):
             yield str(path.relative_to(source.parent)), path.read_bytes()
 
 
-def read_photo(content):
+def read_photo(content, size):
     """An RGB image of moderate size and None, or None and what is wrong with it."""
     try:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     except Exception:
         return None, "unreadable"
-    enlarge = SIZE / SCALES[0] / min(image.size)
+    enlarge = size / SCALES[0] / min(image.size)
     if enlarge < 1.0:  # more pixels than any square will show
         image = image.resize([max(1, round(enlarge * side)) for side in image.size])
     pixels = np.asarray(image, "float32")
@@ -202,18 +238,38 @@ def read_photo(content):
     return (None, "grey") if spread.mean() < GREY_SPREAD else (image, None)
 
 
-def cut_squares(photos, count, rng):
+def held_out_squares(photos, size):
+    """The same ones for every seed, `(count, size, size, 3)` in [0, 1]."""
+    return cut_squares(photos, HELD_OUT_SQUARES, np.random.default_rng(0), size)
+
+
+def cut_squares(photos, count, rng, size):
     """Random squares at several scales, every second one mirrored."""
     squares = []
     for photo in photos:
         for i in range(max(1, count // len(photos))):
             # The first square of a photograph is as large as fits.
-            side = min(photo.size) * (rng.uniform(*SCALES) if i else 1.0)
-            left, top = (rng.uniform(0.0, length - side) for length in photo.size)
-            box = (left, top, left + side, top + side)
-            square = photo.resize((SIZE, SIZE), Image.Resampling.BOX, box=box)
-            squares.append(ImageOps.mirror(square) if i % 2 else square)
-    return np.stack([np.asarray(s, "float32") / 255.0 for s in squares])
+            scale = rng.uniform(*SCALES) if i else 1.0
+            squares.append(cut_square(photo, scale, rng, size, mirrored=i % 2))
+    return np.stack(squares)
+
+
+def cut_square(photo, scale, rng, size, mirrored):
+    """A square somewhere in a photograph, `(size, size, 3)` in [0, 1].
+
+    Args:
+        photo: an RGB image.
+        scale: side of the square, as a share of the photograph's short side.
+        rng: NumPy's generator.
+        size: side of the result in pixels.
+        mirrored: whether left becomes right.
+    """
+    side = min(photo.size) * scale
+    left, top = (rng.uniform(0.0, length - side) for length in photo.size)
+    box = (left, top, left + side, top + side)
+    square = photo.resize((size, size), Image.Resampling.BOX, box=box)
+    square = ImageOps.mirror(square) if mirrored else square
+    return np.asarray(square, "float32") / 255.0
 
 
 # 2. The colorizer
@@ -307,7 +363,22 @@ def measure(colorizer, palette, photos):
     images = grey(photos)
     bins = likeliest(colorizer, images)
     mirrored = likeliest(colorizer, images[:, :, ::-1])[:, :, ::-1]
-    painted = palette.decode(images, bins[:, None])[:, 0]
+    painted = ops.convert_to_numpy(palette.decode(images, bins[:, None])[:, 0])
+    return score(photos, painted, bins == mirrored), painted
+
+
+def likeliest(colorizer, images):
+    return colorizer.predict(images, batch_size=BATCH, verbose=0).argmax(-1)
+
+
+def score(photos, painted, agreement):
+    """A column of the table.
+
+    Args:
+        photos, painted: `(count, height, width, 3)` in [0, 1].
+        agreement: bools `(count, GRID, GRID)`, whether a cell has the colour that it
+            has when the photograph is mirrored.
+    """
     reward, parts = ColorfulnessReward().call(None, painted)
     lightness, _, _ = rgb_to_lab(painted, stack=False)
     true_lightness, _, _ = rgb_to_lab(photos, stack=False)
@@ -316,32 +387,25 @@ def measure(colorizer, palette, photos):
         "vivid fraction": parts["vividness"],
         "hue entropy": parts["hue_entropy"],
         "lightness error": ops.abs(lightness - true_lightness),
-        "mirror agreement": bins == mirrored,
+        "mirror agreement": agreement,
     }
-    table = {name: float(np.mean(ops.convert_to_numpy(v))) for name, v in table.items()}
-    return table, ops.convert_to_numpy(painted)
+    return {name: float(np.mean(ops.convert_to_numpy(v))) for name, v in table.items()}
 
 
-def likeliest(colorizer, images):
-    return colorizer.predict(images, batch_size=BATCH, verbose=0).argmax(-1)
+def print_table(columns):
+    print(" " * 18 + "".join(f"{title:>8}" for title in columns))
+    for name in next(iter(columns.values())):
+        numbers = (f"{column[name]:8.3f}" for column in columns.values())
+        print(f"{name:18}" + "".join(numbers))
 
 
-def print_table(before, after):
-    print(f"{'':18}{'before':>8}{'after':>8}")
-    for name in before:
-        print(f"{name:18}{before[name]:8.3f}{after[name]:8.3f}")
-
-
-def save_gallery(path, photos, before, after, rows=8):
-    columns = {
-        "grey": grey(photos),
-        "original": photos,
-        "before": before,
-        "after": after,
-    }
-    pick = np.linspace(0, len(photos), rows, endpoint=False).astype(int)
-    images = [np.broadcast_to(c[pick], photos[pick].shape) for c in columns.values()]
-    images = np.stack(images, axis=1).reshape(-1, SIZE, SIZE, 3)
+def save_gallery(path, columns, rows):
+    """Pictures `(count, size, size, ...)` by the title of their column."""
+    count, size = next(iter(columns.values())).shape[:2]
+    pick = np.linspace(0, count, rows, endpoint=False).astype(int)
+    shape = (rows, size, size, 3)
+    images = [np.broadcast_to(c[pick], shape) for c in columns.values()]
+    images = np.stack(images, axis=1).reshape(-1, size, size, 3)
     keras.visualization.plot_image_gallery(
         images, rows=rows, cols=len(columns), value_range=(0, 1), show=False
     )
@@ -367,20 +431,17 @@ def save_figure(path):
     print(f"saved {path}")
 
 
-def save_results(path, args, before, after, clock):
+def save_results(output, before, after, clock, **details):
     results = {
         "metric": "reward",
         "before": before,
         "after": after,
-        "seeds": [args.seed],
         "seconds": clock.rounded(),
         "backend": keras.backend.backend(),
-        "settings": {
-            k: v for k, v in globals().items() if k.isupper() and k != "BUILT_IN"
-        },
+        **details,
     }
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"saved {path}, after {clock.rounded()['total']:.0f} seconds")
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"saved {output}/results.json, after {clock.rounded()['total']:.0f} seconds")
 
 
 if __name__ == "__main__":

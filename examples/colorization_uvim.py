@@ -1,0 +1,448 @@
+"""Colorization by UViM: learn what codes say of colours, then which codes to write.
+
+A UViM model (Kolesnikov et al. 2022) colours a photograph in two steps. A language
+model writes a short code about the grey image; a base model paints by image and code.
+What belongs together, such as the two sleeves of a shirt, is decided once, in the code.
+Three stages, as in Pinto et al. 2023, "Tuning computer vision models with task
+rewards", section 4.3: the codes and the base model; the language model, by maximum
+likelihood on the codes of true colours; and its reward tuning for colourfulness.
+
+    python examples/colorization.py --model uvim --photos my_pictures
+    python examples/colorization.py --model uvim --stages outputs/colorization_uvim
+    python examples/colorization.py --model uvim --photos my_pictures --preset paper \
+        --checkpoint DIR_OF_BIG_VISION_FILES
+
+The photographs, and what is measured, are those of colorization.py. Look at the mirror
+agreement: a language model that tuning has taught to paint one rainbow by place, over
+whatever picture, keeps few colours when the picture is mirrored.
+"""
+
+import pathlib
+import types
+
+import keras
+import matplotlib.pyplot
+import numpy as np
+from colorization import (
+    GRID,
+    SPACING,
+    Clock,
+    StopWhenEnough,
+    cut_square,
+    grey,
+    heading,
+    held_out_squares,
+    load_photos,
+    print_table,
+    save_figure,
+    save_gallery,
+    save_results,
+    score,
+)
+from keras import ops
+
+from keras_reward import ColorfulnessReward, ColorPalette, RewardTuning
+from keras_reward.codecs import rgb_to_lab
+from keras_reward.models import (
+    CodeUsage,
+    ColorizationTask,
+    UViM,
+    UViMStageOne,
+    VisionEncoderDecoder,
+    VisionTransformer,
+    load_big_vision,
+)
+
+# Every so many photographs of those to train on, one is watched instead: its loss says
+# when to stop. The held-out ones are for the table alone.
+WATCH_EVERY = 12
+GALLERY_ROWS = 12
+RANGE = (-1, 1)  # of grey images, in three channels: as big_vision's models expect
+
+TINY = {
+    "image_size": 64,
+    "patch_size": 8,
+    "color_output": "ab",  # see `ColorizationTask`
+    "scales": (0.5, 1.0),  # of random squares, see `cut_square`
+    "stage_one": {
+        "code_grid": (4, 4),
+        "num_codes": 128,
+        "width": 96,
+        "oracle_layers": 2,
+        "base_layers": 2,
+        "momentum": 0.97,  # few steps are taken: the dictionary must follow fast
+        "stem": "conv",
+    },
+    "encoder": {"width": 96, "num_layers": 2, "stem": "conv"},
+    "decoder": {"num_layers": 2},
+    # Whenever the loss of watched photographs stops to fall, the learning rate falls;
+    # when that does not help, a stage ends.
+    "codes": {"rate": 2e-3, "batch": 32, "steps": 100, "epochs": 15},
+    "likelihood": {"rate": 1e-3, "batch": 32, "steps": 100, "epochs": 20},
+    "patience": 3,
+    # Reward tuning: warm-up, then a constant learning rate.
+    "tuning": {"rate": 1e-4, "warmup": 40, "batch": 32, "steps": 15, "epochs": 20},
+    "num_samples": 4,
+    "stop_when_enough": True,
+}
+PAPER = {
+    **TINY,
+    "image_size": 512,
+    "patch_size": 16,
+    "color_output": "rgb",
+    "stage_one": {
+        "code_grid": (16, 16),
+        "num_codes": 4096,
+        "width": 768,
+        "oracle_layers": 6,
+        "base_layers": 12,
+        "num_heads": 12,
+    },
+    "encoder": {"width": 1024, "num_layers": 24, "num_heads": 16},
+    "decoder": {"num_layers": 24, "num_heads": 16, "attention_bias": False},
+    "codes": {"rate": 4e-4, "batch": 1024, "steps": 1000, "epochs": 125},
+    "likelihood": {"rate": 1e-3, "batch": 512, "steps": 1000, "epochs": 125},
+    "tuning": {"rate": 3e-7, "warmup": 1, "batch": 512, "steps": 50, "epochs": 20},
+    "num_samples": 2,
+    "stop_when_enough": False,
+}
+CHECKPOINTS = ("color_stageI_params.npz", "color_stageII_params.npz")
+
+
+def run(args):
+    """All stages, and what came of them in the folder `args.output`."""
+    settings = PAPER if args.preset == "paper" else TINY
+    preset, clock = types.SimpleNamespace(**settings), Clock()
+    uvim, curves = load(args, preset), {}
+    heading("Photographs")
+    photos = Photographs(args, preset)
+    clock.stop("data")
+    uvim = uvim or train(photos, preset, args.seed, curves, clock)
+    uvim.save(args.output / "mle.keras")
+
+    first = uvim.stage_one
+    truth, _ = measure(lambda _, colours: colours, photos.table)
+    ceiling, painted_oracle = measure(first.reconstruct, photos.table)
+    before, painted_before = measure(painter(uvim), photos.table)
+    usage = code_usage(first, photos.table)
+    clock.stop("measuring")
+    heading("3. Reward tuning: which codes do we want?")
+    curves["tuning"] = tune(uvim, photos, preset, args.seed)
+    clock.stop("tuning")
+    uvim.save(args.output / "tuned.keras")
+
+    after, painted_after = measure(painter(uvim), photos.table)
+    clock.stop("measuring")
+    heading(f"4. Held-out photographs, greedy codes, {len(photos.table)} squares")
+    print_table({"truth": truth, "oracle": ceiling, "before": before, "after": after})
+    columns = {
+        "grey": grey(photos.table),
+        "truth": photos.table,
+        "oracle's code": painted_oracle,
+        "before": painted_before,
+        "after": painted_after,
+    }
+    save_gallery(args.output / "gallery.png", columns, GALLERY_ROWS)
+    save_curves(args.output / "curves.png", curves)
+    clock.stop("saving")
+    save_results(
+        args.output,
+        before,
+        after,
+        clock,
+        truth=truth,
+        ceiling=ceiling,
+        code_usage=usage,
+        seeds=[args.seed],
+        settings={**vars(args), "output": str(args.output), **settings},
+        curves=curves,
+    )
+
+
+# Photographs
+
+
+class Photographs:
+    """Those to train on, and squares of others, to watch and for the table.
+
+    `train` is a list; `watched` and `table` are `(count, size, size, 3)` in [0, 1].
+    """
+
+    def __init__(self, args, preset):
+        train, held_out = load_photos(args.photos, preset.image_size)
+        self.train = [p for i, p in enumerate(train) if i % WATCH_EVERY]
+        if not self.train:
+            raise SystemExit(
+                "Expected at least two photographs beside the held-out ones, one to "
+                f"train on and one to watch. Received: {len(train)}"
+            )
+        self.watched = held_out_squares(train[::WATCH_EVERY], preset.image_size)
+        self.table = held_out_squares(held_out, preset.image_size)
+        print(f"of those to train on, watched: {len(train) - len(self.train)}")
+
+
+class Squares(keras.utils.PyDataset):
+    """Batches of random squares of photographs, every second one mirrored.
+
+    Each epoch has others: a few hundred photographs are soon known by heart.
+
+    Args:
+        photos: RGB images.
+        preset: where `image_size` and `scales` are.
+        schedule: dict of `batch` and `steps`.
+        seed: int.
+        transform: from grey images and true colours to what `fit` is given.
+    """
+
+    def __init__(self, photos, preset, schedule, seed, transform=None):
+        super().__init__()
+        self.photos, self.preset, self.schedule = photos, preset, schedule
+        self.rng = np.random.default_rng(seed)
+        self.transform = transform or (lambda images, colours: (images, colours))
+
+    def __len__(self):
+        return self.schedule["steps"]
+
+    def __getitem__(self, index):
+        rng, colours = self.rng, []
+        for i in range(self.schedule["batch"]):
+            photo = self.photos[rng.integers(len(self.photos))]
+            scale, size = rng.uniform(*self.preset.scales), self.preset.image_size
+            colours.append(cut_square(photo, scale, rng, size, mirrored=i % 2))
+        colours = np.stack(colours)
+        return self.transform(model_input(colours), colours)
+
+
+def model_input(photos):
+    """What the networks are given of photographs: grey, in three channels."""
+    low, high = RANGE
+    return np.repeat(low + (high - low) * grey(photos), 3, axis=-1)
+
+
+# 1. and 2. Maximum likelihood
+
+
+def load(args, preset):
+    """A model that was trained before, or None."""
+    if args.stages and args.checkpoint:
+        raise SystemExit("Expected --stages or --checkpoint. Received: both")
+    if args.stages:
+        path = pathlib.Path(args.stages) / "mle.keras"
+        check_files("--stages", path)
+        return check_model(keras.models.load_model(path), path, preset)
+    if args.checkpoint:
+        if args.preset != "paper":
+            raise SystemExit(
+                "--checkpoint has models of the published size: expected --preset "
+                f"paper. Received: --preset {args.preset}"
+            )
+        paths = [pathlib.Path(args.checkpoint) / name for name in CHECKPOINTS]
+        check_files("--checkpoint", *paths)
+        first = load_big_vision(paths[0], build_stage_one(preset, args.seed))
+        second = load_big_vision(paths[1], build_language_model(preset, first))
+        return UViM(first, second)
+    return None
+
+
+def check_model(model, path, preset):
+    side = model.stage_one.image_shape[0] if isinstance(model, UViM) else "other"
+    if side != preset.image_size:
+        raise SystemExit(
+            f"Expected a UViM model of the same --preset, for {preset.image_size} "
+            f"pixels, in {path}. Received: {type(model).__name__} for {side} pixels"
+        )
+    return model
+
+
+def check_files(argument, *paths):
+    names = " and ".join(path.name for path in paths)
+    for path in paths:
+        if not path.is_file():
+            raise SystemExit(
+                f"Expected {argument} to be a folder with {names}. Received: no {path}"
+            )
+
+
+def build_stage_one(preset, seed):
+    """Oracle, dictionary and base model."""
+    side = preset.image_size
+    return UViMStageOne(
+        ColorizationTask(preset.color_output, RANGE),
+        (side, side, 3),
+        preset.patch_size,
+        seed=seed,
+        **preset.stage_one,
+    )
+
+
+def build_language_model(preset, first):
+    """Writes the codes of the first stage."""
+    encoder = VisionTransformer(first.image_shape, preset.patch_size, **preset.encoder)
+    sizes = {"vocabulary_size": first.vocabulary_size, "max_length": first.code_length}
+    return VisionEncoderDecoder(encoder, end_id=None, **sizes, **preset.decoder)
+
+
+def train(photos, preset, seed, curves, clock):
+    """Both stages, one after the other."""
+    watched = model_input(photos.watched), photos.watched
+    heading("1. Codes: what guides the base model?")
+    first = build_stage_one(preset, seed)
+    first.compile(optimizer(preset.codes["rate"]))
+    data = Squares(photos.train, preset, preset.codes, seed)
+    error = ReconstructionError(*watched)
+    curves["codes"] = fit(first, data, watched, preset, preset.codes, [error])
+    report_codes(first, photos.table)
+    clock.stop("codes")
+
+    heading("2. Maximum likelihood: which codes are likely?")
+    second = build_language_model(preset, first)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    second.compile(optimizer(preset.likelihood["rate"]), loss)
+    schedule = preset.likelihood
+    data = Squares(photos.train, preset, schedule, seed + 1, first.code_pairs)
+    watched = first.code_pairs(*watched)
+    curves["likelihood"] = fit(second, data, watched, preset, schedule)
+    clock.stop("likelihood")
+    return UViM(first, second)
+
+
+def optimizer(rate):
+    return keras.optimizers.Adam(rate, global_clipnorm=1.0)
+
+
+def fit(model, data, watched, preset, schedule, callbacks=()):
+    """Trains until the loss of watched photographs has stopped to fall."""
+    history = model.fit(
+        data,
+        validation_data=watched,
+        epochs=schedule["epochs"],
+        callbacks=[
+            *callbacks,
+            keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=1),
+            keras.callbacks.EarlyStopping(
+                patience=preset.patience, restore_best_weights=True
+            ),
+        ],
+        verbose=2,
+    ).history
+    losses = history["val_loss"]
+    best = int(np.argmin(losses)) + 1
+    print(f"least loss of watched photographs: {losses[best - 1]:.4f} in epoch {best}")
+    if len(losses) == schedule["epochs"]:
+        print(f"The schedule ended after {len(losses)} epochs, before that loss did.")
+    return {name: values for name, values in history.items() if "rate" not in name}
+
+
+class ReconstructionError(keras.callbacks.Callback):
+    """Logs the error of colours that are painted by the oracle's own codes."""
+
+    def __init__(self, images, photos):
+        super().__init__()
+        self.images, self.photos = images, photos
+
+    def on_epoch_end(self, epoch, logs=None):
+        painted = self.model.reconstruct(self.images, self.photos)
+        logs["val_color_error"] = color_error(self.photos, painted)
+
+
+def color_error(photos, painted):
+    """Mean distance of colours in Lab's (a, b), lightness apart."""
+    (_, a, b), (_, c, d) = (rgb_to_lab(x, stack=False) for x in (photos, painted))
+    distance = ops.sqrt(ops.square(a - c) + ops.square(b - d))
+    return float(ops.convert_to_numpy(ops.mean(distance)))
+
+
+def code_usage(first, photos):
+    """How much of the dictionary the oracle's codes of photographs use."""
+    usage = CodeUsage(first.num_codes)
+    usage.update_state(first.codes(model_input(photos), photos))
+    usage = {name: float(value) for name, value in usage.result().items()}
+    return {**usage, "num_codes": first.num_codes, "length": first.code_length}
+
+
+def report_codes(first, photos):
+    """Prints what the second stage can reach at most, and how codes are used."""
+    painted = first.reconstruct(model_input(photos), photos)
+    error, usage = color_error(photos, painted), code_usage(first, photos)
+    none = color_error(photos, np.broadcast_to(grey(photos), photos.shape))
+    print(
+        f"Held-out colours are {error:.2f} off when painted by the oracle's own codes, "
+        f"{none:.2f} when grey (distance in Lab's a and b).\n"
+        f"The codes have a perplexity of {usage['perplexity']:.1f}; "
+        f"{usage['dead_codes']:.0f} of {usage['num_codes']} entries are not used."
+    )
+
+
+# 3. Reward tuning
+
+
+def tune(uvim, photos, preset, seed):
+    """Maximum likelihood of the model's own codes, weighted by what they earn."""
+    schedule = preset.tuning
+    rate, warmup = schedule["rate"], schedule["warmup"]
+    # Grows to the rate, and stays there.
+    rate = keras.optimizers.schedules.PolynomialDecay(rate / warmup, warmup, rate)
+    tuned = RewardTuning(
+        uvim, reward=ColorfulnessReward(), num_samples=preset.num_samples, seed=seed
+    )
+    tuned.compile(optimizer(rate))
+    history = tuned.fit(
+        Squares(photos.train, preset, schedule, seed + 2),
+        validation_data=(model_input(photos.watched), photos.watched),
+        epochs=schedule["epochs"],
+        callbacks=[StopWhenEnough()] if preset.stop_when_enough else [],
+        verbose=2,
+    ).history
+    names = ("reward", "vividness", "hue_entropy")
+    names = (*names, *(f"val_{name}" for name in names), "entropy")
+    return {name: history[name] for name in names}
+
+
+# 4. Results
+
+
+def painter(uvim):
+    """What `measure` asks for, of a model: its greedy outputs."""
+    return lambda images, _: uvim.predict(images, verbose=0)
+
+
+def measure(paint, photos):
+    """A column of the table, and the painted photographs.
+
+    Args:
+        paint: from grey images and true colours to colours.
+        photos: `(count, size, size, 3)` in [0, 1].
+    """
+
+    def cells(colours):
+        colours = ColorPalette(SPACING).encode(colours, grid=(GRID, GRID))
+        return ops.convert_to_numpy(colours)
+
+    painted = paint(model_input(photos), photos)
+    mirrored = mirror(photos)
+    mirrored = mirror(paint(model_input(mirrored), mirrored))
+    table = score(photos, painted, cells(painted) == cells(mirrored))
+    return {**table, "color error": color_error(photos, painted)}, painted
+
+
+def mirror(photos):
+    return np.ascontiguousarray(photos[:, :, ::-1])
+
+
+def save_curves(path, curves):
+    """What happened in each stage, epoch by epoch."""
+    panels = {
+        "codes: error of colours": ("codes", ["val_color_error"]),
+        "codes: use": ("codes", ["val_perplexity", "val_dead_codes"]),
+        "likelihood: nats a code": ("likelihood", ["loss", "val_loss"]),
+        "tuning: reward": ("tuning", ["reward", "val_reward"]),
+    }
+    labels = {"reward": "samples", "val_reward": "watched, greedy"}
+    _, axes = matplotlib.pyplot.subplots(1, len(panels), figsize=(16, 3.5))
+    for panel, (title, (stage, names)) in zip(axes, panels.items(), strict=True):
+        panel.set(title=title, xlabel="epoch")
+        for name in names:
+            if stage in curves:  # not of a stage that was loaded
+                panel.plot(curves[stage][name], label=labels.get(name, name))
+                panel.legend()
+    save_figure(path)
