@@ -1,9 +1,11 @@
 """The examples run from the first stage to the last, with a few steps of each."""
 
+import importlib
 import importlib.util
 import json
 import pathlib
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -13,7 +15,12 @@ from PIL import Image
 from keras_reward.data import Vocabulary
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
-MOST_LINES = 350
+MOST_LINES = {
+    "image_captioning": 350,
+    "object_detection": 350,
+    "colorization": 450,
+    "colorization_uvim": 450,
+}
 
 
 def load_example(name):
@@ -57,6 +64,56 @@ def detection():
     return example
 
 
+def colorization(monkeypatch):
+    """Both colorization examples with few squares, small models and few steps."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    for name in ("colorization", "colorization_uvim"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    example, uvim = map(importlib.import_module, ("colorization", "colorization_uvim"))
+    example.TRAIN_SQUARES, example.HELD_OUT_SQUARES, example.BATCH = 24, 8, 8
+    example.WIDTH, example.STEPS_PER_EPOCH, example.MOST_EPOCHS = 8, 2, 2
+    uvim.GALLERY_ROWS = 2
+    stage = {"rate": 0.03, "warmup": 1, "batch": 8, "steps": 2, "epochs": 2}
+    layers = {"num_layers": 1, "num_heads": 2}
+    uvim.TINY.update(
+        image_size=16,
+        stage_one={
+            "code_grid": (2, 2),
+            "num_codes": 8,
+            "width": 8,
+            "oracle_layers": 1,
+            "base_layers": 1,
+            "num_heads": 2,
+        },
+        encoder={"width": 8, **layers},
+        decoder=layers,
+        codes=stage,
+        likelihood=stage,
+        tuning=stage,
+        num_samples=2,
+        stop_when_enough=False,
+    )
+    return example, uvim
+
+
+def photo_folder(count):
+    """Pictures in a folder `photos`, all but two in a tar; a grey one, and a text.
+
+    Of one colour each, with noise: those of noise alone are grey when made smaller.
+    """
+    folder = pathlib.Path("photos")
+    folder.mkdir()
+    colors = np.random.default_rng(0).integers(0, 192, (count, 3)).astype("uint8")
+    for i, color in enumerate(colors):
+        Image.fromarray(color + noise(i) // 4).save(folder / f"{i:02}.png")
+    with tarfile.open(folder / "more.tar", "w") as tar:
+        for path in sorted(folder.glob("*.png"))[2:]:
+            tar.add(path, path.name)
+            path.unlink()
+    Image.fromarray(noise(0)).convert("L").save(folder / "grey.png")
+    (folder / "index.json").write_text("{}")
+
+
 def run(example, monkeypatch, *arguments):
     """What an example writes to results.json."""
     monkeypatch.setattr(sys, "argv", ["example", *arguments, "--output", "out"])
@@ -87,10 +144,10 @@ def coco_folder(split, images):
         path.write_text(json.dumps({**data, "categories": CATEGORIES}))
 
 
-@pytest.mark.parametrize("name", ["image_captioning", "object_detection"])
+@pytest.mark.parametrize("name", MOST_LINES)
 def test_an_example_can_be_read_in_one_sitting(name):
     lines = (EXAMPLES / f"{name}.py").read_text().splitlines()
-    assert len(lines) < MOST_LINES
+    assert len(lines) < MOST_LINES[name]
 
 
 def test_captioning_on_scenes(tmp_path, monkeypatch):
@@ -186,3 +243,112 @@ def test_other_data_are_refused(monkeypatch, tmp_path):
     for example in (captioning(), detection()):
         with pytest.raises(SystemExit, match="Expected --data scenes or"):
             run(example, monkeypatch, "--data", "scens")
+
+
+def test_colors_by_cells(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo_folder(count=6)
+    example, _ = colorization(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["example", "--photos", "photos"])
+    example.main()
+    output = pathlib.Path("outputs/colorization")
+    names = {path.name for path in output.iterdir()}
+    assert names == {"gallery.png", "results.json", "reward.png", "tuned.keras"}
+    results = json.loads((output / "results.json").read_text())
+    assert results["metric"] in results["before"].keys() & results["after"].keys()
+    assert "tuning" in results["seconds"]
+
+
+def test_colors_by_uvim(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo_folder(count=9)  # 6 to train on, 1 to watch, 2 held out
+    example, uvim = colorization(monkeypatch)
+    flags = ("--model", "uvim", "--photos", "photos")
+    results = run(example, monkeypatch, *flags)
+    assert pathlib.Path("out/gallery.png").exists()
+    before, after, ceiling = (results[k] for k in ("before", "after", "ceiling"))
+    assert results["metric"] in before and before.keys() == after.keys()
+    assert {"codes", "likelihood", "tuning"} <= set(results["seconds"])
+    assert results["truth"]["color error"] == 0.0
+    assert results["truth"]["mirror agreement"] == 1.0
+    assert ceiling["color error"] > 0.0
+    assert results["code_usage"]["num_codes"] == 8
+    assert 1.0 <= results["code_usage"]["perplexity"] <= 8.0
+    for stage, curve in {
+        "codes": "val_color_error",
+        "likelihood": "val_loss",
+        "tuning": "val_reward",
+    }.items():
+        assert len(results["curves"][stage][curve]) == 2
+
+    # Tuning changes the language model alone.
+    old, new = (
+        uvim.keras.models.load_model(f"out/{name}.keras") for name in ("mle", "tuned")
+    )
+    assert same_weights(old.stage_one, new.stage_one)
+    assert not same_weights(old.language_model, new.language_model)
+
+    # A saved model starts from the third stage, at the size that it was made for.
+    arguments = uvim.types.SimpleNamespace(stages="out", checkpoint=None, seed=0)
+    preset = uvim.types.SimpleNamespace(**uvim.TINY)
+    loaded = uvim.load(arguments, preset)
+    assert same_weights(loaded, old)
+    preset.image_size = 32
+    with pytest.raises(SystemExit, match=r"for 32 pixels, .* UViM for 16"):
+        uvim.load(arguments, preset)
+
+
+def same_weights(model, other):
+    pairs = zip(model.get_weights(), other.get_weights(), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_squares_differ_and_lie_within_the_photographs(monkeypatch):
+    _, uvim = colorization(monkeypatch)
+    preset = uvim.types.SimpleNamespace(**{**uvim.TINY, "image_size": 8})
+    ramp = np.arange(0, 256, 8, dtype="uint8")[:, None, None] + np.zeros(
+        (32, 48, 3), "uint8"
+    )
+    schedule = {"batch": 4, "steps": 3}
+    squares = uvim.Squares([Image.fromarray(ramp)], preset, schedule, seed=0)
+    assert len(squares) == 3
+    images, colours = squares[0]
+    assert images.shape == colours.shape == (4, 8, 8, 3)
+    # Brightness grows downwards by 8 a pixel, from pixel to pixel of the square by the
+    # scale: from half of 32 pixels to all of them.
+    growth = np.diff(colours[..., 0].mean(axis=2), axis=1).mean(axis=1) * 255
+    assert np.all(growth >= 8 * 2 * 0.99) and np.all(growth <= 8 * 4 * 1.01)
+    assert images.min() >= -1.0 and images.max() <= 1.0 and images.min() < 0.0
+    assert not np.array_equal(squares[0][1], colours)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--stages", "x"], "are for --model uvim"),
+        (["--model", "uvim", "--stages", "x"], "no x/mle.keras"),
+        (["--model", "uvim", "--stages", "x", "--checkpoint", "x"], "Received: both"),
+        (["--model", "uvim", "--checkpoint", "x"], "expected --preset paper"),
+        (
+            ["--model", "uvim", "--preset", "paper", "--checkpoint", "x"],
+            "color_stageI_params.npz and .*Received: no x/color_stageI",
+        ),
+        (["--model", "uvim", "--photos", "x"], "folder or tar of photographs"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example, _ = colorization(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["example", *arguments])
+    with pytest.raises(SystemExit, match=message):
+        example.main()
+
+
+def test_too_few_photographs_to_watch_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo_folder(count=2)
+    example, _ = colorization(monkeypatch)
+    flags = ["example", "--model", "uvim", "--photos", "photos"]
+    monkeypatch.setattr(sys, "argv", flags)
+    with pytest.raises(SystemExit, match="Received: 1"):
+        example.main()
