@@ -41,20 +41,21 @@ from keras_reward.evaluation import CocoDetection, reward_distribution
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 from keras_reward.rewards.detection import COCO_THRESHOLDS
 
-UNLIMITED = 10**7  # scenes are made when they are asked for
 HELD_OUT_SCENES = 1280
 BATCH, WATCHED_BATCHES = 64, 4  # of held-out images
 
 TINY = {
-    "image_size": 32,  # small enough that where a box ends is not certain
+    # Few and small pictures, as always too few for all there is to learn: with more of
+    # them a detector gets certain of nearly all, and has little to gain.
+    "train_scenes": 8192,
+    "image_size": 32,
     "encoder": {"patch_size": 8, "stem": "conv", "width": 64, "num_layers": 1},
     "decoder": {"num_layers": 1, "num_heads": 2, "mlp_dim": 256},
-    "max_boxes": 8,  # more than a scene has objects: tuned models write more
+    "max_boxes": 6,  # a scene has up to four objects; tuned models write more
     "num_buckets": 33,  # one at each edge of a pixel
     "coco_classes": ("person",),
-    "likelihood": {"rate": 2e-3, "batch": 32, "steps": 128},
-    "tuning": {"rate": 3e-4, "warmup": 50, "batch": 16, "steps": 150},
-    "epochs": {"likelihood": 100, "tuning": 30},
+    "likelihood": {"rate": 2e-3, "batch": 32, "steps": 5120},
+    "tuning": {"rate": 5e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 3072},
     "num_samples": 8,
 }
 PAPER = {  # but for its first training, on Objects365
@@ -65,9 +66,8 @@ PAPER = {  # but for its first training, on Objects365
     "max_boxes": 100,
     "num_buckets": 1000,
     "coco_classes": None,
-    "likelihood": {"rate": 1e-4, "batch": 256, "steps": 500},
-    "tuning": {"rate": 1e-6, "warmup": 1000, "batch": 256, "steps": 1000},
-    "epochs": {"likelihood": 20, "tuning": 100},
+    "likelihood": {"rate": 1e-4, "batch": 256, "steps": 10_000},
+    "tuning": {"rate": 1e-6, "warmup": 1000, "last": 1.0, "batch": 256, "steps": 10**5},
     "num_samples": 2,
 }
 
@@ -156,16 +156,16 @@ class Task:
             self.auxiliary_loss, self.score = ConfidenceLoss(), "confidence"
 
     def training(self, stage, transform=None):
-        """Batches for a stage, and the steps and epochs to take with them."""
-        schedule, epochs = getattr(self.preset, stage), self.preset.epochs[stage]
+        """Batches for a stage, and for how many epochs, each a pass over the images."""
+        schedule = getattr(self.preset, stage)
         arguments = {"batch_size": schedule["batch"], "transform": transform}
-        if self.source == "scenes":  # as many as you like: no scene is seen twice
-            start = (1 + 2 * self.seed + (stage == "tuning")) * UNLIMITED
-            data = self.scenes("train", UNLIMITED, start=start, **arguments)
-            return data, schedule["steps"], epochs
-        arguments |= {"keep_crowds": False, "keep_empty": False, "shuffle": True}
-        data = self.coco("train", **arguments)  # an epoch is a pass over the images
-        return data, len(data), -(-epochs * schedule["steps"] // len(data))
+        if self.source == "scenes":
+            count = self.preset.train_scenes
+            data = self.scenes("train", count, start=self.seed * count, **arguments)
+        else:
+            arguments |= {"keep_crowds": False, "keep_empty": False, "shuffle": True}
+            data = self.coco("train", **arguments)
+        return data, -(-schedule["steps"] // len(data))
 
     def scenes(self, split, count, **arguments):
         arguments = {"batch_size": BATCH, **arguments}
@@ -218,9 +218,9 @@ def fit_likelihood(task):
     preset, codec = task.preset, task.codec()
     generator = np.random.default_rng(task.seed)
     in_new_order = functools.partial(codec.preprocess, seed=generator)
-    data, steps, epochs = task.training("likelihood", in_new_order)
+    data, epochs = task.training("likelihood", in_new_order)
     rate = preset.likelihood["rate"]
-    rate = keras.optimizers.schedules.CosineDecay(rate, steps * epochs)
+    rate = keras.optimizers.schedules.CosineDecay(rate, len(data) * epochs)
     stop = keras.callbacks.EarlyStopping(patience=5, restore_best_weights=True)
     size = preset.image_size
     encoder = VisionTransformer((size, size, 3), **preset.encoder)
@@ -234,7 +234,6 @@ def fit_likelihood(task):
     history = model.fit(
         data,
         validation_data=codec.preprocess(*task.watched, seed=0),
-        steps_per_epoch=steps,
         epochs=epochs,
         callbacks=[stop],
     )
@@ -246,15 +245,16 @@ def fit_likelihood(task):
 
 def tune(model, task):
     """Maximum likelihood of the model's own boxes, weighted by what they earn."""
-    rate, warmup = task.preset.tuning["rate"], task.preset.tuning["warmup"]
-    # Grows to the rate, and stays there.
-    rate = keras.optimizers.schedules.PolynomialDecay(rate / warmup, warmup, rate)
-    data, steps, epochs = task.training("tuning")
+    rate, warmup, last = (task.preset.tuning[k] for k in ("rate", "warmup", "last"))
+    data, epochs = task.training("tuning")
+    steps = len(data) * epochs - warmup
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps, last, warmup_target=rate, warmup_steps=warmup
+    )
     tuner = task.tuner(model, task.score)
     tuner.compile(optimizer=keras.optimizers.Adam(rate, global_clipnorm=1.0))
     history = tuner.fit(
         data,
-        steps_per_epoch=steps,
         epochs=epochs,
         callbacks=[OfficialScores(CocoDetection(), task.watched)],
     )

@@ -54,12 +54,12 @@ def detection():
     example.TINY.update(
         encoder={"patch_size": 8, "width": 8, "num_layers": 1, "num_heads": 2},
         decoder={"num_layers": 1, "mlp_dim": 8, "num_heads": 2},
+        train_scenes=8,
         max_boxes=5,
-        epochs={"likelihood": 2, "tuning": 2},
         num_samples=2,
     )
-    for stage in ("likelihood", "tuning"):
-        example.TINY[stage] = {**example.TINY[stage], "batch": 4, "steps": 2}
+    for stage in ("likelihood", "tuning"):  # two passes
+        example.TINY[stage] |= {"batch": 4, "steps": 4, "warmup": 1}
     example.HELD_OUT_SCENES, example.BATCH, example.WATCHED_BATCHES = 24, 8, 1
     return example
 
@@ -208,8 +208,8 @@ def test_boxes_of_a_coco_folder(tmp_path, monkeypatch):
     coco_folder("val2017", images=17)
     task = make_task(detection(), data="coco:coco")
     assert len(task.watched[0]) == 8 and list(task.test_batches) == [1, 2]
-    data, steps, epochs = task.training("tuning")
-    assert (len(data), steps, epochs) == (3, 3, 2)  # for 4 steps
+    data, epochs = task.training("tuning")
+    assert (len(data), epochs) == (3, 2)  # for 4 steps
 
 
 def make_task(example, data="scenes"):
