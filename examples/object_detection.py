@@ -45,8 +45,8 @@ HELD_OUT_SCENES = 1280
 BATCH, WATCHED_BATCHES = 64, 4  # of held-out images
 
 TINY = {
-    # Few and small pictures, as always too few for all there is to learn: with more of
-    # them a detector gets certain of nearly all, and has little to gain.
+    # Too few pictures for all there is to learn, as ever: with endless new ones a
+    # detector comes to see nearly all, and has little left to gain.
     "train_scenes": 8192,
     "image_size": 32,
     "encoder": {"patch_size": 8, "stem": "conv", "width": 64, "num_layers": 1},
@@ -301,7 +301,8 @@ def print_table(before, after):
     print(f"{'':24}{'before':>8}{'after':>8}{'change':>8}")
     for name in {**before, **after}:
         old, new = (np.float64(c.get(name, np.nan)) for c in (before, after))
-        print(f"{name:24}{old:8.3f}{new:8.3f}{new / old - 1.0:+8.0%}")
+        change = f"{new / old - 1.0:+8.0%}" if old * new > 0.0 else ""
+        print(f"{name:24}{old:8.3f}{new:8.3f}{change}")
 
 
 def save_curves(path, curves):
