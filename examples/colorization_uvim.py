@@ -124,7 +124,7 @@ def run(args):
     truth, _ = measure(lambda _, colours: colours, photos.table)
     ceiling, painted_oracle = measure(first.reconstruct, photos.table)
     before, painted_before = measure(painter(uvim), photos.table)
-    usage = code_usage(first, photos.table)
+    usage = report_codes(first, photos.table, ceiling["color error"])
     clock.stop("measuring")
     heading("3. Reward tuning: which codes do we want?")
     curves["tuning"] = tune(uvim, photos, preset, args.seed)
@@ -291,7 +291,6 @@ def train(photos, preset, seed, curves, clock):
     data = Squares(photos.train, preset, preset.codes, seed)
     error = ReconstructionError(*watched)
     curves["codes"] = fit(first, data, watched, preset, preset.codes, [error])
-    report_codes(first, photos.table)
     clock.stop("codes")
 
     heading("2. Maximum likelihood: which codes are likely?")
@@ -352,25 +351,25 @@ def color_error(photos, painted):
     return float(ops.convert_to_numpy(ops.mean(distance)))
 
 
-def code_usage(first, photos):
-    """How much of the dictionary the oracle's codes of photographs use."""
+def report_codes(first, photos, error):
+    """Prints what tuning can reach at most, and how much of the dictionary codes use.
+
+    Args:
+        first: the first stage.
+        photos: `(count, size, size, 3)` in [0, 1].
+        error: of their colours, painted by the oracle's own codes.
+    """
     usage = CodeUsage(first.num_codes)
     usage.update_state(first.codes(model_input(photos), photos))
     usage = {name: float(value) for name, value in usage.result().items()}
-    return {**usage, "num_codes": first.num_codes, "length": first.code_length}
-
-
-def report_codes(first, photos):
-    """Prints what the second stage can reach at most, and how codes are used."""
-    painted = first.reconstruct(model_input(photos), photos)
-    error, usage = color_error(photos, painted), code_usage(first, photos)
     none = color_error(photos, np.broadcast_to(grey(photos), photos.shape))
     print(
         f"Held-out colours are {error:.2f} off when painted by the oracle's own codes, "
         f"{none:.2f} when grey (distance in Lab's a and b).\n"
         f"The codes have a perplexity of {usage['perplexity']:.1f}; "
-        f"{usage['dead_codes']:.0f} of {usage['num_codes']} entries are not used."
+        f"{usage['dead_codes']:.0f} of {first.num_codes} entries are not used."
     )
+    return {**usage, "num_codes": first.num_codes, "length": first.code_length}
 
 
 # 3. Reward tuning
