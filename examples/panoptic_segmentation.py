@@ -18,6 +18,7 @@ greedy outputs for held-out images.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import time
@@ -45,33 +46,41 @@ from keras_reward.models import (
 
 HELD_OUT_START = 1_000_000  # of scenes that are watched, apart from those of the table
 SCENE_CLASSES = 12
+CHECKPOINTS = ("panoptic_stageI_params.npz", "panoptic_stageII_params.npz")
+GAMMAS, GAINS = (0.6, 1.4), (0.7, 1.3)  # of recoloured training scenes
 
 TINY = {
-    "image_size": 64,
-    "patch_size": 8,
+    # Too few pictures for all there is to learn, as ever.
+    "scenes": {"train": 8192, "held_out": 256, "test": 512},
+    "image_size": 32,
+    "patch_size": 4,
     "max_segments": 8,
     "stage_one": {
         "code_grid": (4, 4),
         "num_codes": 128,
-        "width": 96,
-        "oracle_layers": 2,
-        "base_layers": 3,
-        "momentum": 0.98,
+        "width": 64,
+        "oracle_layers": 1,
+        "base_layers": 2,
+        "oracle_sees_image": False,
+        "momentum": 0.98,  # few steps are taken: the dictionary must follow fast
         "stem": "conv",
     },
-    "encoder": {"width": 96, "num_layers": 2, "stem": "conv"},
-    "decoder": {"num_layers": 2},
-    # Whenever the loss of held-out images stops to fall, the learning rate falls; when
-    # that does not help, a stage ends.
-    "codes": {"rate": 2e-3, "batch": 32, "steps": 128, "epochs": 20},
-    "likelihood": {"rate": 1e-3, "batch": 32, "steps": 128, "epochs": 20},
-    "patience": 3,
-    # Reward tuning: warm-up, then a constant learning rate.
-    "tuning": {"rate": 1e-4, "warmup": 50, "batch": 32, "steps": 40, "epochs": 10},
+    "encoder": {"width": 64, "num_layers": 2, "stem": "conv"},
+    "decoder": {"num_layers": 1},
+    # Learning rates grow for a while, then fall to the last fraction.
+    "codes": {"rate": 2e-3, "warmup": 100, "last": 0.0, "batch": 16, "steps": 5120},
+    "likelihood": {
+        "rate": 2e-3,
+        "warmup": 100,
+        "last": 0.0,
+        "batch": 32,
+        "steps": 3072,
+    },
+    "patience": 5,
+    "tuning": {"rate": 5e-4, "warmup": 50, "last": 0.0, "batch": 32, "steps": 1024},
     "num_samples": 4,
-    # Numbers of scenes. No epoch sees those of another.
-    "scenes": {"train": 10**7, "held_out": 128, "test": 512},
 }
+COSINE = {"warmup": 4000, "last": 0.0}
 PAPER = {
     **TINY,
     "image_size": 512,
@@ -87,9 +96,15 @@ PAPER = {
     },
     "encoder": {"width": 1024, "num_layers": 24, "num_heads": 16},
     "decoder": {"num_layers": 24, "num_heads": 16, "attention_bias": False},
-    "codes": {"rate": 4e-4, "batch": 1024, "steps": 100, "epochs": 1000},
-    "likelihood": {"rate": 1e-3, "batch": 512, "steps": 200, "epochs": 200},
-    "tuning": {"rate": 1e-6, "warmup": 4000, "batch": 128, "steps": 1000, "epochs": 30},
+    "codes": {**COSINE, "rate": 4e-4, "batch": 1024, "steps": 100_000},
+    "likelihood": {**COSINE, "rate": 1e-3, "batch": 512, "steps": 40_000},
+    "tuning": {
+        "rate": 1e-6,
+        "warmup": 4000,
+        "last": 1.0,
+        "batch": 128,
+        "steps": 30_000,
+    },
     "num_samples": 2,
 }
 
@@ -164,6 +179,9 @@ class Task:
 
     def __init__(self, args, preset):
         self.source, self.preset, self.seed = args.data, preset, args.seed
+        self.rng = np.random.default_rng(args.seed)
+        if args.data != "scenes" and not args.data.startswith("coco:"):
+            raise SystemExit("Expected --data scenes or --data coco:DIR")
         self.held_out = self.read("held_out", 64)
         self.test = self.read("test", 64)
         self.stuff_classes = getattr(self.test, "stuff_classes", STUFF_CLASSES)
@@ -182,13 +200,16 @@ class Task:
         training, size = part == "train", self.preset.image_size
 
         def in_range(images, labels):  # [-1, 1], as big_vision's models expect
+            if training and self.source == "scenes":
+                images = recolour(images, self.rng)
             return transform(2.0 * images - 1.0, labels)
 
         arguments = {"batch_size": batch_size, "transform": in_range}
         if self.source == "scenes":
-            arguments["start"] = HELD_OUT_START if part == "held_out" else 0
             split = "train" if training else "test"
             count = self.preset.scenes[part]
+            starts = {"train": self.seed * count, "held_out": HELD_OUT_START}
+            arguments["start"] = starts.get(part, 0)
             return Scenes(split, count, task="panoptic", size=size, **arguments)
         folder = self.source.removeprefix("coco:")
         data = CocoPanoptic(
@@ -204,17 +225,41 @@ class Task:
             data.on_epoch_end()  # their order
         return data
 
-    def training(self, schedule, **transform):
-        """Batches for a stage, and the steps and epochs to take with them."""
-        data = self.read("train", schedule["batch"], **transform)
-        steps, epochs = schedule["steps"], schedule["epochs"]
-        if len(data) > steps * epochs:
-            return data, steps, epochs
-        # An epoch is a pass over data that end.
-        return data, len(data), -(-steps * epochs // len(data))
+    def training(self, schedule, transform=None):
+        """What `fit` is given for a stage. An epoch is a pass over the images."""
+        if self.source == "scenes":
+            x, y = self.scenes if transform is None else transform(*self.scenes)
+            steps = -(-len(y) // schedule["batch"])
+            data = {"x": x, "y": y, "batch_size": schedule["batch"]}
+        else:
+            transform = {} if transform is None else {"transform": transform}
+            data = {"x": self.read("train", schedule["batch"], **transform)}
+            steps = len(data["x"])
+        return {**data, "epochs": -(-schedule["steps"] // steps), "verbose": 2}, steps
+
+    @functools.cached_property
+    def scenes(self):
+        """All scenes to train on: there are few enough to keep them."""
+        return collect(self.batches(self.read("train", 256)))
 
     def batches(self, dataset):
         return (dataset[i] for i in range(len(dataset)))
+
+
+def recolour(images, rng):
+    """Other colours and another brightness for each image; what is grey stays grey.
+
+    Training scenes are made of eight photographs only, which a model soon knows by
+    heart, and then is lost on others.
+    """
+    images = np.stack([image[..., rng.permutation(3)] for image in images])
+    gamma, gain = (rng.uniform(*r, (len(images), 1, 1, 1)) for r in (GAMMAS, GAINS))
+    return np.minimum(gain * images**gamma, 1.0).astype("float32")
+
+
+def collect(batches):
+    """All of some batches in one."""
+    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
 
 # 1. and 2. Maximum likelihood
@@ -222,16 +267,40 @@ class Task:
 
 def load(args, task):
     """A model that was trained before, or None."""
+    if args.stages and args.checkpoint:
+        raise SystemExit("Expected --stages or --checkpoint. Received: both")
     if args.stages:
-        return keras.models.load_model(pathlib.Path(args.stages) / "mle.keras")
+        path = pathlib.Path(args.stages) / "mle.keras"
+        check_files("--stages", path)
+        uvim = keras.models.load_model(path)
+        first = getattr(uvim, "stage_one", None)
+        if not first or (first.image_shape, first.task.get_config()) != (
+            task.image_shape,
+            task.labels.get_config(),
+        ):
+            raise SystemExit("Expected --stages of the same --data and --preset")
+        return uvim
     if args.checkpoint:
-        folder = pathlib.Path(args.checkpoint)
-        first = build_stage_one(task)
-        load_big_vision(folder / "panoptic_stageI_params.npz", first)
-        second = build_language_model(task, first)
-        load_big_vision(folder / "panoptic_stageII_params.npz", second)
+        if args.preset != "paper":
+            raise SystemExit(
+                "--checkpoint has models of the published size: expected --preset "
+                f"paper. Received: --preset {args.preset}"
+            )
+        paths = [pathlib.Path(args.checkpoint) / name for name in CHECKPOINTS]
+        check_files("--checkpoint", *paths)
+        first = load_big_vision(paths[0], build_stage_one(task))
+        second = load_big_vision(paths[1], build_language_model(task, first))
         return UViM(first, second)
     return None
+
+
+def check_files(argument, *paths):
+    names = " and ".join(path.name for path in paths)
+    for path in paths:
+        if not path.is_file():
+            raise SystemExit(
+                f"Expected {argument} to be a folder with {names}. Received: no {path}"
+            )
 
 
 def build_stage_one(task):
@@ -263,42 +332,48 @@ def train(task, curves, clock):
     """Both stages, one after the other."""
     heading("1. Codes: what guides the base model?")
     first = build_stage_one(task)
-    first.compile(optimizer(task.preset.codes["rate"]))
     curves["codes"] = fit(first, task, task.preset.codes)
     clock.stop("codes")
 
     heading("2. Maximum likelihood: which codes are likely?")
     second = build_language_model(task, first)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    second.compile(optimizer(task.preset.likelihood["rate"]), loss)
     schedule = task.preset.likelihood
-    curves["likelihood"] = fit(second, task, schedule, first.code_pairs)
+    curves["likelihood"] = fit(second, task, schedule, loss, first.code_pairs)
     clock.stop("likelihood")
     return UViM(first, second)
 
 
-def optimizer(rate):
-    return keras.optimizers.Adam(rate, global_clipnorm=1.0)
-
-
-def fit(model, task, schedule, transform=None):
+def fit(model, task, schedule, loss=None, transform=None):
     """Trains until the loss of held-out images has stopped to fall."""
+    data, steps = task.training(schedule, transform)
+    model.compile(optimizer(schedule, steps * data["epochs"]), loss)
     transform = {} if transform is None else {"transform": transform}
-    data, steps, epochs = task.training(schedule, **transform)
+    patience = task.preset.patience
     history = model.fit(
-        data,
+        **data,
         validation_data=task.read("held_out", 64, **transform),
-        steps_per_epoch=steps,
-        epochs=epochs,
         callbacks=[
-            keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=1),
-            keras.callbacks.EarlyStopping(
-                patience=task.preset.patience, restore_best_weights=True
-            ),
+            keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True)
         ],
-        verbose=2,
     ).history
-    return {name: values for name, values in history.items() if "rate" not in name}
+    losses = history["val_loss"]
+    best = int(np.argmin(losses)) + 1
+    print(f"least loss of held-out images: {losses[best - 1]:.4f} in epoch {best}")
+    return history
+
+
+def optimizer(schedule, steps):
+    """Adam, with a learning rate that grows, and falls along a cosine."""
+    warmup = schedule["warmup"]
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        steps - warmup,
+        schedule["last"],
+        warmup_target=schedule["rate"],
+        warmup_steps=warmup,
+    )
+    return keras.optimizers.Adam(rate, global_clipnorm=1.0)
 
 
 # 3. Reward tuning
@@ -307,24 +382,18 @@ def fit(model, task, schedule, transform=None):
 def tune(uvim, task):
     """Maximum likelihood of the model's own codes, weighted by what their maps earn."""
     schedule = task.preset.tuning
-    rate, warmup = schedule["rate"], schedule["warmup"]
-    # Grows to the rate, and stays there.
-    rate = keras.optimizers.schedules.PolynomialDecay(rate / warmup, warmup, rate)
     tuned = RewardTuning(
         uvim,
         reward=task.reward,
         num_samples=task.preset.num_samples,
         seed=task.seed,
     )
-    tuned.compile(optimizer(rate))
-    data, steps, epochs = task.training(schedule)
+    data, steps = task.training(schedule)
+    tuned.compile(optimizer(schedule, steps * data["epochs"]))
     history = tuned.fit(
-        data,
-        steps_per_epoch=steps,
+        **data,
         validation_data=task.held_out,
-        epochs=epochs,
         callbacks=[OfficialScores(PanopticQuality(task.stuff_classes), task.held_out)],
-        verbose=2,
     ).history
     return {name: history[name] for name in ("reward", "val_reward", "val_pq")}
 
@@ -381,8 +450,10 @@ def save_curves(path, curves):
 def save_gallery(path, task, before, after, count=8):
     """Ground truth and predictions of the first images."""
     images, labels = task.test[0]
+    count = min(count, len(images))
     columns = {"image": None, "truth": labels, "before": before, "after": after}
-    figure, axes = matplotlib.pyplot.subplots(4, count, figsize=(2 * count, 8))
+    size = (2 * count, 8)
+    figure, axes = matplotlib.pyplot.subplots(4, count, squeeze=False, figsize=size)
     for row, (title, maps) in zip(axes, columns.items(), strict=True):
         row[0].set_title(title, loc="left")
         for i, panel in enumerate(row):

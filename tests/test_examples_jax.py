@@ -19,7 +19,8 @@ MOST_LINES = {
     "image_captioning": 350,
     "object_detection": 350,
     "colorization": 450,
-    "colorization_uvim": 450,
+    "colorization_uvim": 490,
+    "panoptic_segmentation": 490,
 }
 
 
@@ -73,7 +74,8 @@ def colorization(monkeypatch):
     example.TRAIN_SQUARES, example.HELD_OUT_SQUARES, example.BATCH = 24, 8, 8
     example.WIDTH, example.STEPS_PER_EPOCH, example.MOST_EPOCHS = 8, 2, 2
     uvim.GALLERY_ROWS = 2
-    stage = {"rate": 0.03, "warmup": 1, "batch": 8, "steps": 2, "epochs": 2}
+    stage = {"rate": 0.03, "warmup": 1, "last": 0.1, "batch": 8, "steps": 2}
+    stage["epochs"] = 2
     layers = {"num_layers": 1, "num_heads": 2}
     uvim.TINY.update(
         image_size=16,
@@ -91,9 +93,34 @@ def colorization(monkeypatch):
         likelihood=stage,
         tuning=stage,
         num_samples=2,
-        stop_when_enough=False,
     )
     return example, uvim
+
+
+def panoptic():
+    """The panoptic example with small models and few steps."""
+    example = load_example("panoptic_segmentation")
+    stage = {"rate": 0.03, "warmup": 1, "last": 0.0, "batch": 4, "steps": 4}
+    blocks = {"width": 8, "num_layers": 1, "num_heads": 2}
+    example.TINY.update(
+        scenes={"train": 8, "held_out": 4, "test": 6},
+        patch_size=8,
+        stage_one={
+            "code_grid": (2, 2),
+            "num_codes": 8,
+            "width": 8,
+            "oracle_layers": 1,
+            "base_layers": 1,
+            "num_heads": 2,
+        },
+        encoder=blocks,
+        decoder={"num_layers": 1, "num_heads": 2},
+        codes=stage,
+        likelihood=stage,
+        tuning=stage,
+        num_samples=2,
+    )
+    return example
 
 
 def photo_folder(count):
@@ -301,6 +328,70 @@ def test_colors_by_uvim(tmp_path, monkeypatch):
 def same_weights(model, other):
     pairs = zip(model.get_weights(), other.get_weights(), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_panoptic_segmentation_on_scenes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = panoptic()
+    results = run(example, monkeypatch)
+    assert pathlib.Path("out/maps.png").exists()
+    assert results["metric"] == "pq"
+    assert results["before"].keys() == results["after"].keys()
+    assert {"codes", "likelihood", "tuning"} <= set(results["seconds"])
+    ceiling = "pq of the oracle's codes"
+    assert results["before"][ceiling] == results["after"][ceiling]
+    for stage, curve in {
+        "codes": "val_loss",
+        "likelihood": "val_loss",
+        "tuning": "val_pq",
+    }.items():
+        assert len(results["curves"][stage][curve]) == 2
+
+    # Tuning changes the language model alone.
+    old, new = (
+        example.keras.models.load_model(f"out/{name}.keras")
+        for name in ("mle", "tuned")
+    )
+    assert same_weights(old.stage_one, new.stage_one)
+    assert not same_weights(old.language_model, new.language_model)
+
+    # A saved model starts from the third stage, at the size that it was made for.
+    arguments = {"data": "scenes", "seed": 0, "stages": "out", "checkpoint": None}
+    arguments = example.argparse.Namespace(**arguments)
+    task = example.Task(arguments, example.types.SimpleNamespace(**example.TINY))
+    assert same_weights(example.load(arguments, task), old)
+    task.image_shape = (64, 64, 3)
+    with pytest.raises(SystemExit, match="same --data and --preset"):
+        example.load(arguments, task)
+
+
+def test_recoloured_scenes_are_as_grey_as_before():
+    example = panoptic()
+    images = np.random.default_rng(0).random((4, 8, 8, 3)).astype("float32")
+    images[:, :4] = images[:, :4, :, :1]
+    recoloured = example.recolour(images, np.random.default_rng(1))
+    assert recoloured.dtype == "float32" and recoloured.shape == images.shape
+    assert recoloured.min() >= 0.0 and recoloured.max() <= 1.0
+    is_grey = np.ptp(recoloured, axis=-1) < 1e-6
+    assert is_grey[:, :4].all() and not is_grey[:, 4:].all()
+    assert not np.allclose(recoloured, images, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "scens"], "Expected --data scenes or"),
+        (["--stages", "x"], "no x/mle.keras"),
+        (["--stages", "x", "--checkpoint", "x"], "Received: both"),
+        (["--checkpoint", "x"], "expected --preset paper"),
+    ],
+)
+def test_wrong_arguments_of_the_panoptic_example(
+    arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        run(panoptic(), monkeypatch, *arguments)
 
 
 def test_squares_differ_and_lie_within_the_photographs(monkeypatch):
