@@ -14,7 +14,8 @@ likelihood on the codes of true colours; and its reward tuning for colourfulness
 
 The photographs, and what is measured, are those of colorization.py. Look at the mirror
 agreement: a language model that tuning has taught to paint one rainbow by place, over
-whatever picture, keeps few colours when the picture is mirrored.
+whatever picture, keeps few colours when the picture is mirrored. And look at how many
+different codes it writes.
 """
 
 import pathlib
@@ -27,7 +28,6 @@ from colorization import (
     GRID,
     SPACING,
     Clock,
-    StopWhenEnough,
     cut_square,
     grey,
     heading,
@@ -65,25 +65,37 @@ TINY = {
     "color_output": "ab",  # see `ColorizationTask`
     "scales": (0.5, 1.0),  # of random squares, see `cut_square`
     "stage_one": {
-        "code_grid": (4, 4),
+        # A code for each stripe of the picture, from top to bottom. What is left and
+        # what is right of one another, the base model has to see for itself.
+        "code_grid": (8, 1),
         "num_codes": 128,
-        "width": 96,
-        "oracle_layers": 2,
+        "width": 64,
+        "oracle_layers": 1,
         "base_layers": 2,
+        "oracle_sees_image": False,
         "momentum": 0.97,  # few steps are taken: the dictionary must follow fast
         "stem": "conv",
     },
-    "encoder": {"width": 96, "num_layers": 2, "stem": "conv"},
-    "decoder": {"num_layers": 2},
+    "encoder": {"width": 64, "num_layers": 2, "stem": "conv"},
+    "decoder": {"num_layers": 1},
     # Whenever the loss of watched photographs stops to fall, the learning rate falls;
     # when that does not help, a stage ends.
-    "codes": {"rate": 2e-3, "batch": 32, "steps": 100, "epochs": 15},
+    "codes": {"rate": 2e-3, "batch": 32, "steps": 100, "epochs": 12},
     "likelihood": {"rate": 1e-3, "batch": 32, "steps": 100, "epochs": 20},
     "patience": 3,
-    # Reward tuning: warm-up, then a constant learning rate.
-    "tuning": {"rate": 1e-4, "warmup": 40, "batch": 32, "steps": 15, "epochs": 20},
+    # Reward tuning: the learning rate grows for a while, then falls along a cosine to
+    # the last fraction.
+    "tuning": {
+        "rate": 3e-4,
+        "warmup": 40,
+        "last": 0.05,
+        "batch": 32,
+        "steps": 15,
+        "epochs": 30,
+    },
     "num_samples": 4,
-    "stop_when_enough": True,
+    # Keeps colours that are likely together, and where they are likely: blue above.
+    "kl_weight": 0.02,
 }
 PAPER = {
     **TINY,
@@ -102,9 +114,16 @@ PAPER = {
     "decoder": {"num_layers": 24, "num_heads": 16, "attention_bias": False},
     "codes": {"rate": 4e-4, "batch": 1024, "steps": 1000, "epochs": 125},
     "likelihood": {"rate": 1e-3, "batch": 512, "steps": 1000, "epochs": 125},
-    "tuning": {"rate": 3e-7, "warmup": 1, "batch": 512, "steps": 50, "epochs": 20},
+    "tuning": {
+        "rate": 3e-7,
+        "warmup": 1,
+        "last": 1.0,
+        "batch": 512,
+        "steps": 50,
+        "epochs": 20,
+    },
     "num_samples": 2,
-    "stop_when_enough": False,
+    "kl_weight": 0.0,
 }
 CHECKPOINTS = ("color_stageI_params.npz", "color_stageII_params.npz")
 
@@ -124,6 +143,7 @@ def run(args):
     truth, _ = measure(lambda _, colours: colours, photos.table)
     ceiling, painted_oracle = measure(first.reconstruct, photos.table)
     before, painted_before = measure(painter(uvim), photos.table)
+    different = {"before": different_codes(uvim, photos.table)}
     usage = report_codes(first, photos.table, ceiling["color error"])
     clock.stop("measuring")
     heading("3. Reward tuning: which codes do we want?")
@@ -132,9 +152,11 @@ def run(args):
     uvim.save(args.output / "tuned.keras")
 
     after, painted_after = measure(painter(uvim), photos.table)
+    different["after"] = different_codes(uvim, photos.table)
     clock.stop("measuring")
     heading(f"4. Held-out photographs, greedy codes, {len(photos.table)} squares")
     print_table({"truth": truth, "oracle": ceiling, "before": before, "after": after})
+    print("different codes: {before} before, {after} after".format(**different))
     columns = {
         "grey": grey(photos.table),
         "truth": photos.table,
@@ -153,6 +175,7 @@ def run(args):
         truth=truth,
         ceiling=ceiling,
         code_usage=usage,
+        different_codes=different,
         seeds=[args.seed],
         settings={**vars(args), "output": str(args.output), **settings},
         curves=curves,
@@ -378,18 +401,27 @@ def report_codes(first, photos, error):
 def tune(uvim, photos, preset, seed):
     """Maximum likelihood of the model's own codes, weighted by what they earn."""
     schedule = preset.tuning
-    rate, warmup = schedule["rate"], schedule["warmup"]
-    # Grows to the rate, and stays there.
-    rate = keras.optimizers.schedules.PolynomialDecay(rate / warmup, warmup, rate)
+    warmup = schedule["warmup"]
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        schedule["steps"] * schedule["epochs"] - warmup,
+        schedule["last"],
+        warmup_target=schedule["rate"],
+        warmup_steps=warmup,
+    )
     tuned = RewardTuning(
-        uvim, reward=ColorfulnessReward(), num_samples=preset.num_samples, seed=seed
+        uvim,
+        reward=ColorfulnessReward(),
+        num_samples=preset.num_samples,
+        kl_weight=preset.kl_weight,
+        reference="copy" if preset.kl_weight else None,
+        seed=seed,
     )
     tuned.compile(optimizer(rate))
     history = tuned.fit(
         Squares(photos.train, preset, schedule, seed + 2),
         validation_data=(model_input(photos.watched), photos.watched),
         epochs=schedule["epochs"],
-        callbacks=[StopWhenEnough()] if preset.stop_when_enough else [],
         verbose=2,
     ).history
     names = ("reward", "vividness", "hue_entropy")
@@ -422,6 +454,12 @@ def measure(paint, photos):
     mirrored = mirror(paint(model_input(mirrored), mirrored))
     table = score(photos, painted, cells(painted) == cells(mirrored))
     return {**table, "color error": color_error(photos, painted)}, painted
+
+
+def different_codes(uvim, photos):
+    """Number of different greedy codes: 1 if it paints all photographs by one."""
+    codes = uvim.language_model.generate(model_input(photos), temperature=0)
+    return len(np.unique(codes, axis=0))
 
 
 def mirror(photos):
