@@ -7,6 +7,7 @@ import pathlib
 import sys
 import tarfile
 
+import keras
 import numpy as np
 import pytest
 from coco_folders import CATEGORIES, box, image_entry, noise
@@ -308,12 +309,7 @@ def test_colors_by_uvim(tmp_path, monkeypatch):
     }.items():
         assert len(results["curves"][stage][curve]) == 2
 
-    # Tuning changes the language model alone.
-    old, new = (
-        uvim.keras.models.load_model(f"out/{name}.keras") for name in ("mle", "tuned")
-    )
-    assert same_weights(old.stage_one, new.stage_one)
-    assert not same_weights(old.language_model, new.language_model)
+    old = untuned_model()
 
     # A saved model starts from the third stage, at the size that it was made for.
     arguments = uvim.types.SimpleNamespace(stages="out", checkpoint=None, seed=0)
@@ -323,6 +319,16 @@ def test_colors_by_uvim(tmp_path, monkeypatch):
     preset.image_size = 32
     with pytest.raises(SystemExit, match=r"for 32 pixels, .* UViM for 16"):
         uvim.load(arguments, preset)
+
+
+def untuned_model():
+    """The model before tuning, which changed the language model alone."""
+    old, new = (
+        keras.models.load_model(f"out/{name}.keras") for name in ("mle", "tuned")
+    )
+    assert same_weights(old.stage_one, new.stage_one)
+    assert not same_weights(old.language_model, new.language_model)
+    return old
 
 
 def same_weights(model, other):
@@ -347,13 +353,7 @@ def test_panoptic_segmentation_on_scenes(tmp_path, monkeypatch):
     }.items():
         assert len(results["curves"][stage][curve]) == 2
 
-    # Tuning changes the language model alone.
-    old, new = (
-        example.keras.models.load_model(f"out/{name}.keras")
-        for name in ("mle", "tuned")
-    )
-    assert same_weights(old.stage_one, new.stage_one)
-    assert not same_weights(old.language_model, new.language_model)
+    old = untuned_model()
 
     # A saved model starts from the third stage, at the size that it was made for.
     arguments = {"data": "scenes", "seed": 0, "stages": "out", "checkpoint": None}
