@@ -52,6 +52,7 @@ GAMMAS, GAINS = (0.6, 1.4), (0.7, 1.3)  # of recoloured training scenes
 TINY = {
     # Too few pictures for all there is to learn, as ever.
     "scenes": {"train": 8192, "held_out": 256, "test": 512},
+    "keep_scenes": True,  # in memory; otherwise they are drawn again in every epoch
     "image_size": 32,
     "patch_size": 4,
     "max_segments": 8,
@@ -83,6 +84,8 @@ TINY = {
 COSINE = {"warmup": 4000, "last": 0.0}
 PAPER = {
     **TINY,
+    "scenes": {"train": 10**6, "held_out": 256, "test": 512},
+    "keep_scenes": False,
     "image_size": 512,
     "patch_size": 16,
     "max_segments": 99,
@@ -227,7 +230,7 @@ class Task:
 
     def training(self, schedule, transform=None):
         """What `fit` is given for a stage. An epoch is a pass over the images."""
-        if self.source == "scenes":
+        if self.source == "scenes" and self.preset.keep_scenes:
             x, y = self.scenes if transform is None else transform(*self.scenes)
             steps = -(-len(y) // schedule["batch"])
             data = {"x": x, "y": y, "batch_size": schedule["batch"]}
@@ -239,7 +242,7 @@ class Task:
 
     @functools.cached_property
     def scenes(self):
-        """All scenes to train on: there are few enough to keep them."""
+        """All scenes to train on."""
         return collect(self.batches(self.read("train", 256)))
 
     def batches(self, dataset):

@@ -302,6 +302,7 @@ def test_colors_by_uvim(tmp_path, monkeypatch):
     assert ceiling["color error"] > 0.0
     assert results["code_usage"]["num_codes"] == 8
     assert 1.0 <= results["code_usage"]["perplexity"] <= 8.0
+    assert results["different_codes"].keys() == {"before", "after"}
     for stage, curve in {
         "codes": "val_color_error",
         "likelihood": "val_loss",
@@ -319,6 +320,18 @@ def test_colors_by_uvim(tmp_path, monkeypatch):
     preset.image_size = 32
     with pytest.raises(SystemExit, match=r"for 32 pixels, .* UViM for 16"):
         uvim.load(arguments, preset)
+
+
+def test_different_codes_are_those_of_greedy_ones(monkeypatch):
+    _, uvim = colorization(monkeypatch)
+
+    class Writer:
+        def generate(self, images, temperature):
+            assert images.shape == (3, 8, 8, 3) and temperature == 0
+            return np.array([[1, 2], [2, 1], [1, 2]])
+
+    model = uvim.types.SimpleNamespace(language_model=Writer())
+    assert uvim.different_codes(model, np.zeros((3, 8, 8, 3), "float32")) == 2
 
 
 def untuned_model():
@@ -356,13 +369,43 @@ def test_panoptic_segmentation_on_scenes(tmp_path, monkeypatch):
     old = untuned_model()
 
     # A saved model starts from the third stage, at the size that it was made for.
-    arguments = {"data": "scenes", "seed": 0, "stages": "out", "checkpoint": None}
-    arguments = example.argparse.Namespace(**arguments)
-    task = example.Task(arguments, example.types.SimpleNamespace(**example.TINY))
+    arguments, task = panoptic_task(example)
     assert same_weights(example.load(arguments, task), old)
     task.image_shape = (64, 64, 3)
     with pytest.raises(SystemExit, match="same --data and --preset"):
         example.load(arguments, task)
+
+
+def panoptic_task(example):
+    arguments = {"data": "scenes", "seed": 0, "stages": "out", "checkpoint": None}
+    arguments = example.argparse.Namespace(**arguments)
+    return arguments, example.Task(
+        arguments, example.types.SimpleNamespace(**example.TINY)
+    )
+
+
+def test_training_scenes_alone_are_recoloured_and_no_held_out_one_is_in_the_table():
+    example = panoptic()
+    _, task = panoptic_task(example)
+    (kept, labels), drawn = task.scenes, example.Scenes("train", 8, size=32)[0][0]
+    assert kept.shape == drawn.shape and labels.shape == (8, 32, 32, 2)
+    assert not np.isclose(kept, 2.0 * drawn - 1.0, atol=0.05).all(axis=(1, 2, 3)).any()
+    held_out, tested = task.held_out[0][0], task.test[0][0]
+    clean = example.Scenes("test", 6, size=32)[0][0]
+    np.testing.assert_allclose(tested, 2.0 * clean - 1.0, atol=1e-6)
+    assert not np.all(held_out[:, None] == tested[None], axis=(2, 3, 4)).any()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_panoptic_scenes_are_kept_or_drawn_again(keep):
+    example = panoptic()
+    _, task = panoptic_task(example)
+    task.preset.keep_scenes = keep
+    data, steps = task.training({"batch": 4, "steps": 5})
+    assert (steps, data["epochs"]) == (2, 3)
+    assert ("y" in data) == keep
+    images = data["x"][:4] if keep else data["x"][0][0]
+    assert images.shape == (4, 32, 32, 3)
 
 
 def test_recoloured_scenes_are_as_grey_as_before():
