@@ -14,8 +14,9 @@ likelihood on the codes of true colours; and its reward tuning for colourfulness
 
 The photographs, and what is measured, are those of colorization.py. Look at the mirror
 agreement: a language model that tuning has taught to paint one rainbow by place, over
-whatever picture, keeps few colours when the picture is mirrored. And look at how many
-different codes it writes.
+whatever picture, keeps few colours when the picture is mirrored. Rows of colours pass
+that test: look at how much of the colours place decides, too, and at how many different
+codes the model writes.
 """
 
 import pathlib
@@ -453,7 +454,20 @@ def measure(paint, photos):
     mirrored = mirror(photos)
     mirrored = mirror(paint(model_input(mirrored), mirrored))
     table = score(photos, painted, cells(painted) == cells(mirrored))
+    table["decided by place"] = place_share(painted)
     return {**table, "color error": color_error(photos, painted)}, painted
+
+
+def place_share(photos):
+    """How much of the colours is the same in all pictures, from 0 to 1.
+
+    The mean square of Lab's (a, b), averaged over the photographs at each place, and
+    divided by that without the average. 1: one picture of colours for all. 0 if grey.
+    """
+    _, a, b = rgb_to_lab(photos, stack=False)
+    colours = ops.convert_to_numpy(ops.stack([a, b]))
+    shared, total = np.square(colours.mean(1)).mean(), np.square(colours).mean()
+    return float(shared / total) if total > 1.0 else 0.0
 
 
 def different_codes(uvim, photos):

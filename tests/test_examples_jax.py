@@ -20,7 +20,7 @@ MOST_LINES = {
     "image_captioning": 350,
     "object_detection": 350,
     "colorization": 450,
-    "colorization_uvim": 490,
+    "colorization_uvim": 500,
     "panoptic_segmentation": 490,
 }
 
@@ -300,6 +300,7 @@ def test_colors_by_uvim(tmp_path, monkeypatch):
     assert results["truth"]["color error"] == 0.0
     assert results["truth"]["mirror agreement"] == 1.0
     assert ceiling["color error"] > 0.0
+    assert 0.0 <= results["after"]["decided by place"] <= 1.0
     assert results["code_usage"]["num_codes"] == 8
     assert 1.0 <= results["code_usage"]["perplexity"] <= 8.0
     assert results["different_codes"].keys() == {"before", "after"}
@@ -332,6 +333,20 @@ def test_different_codes_are_those_of_greedy_ones(monkeypatch):
 
     model = uvim.types.SimpleNamespace(language_model=Writer())
     assert uvim.different_codes(model, np.zeros((3, 8, 8, 3), "float32")) == 2
+
+
+def test_place_share_is_that_of_the_average_picture(monkeypatch):
+    _, uvim = colorization(monkeypatch)
+    rng = np.random.default_rng(0)
+    photo, others = rng.random((1, 4, 4, 3)), rng.random((400, 4, 4, 3))
+    assert np.isclose(uvim.place_share(np.repeat(photo, 3, axis=0)), 1.0)
+    assert uvim.place_share(np.full((3, 4, 4, 3), 0.5)) == 0.0
+
+    # One of two pictures is coloured: the average has half the colours, a quarter of
+    # their square, of which the two have a half on average.
+    grey = np.full((1, 4, 4, 3), 0.5)
+    assert np.isclose(uvim.place_share(np.concatenate([photo, grey])), 0.5, atol=1e-3)
+    assert uvim.place_share(others) < 0.1
 
 
 def untuned_model():
