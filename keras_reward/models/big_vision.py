@@ -193,6 +193,12 @@ def encoder_decoder(model, positions):
 def stage_one(model, positions):
     config = {**model.config, "image_shape": model.image_shape}
     check_stem(config["stem"])
+    if isinstance(config["code_grid"], int):
+        raise ValueError(
+            "big_vision's models have codes of a grid: make yours with rows and "
+            "columns. Received: a model with "
+            f"code_grid={config['code_grid']}"
+        )
     grid = grid_of(model.image_shape, config["patch_size"])
     oracle, base = model.oracle, model.base
     weights = []

@@ -17,12 +17,63 @@ from keras_reward.models.vision_transformer import (
     patch_stem,
 )
 
+# What logits of parts are multiplied by: averages over neighbours are small.
+PARTS_SHARPNESS = 2.0
+# Added to the size of a part, in patches, before it divides.
+PARTS_EPSILON = 1e-3
 
-def image_stem(image_shape, patch_size, width, stem, name, dtype):
-    """Images to tokens `(batch, patches, width)`, without positions."""
+
+def image_stem(image_shape, patch_size, width, stem, name, dtype, both_ways=False):
+    """Images to tokens `(batch, patches, width)`, without positions.
+
+    With `both_ways` they are the mean of the tokens of the image and of its mirror
+    image, mirrored back: left and right are treated alike.
+    """
     images = keras.Input(image_shape, name="images")
     embed = convolution_stem if stem == "conv" else patch_stem
-    return keras.Model(images, embed(images, patch_size, width, dtype), name=name)
+    tokens = embed(images, patch_size, width, dtype)
+    if not both_ways:
+        return keras.Model(images, tokens, name=name)
+    one_way = keras.Model(images, tokens, name="one_way")
+    rows, columns = (side // patch_size for side in image_shape[:2])
+    images = keras.Input(image_shape, name="images")
+    mirrored = ops.reshape(one_way(ops.flip(images, 2)), (-1, rows, columns, width))
+    mirrored = ops.reshape(ops.flip(mirrored, 2), (-1, rows * columns, width))
+    return keras.Model(images, 0.5 * (one_way(images) + mirrored), name=name)
+
+
+def parts_network(grid, width, num_parts, dtype):
+    """Tokens `(batch, patches, width)` to the shares of parts that they belong to.
+
+    The parts are not given: what belongs together follows from what its colour, or
+    whatever the label is, has in common. Neighbours mostly belong together.
+
+    Returns:
+        A Keras model, to `(batch, patches, num_parts)`, of sum 1 over the parts.
+    """
+    tokens = keras.Input((grid[0] * grid[1], width), name="tokens")
+    x = layer_norm("norm", tokens.shape, dtype)(tokens)
+    x = Dense(num_parts, name="parts", dtype=dtype)(x)
+    x = ops.reshape(x, (-1, *grid, num_parts))
+    x = keras.layers.AveragePooling2D(3, strides=1, padding="same", dtype=dtype)(x)
+    x = ops.reshape(PARTS_SHARPNESS * x, (-1, *tokens.shape[1:2], num_parts))
+    return keras.Model(tokens, ops.softmax(x, axis=-1), name="parts")
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class MeanOfParts(keras.layers.Layer):
+    """Means `(batch, n, width)` of tokens `(batch, patches, width)` in n parts.
+
+    Called with the shares `(batch, patches, n)`, as `parts_network` makes them, and the
+    tokens.
+    """
+
+    def call(self, parts, x):
+        shares = parts / (ops.sum(parts, axis=1, keepdims=True) + PARTS_EPSILON)
+        return ops.matmul(ops.transpose(shares, (0, 2, 1)), x)
+
+    def compute_output_shape(self, parts_shape, x_shape):
+        return (parts_shape[0], parts_shape[2], x_shape[2])
 
 
 def oracle_network(
@@ -34,7 +85,7 @@ def oracle_network(
         heads: channels of the label's features, by name.
         image_shape: `(height, width, channels)`.
         patch_size: side of a patch, of images and labels.
-        code_grid: rows and columns of codes.
+        code_grid: rows and columns of codes, or the number of those of parts.
         code_dim: length of the vectors that are quantised.
         sizes: dict of `width`, `num_layers`, `num_heads` and `mlp_dim`.
         stem: of the image.
@@ -43,7 +94,8 @@ def oracle_network(
 
     Returns:
         A Keras model of a dict of features `(batch, height, width, channels)`, and
-        `"images"`, to vectors `(batch, codes, code_dim)`.
+        `"images"`, to vectors `(batch, codes, code_dim)`. With codes of parts, there
+        is `"parts"` `(batch, patches, codes)` among its inputs, and no position.
     """
     height, columns, _ = image_shape
     grid = (height // patch_size, columns // patch_size)
@@ -58,11 +110,25 @@ def oracle_network(
         tokens.append(Dense(width, name=f"embedding_{name}", dtype=dtype)(patches))
     if sees_image:
         inputs["images"] = keras.Input(image_shape, name="images")
-        embed = image_stem(image_shape, patch_size, width, stem, "image_stem", dtype)
+        embed = image_stem(
+            image_shape,
+            patch_size,
+            width,
+            stem,
+            "image_stem",
+            dtype,
+            both_ways=isinstance(code_grid, int),
+        )
         tokens.append(embed(inputs["images"]))
     x = keras.layers.Add(name="sum", dtype=dtype)(tokens) if len(tokens) > 1 else None
-    x = blocks(tokens[0] if x is None else x, sizes, stem, dtype)
-    x = TokenResize(grid, code_grid, name="resize", dtype=dtype)(x)
+    x = tokens[0] if x is None else x
+    if isinstance(code_grid, int):
+        inputs["parts"] = keras.Input((grid[0] * grid[1], code_grid), name="parts")
+        x = blocks(x, sizes, None, dtype)
+        x = MeanOfParts(name="means", dtype=dtype)(inputs["parts"], x)
+    else:
+        x = blocks(x, sizes, stem, dtype)
+        x = TokenResize(grid, code_grid, name="resize", dtype=dtype)(x)
     x = Dense(code_dim, name="code_vectors", dtype=dtype)(x)
     return keras.Model(inputs, x, name="oracle")
 
@@ -81,14 +147,19 @@ def base_network(
     Returns:
         A Keras model of a dict of `"codes"` `(batch, codes, code_dim)` and `"tokens"`
         `(batch, patches, width)`, to a dict of `(batch, height, width, channels)`.
+        With codes of parts, with `"parts"` as in `oracle_network`.
     """
     height, columns, _ = image_shape
     grid = (height // patch_size, columns // patch_size)
     width = sizes["width"]
-    code_shape = (code_grid[0] * code_grid[1], code_dim)
-    inputs = {"codes": keras.Input(code_shape, name="codes")}
+    inputs = {"codes": keras.Input((code_length(code_grid), code_dim), name="codes")}
     x = Dense(width, name="code_embedding", dtype=dtype)(inputs["codes"])
-    x = TokenResize(code_grid, grid, name="resize", dtype=dtype)(x)
+    if isinstance(code_grid, int):
+        inputs["parts"] = keras.Input((grid[0] * grid[1], code_grid), name="parts")
+        x = ops.matmul(inputs["parts"], x)
+        stem = None
+    else:
+        x = TokenResize(code_grid, grid, name="resize", dtype=dtype)(x)
     if sees_image:
         inputs["tokens"] = keras.Input((grid[0] * grid[1], width), name="tokens")
         x = keras.layers.Add(name="sum", dtype=dtype)([x, inputs["tokens"]])
@@ -107,12 +178,17 @@ def base_network(
     return keras.Model(inputs, outputs, name="base")
 
 
+def code_length(code_grid):
+    """Number of codes: of a grid, or of parts."""
+    return code_grid if isinstance(code_grid, int) else code_grid[0] * code_grid[1]
+
+
 def blocks(x, sizes, stem, dtype):
-    """Positions, Transformer blocks and a last normalisation."""
-    positions = PositionEmbedding(
-        x.shape[1], POSITION_SCALES[stem], name="positions", dtype=dtype
-    )
-    x = positions(x)
+    """Positions, unless `stem` is None, Transformer blocks and a last normalisation."""
+    if stem is not None:
+        x = PositionEmbedding(
+            x.shape[1], POSITION_SCALES[stem], name="positions", dtype=dtype
+        )(x)
     for i in range(sizes["num_layers"]):
         block = EncoderBlock(
             sizes["num_heads"], sizes["mlp_dim"], name=f"block_{i}", dtype=dtype

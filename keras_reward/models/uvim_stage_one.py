@@ -37,7 +37,11 @@ class UViMStageOne(keras.Model):
         image_shape: `(height, width, channels)` of the images that the model is given.
         patch_size: side of a patch in pixels, of images and labels alike; divides
             height and width.
-        code_grid: rows and columns of codes, such as `(16, 16)`, the published ones.
+        code_grid: rows and columns of codes, such as `(16, 16)`, the published ones:
+            a code is of its place. Or an int, such as 8, as many codes of parts: what
+            belongs to a part, the model finds in the content of the image, wherever it
+            lies. Then no network knows positions, and left and right are treated
+            alike.
         num_codes: number of entries of the dictionary. Published: 4096.
         width: length of the networks' vectors. Default 128. Published: 768.
         oracle_layers: Transformer blocks of the oracle. Default 2. Published: 6.
@@ -114,7 +118,7 @@ class UViMStageOne(keras.Model):
         self.image_shape = tuple(image_shape)
         self.config = {
             "patch_size": patch_size,
-            "code_grid": tuple(code_grid),
+            "code_grid": code_grid if of_parts(code_grid) else tuple(code_grid),
             "num_codes": num_codes,
             "width": width,
             "oracle_layers": oracle_layers,
@@ -130,7 +134,7 @@ class UViMStageOne(keras.Model):
             "commitment": commitment,
             "seed": seed,
         }
-        self.code_length = code_grid[0] * code_grid[1]
+        self.code_length = networks.code_length(code_grid)
         self.num_codes = num_codes
         self.usage = CodeUsage(num_codes)
         self.build_networks(oracle_layers, base_layers, oracle_sees_image)
@@ -168,7 +172,14 @@ class UViMStageOne(keras.Model):
             config["stem"],
             "base_stem",
             dtype,
+            both_ways=of_parts(config["code_grid"]),
         )
+        self.parts = None
+        if of_parts(config["code_grid"]):
+            grid = [side // config["patch_size"] for side in self.image_shape[:2]]
+            self.parts = networks.parts_network(
+                grid, config["width"], config["code_grid"], dtype
+            )
         self.base = networks.base_network(
             sizes={**sizes, "num_layers": base_layers}, sees_image=True, **shared
         )
@@ -207,11 +218,11 @@ class UViMStageOne(keras.Model):
         targets = inputs.get("targets")
         if targets is None:
             targets = self.targets(inputs["labels"])
-        vectors = self.code_vectors(inputs["images"], targets, training)
+        seen = self.see(inputs["images"], training)
+        vectors = self.code_vectors(inputs["images"], targets, seen, training)
         vectors, codes = self.quantizer(vectors, training=training)
         vectors = self.code_dropout(vectors, training=training)
-        tokens = self.base_stem(inputs["images"], training=training)
-        return {"codes": codes, "logits": self.run_base(tokens, vectors, training)}
+        return {"codes": codes, "logits": self.run_base(seen, vectors, training)}
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -247,9 +258,18 @@ class UViMStageOne(keras.Model):
                 f"{', '.join(map(str, self.image_shape))}). Received: shape {shape}"
             )
 
-    def code_vectors(self, images, targets, training=False):
+    def see(self, images, training=False):
+        """A dict of what the base model is given of images: `tokens`, and `parts`."""
+        tokens = self.base_stem(images, training=training)
+        if self.parts is None:
+            return {"tokens": tokens}
+        return {"tokens": tokens, "parts": self.parts(tokens, training=training)}
+
+    def code_vectors(self, images, targets, seen, training=False):
         """What the oracle says, `(batch, code_length, code_dim)`, not quantised."""
         inputs = dict(self.task.features(targets))
+        if self.parts is not None:
+            inputs["parts"] = seen["parts"]
         if self.config["oracle_sees_image"]:
             inputs["images"] = images
         return self.oracle(inputs, training=training)
@@ -257,12 +277,13 @@ class UViMStageOne(keras.Model):
     def encode_labels(self, images, labels):
         """The oracle's codes, `(batch, code_length)` int32."""
         self.check_images(images)
-        vectors = self.code_vectors(images, self.targets(labels))
+        seen = self.see(images) if self.parts is not None else None
+        vectors = self.code_vectors(images, self.targets(labels), seen)
         return self.quantizer(vectors)[1]
 
-    def run_base(self, tokens, vectors, training=False):
-        """Logits in float32 of an image's tokens and the entries of a code."""
-        logits = self.base({"tokens": tokens, "codes": vectors}, training=training)
+    def run_base(self, seen, vectors, training=False):
+        """Logits in float32 of what is seen of an image and the entries of a code."""
+        logits = self.base({**seen, "codes": vectors}, training=training)
         return {name: ops.cast(value, "float32") for name, value in logits.items()}
 
     def decode_codes(self, images, codes):
@@ -278,8 +299,8 @@ class UViMStageOne(keras.Model):
         """
         self.check_images(images)
         n = codes.shape[1]
-        tokens = repeat_rows(self.base_stem(images), n)
-        logits = self.run_base(tokens, merge_rows(self.quantizer.lookup(codes)))
+        seen = {name: repeat_rows(x, n) for name, x in self.see(images).items()}
+        logits = self.run_base(seen, merge_rows(self.quantizer.lookup(codes)))
         return self.task.outputs(repeat_rows(images, n), logits)
 
     # For NumPy arrays.
@@ -366,12 +387,18 @@ class Inference(keras.Model):
         return model.task.outputs(images, result["logits"])
 
 
+def of_parts(code_grid):
+    """Whether codes are of parts, not of places."""
+    return isinstance(code_grid, int)
+
+
 def check_codes(code_grid, code_dropout):
     """Raises for a grid or a dropout that makes no sense."""
-    if len(code_grid) != 2 or min(code_grid) < 1:
+    numbers = (code_grid, 1) if of_parts(code_grid) else code_grid
+    if len(numbers) != 2 or min(numbers) < 1:
         raise ValueError(
-            "`code_grid` must be the numbers of rows and columns of codes. "
-            f"Received: code_grid={code_grid}"
+            "`code_grid` must be the numbers of rows and columns of codes, or the "
+            f"number of codes of parts. Received: code_grid={code_grid}"
         )
     if code_dropout not in CODE_DROPOUTS:
         raise ValueError(
