@@ -66,10 +66,10 @@ TINY = {
     "color_output": "ab",  # see `ColorizationTask`
     "scales": (0.5, 1.0),  # of random squares, see `cut_square`
     "stage_one": {
-        # Codes of parts of the picture, not of places: a code that is of a place lets
-        # tuning paint by place, one rainbow over whatever picture.
-        "code_grid": 8,
-        "num_codes": 64,
+        # A code for each stripe of the picture, from top to bottom; what lies within
+        # it, the base model has to see. For codes of parts of the picture, write 8.
+        "code_grid": (8, 1),
+        "num_codes": 128,
         "width": 64,
         "oracle_layers": 1,
         "base_layers": 2,
@@ -81,7 +81,7 @@ TINY = {
     "decoder": {"num_layers": 1},
     # Whenever the loss of watched photographs stops to fall, the learning rate falls;
     # when that does not help, a stage ends.
-    "codes": {"rate": 2e-3, "batch": 32, "steps": 100, "epochs": 9},
+    "codes": {"rate": 2e-3, "batch": 32, "steps": 100, "epochs": 12},
     "likelihood": {"rate": 1e-3, "batch": 32, "steps": 100, "epochs": 20},
     "patience": 3,
     # Reward tuning: the learning rate grows for a while, then falls along a cosine to
@@ -92,7 +92,7 @@ TINY = {
         "last": 0.05,
         "batch": 32,
         "steps": 15,
-        "epochs": 24,
+        "epochs": 30,
     },
     "num_samples": 4,
     # Keeps colours that are likely together, and where they are likely: blue above.
