@@ -40,8 +40,8 @@ class UViMStageOne(keras.Model):
         code_grid: rows and columns of codes, such as `(16, 16)`, the published ones:
             a code is of its place. Or an int, such as 8, as many codes of parts: what
             belongs to a part, the model finds in the content of the image, wherever it
-            lies. Then no network knows positions, and left and right are treated
-            alike.
+            lies. Then no network is told positions, and patches on the left and on the
+            right are treated alike. Not of the publication.
         num_codes: number of entries of the dictionary. Published: 4096.
         width: length of the networks' vectors. Default 128. Published: 768.
         oracle_layers: Transformer blocks of the oracle. Default 2. Published: 6.
