@@ -151,7 +151,7 @@ def test_a_part_says_the_mean_of_its_tokens():
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 def test_what_is_seen_of_a_mirror_image_is_mirrored(stem):
-    first = part_model(code_grid=PARTS, stem=stem)
+    first = part_model(stem=stem)
     images = gray(photos())
     seen, mirrored = first.see(images), first.see(images[:, :, ::-1].copy())
     for name, x in seen.items():
@@ -181,7 +181,7 @@ def test_no_network_knows_places():
 
 @pytest.mark.parametrize("sees_image", [True, False])
 def test_fit_teaches_all_parts(sees_image):
-    first = part_model(code_grid=PARTS, oracle_sees_image=sees_image)
+    first = part_model(oracle_sees_image=sees_image)
     networks = (first.oracle, first.base, first.base_stem, first.parts)
     before = [weights_of(network) for network in networks]
     first.compile(keras.optimizers.SGD(1.0))
@@ -201,7 +201,7 @@ def test_outputs_of_its_own_codes_are_the_reconstruction():
 
 
 def test_tunes_and_saves(tmp_path):
-    first = part_model(code_grid=PARTS)
+    first = part_model()
     uvim = UViM(first, language_model(first))
     old = weights_of(first)
     tuned = RewardTuning(uvim, reward=ColorfulnessReward(), num_samples=2, seed=0)
@@ -219,7 +219,7 @@ def test_tunes_and_saves(tmp_path):
 
 
 def test_computes_in_half_precision_with_codes_and_logits_in_full():
-    first = part_model(code_grid=PARTS, dtype="mixed_bfloat16")
+    first = part_model(dtype="mixed_bfloat16")
     inputs = {"images": gray(photos()), "labels": photos()}
     result = compiled(lambda x: first(x))(inputs)
     assert keras.backend.standardize_dtype(result["codes"].dtype) == "int32"

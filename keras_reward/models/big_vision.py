@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_reward.models.big_vision_files import read_arrays
 from keras_reward.models.encoder_decoder import VisionEncoderDecoder
+from keras_reward.models.uvim_networks import of_parts
 from keras_reward.models.uvim_stage_one import UViMStageOne
 from keras_reward.models.vision_transformer import VisionTransformer
 
@@ -193,11 +194,10 @@ def encoder_decoder(model, positions):
 def stage_one(model, positions):
     config = {**model.config, "image_shape": model.image_shape}
     check_stem(config["stem"])
-    if isinstance(config["code_grid"], int):
+    if of_parts(config["code_grid"]):
         raise ValueError(
             "big_vision's models have codes of a grid: make yours with rows and "
-            "columns. Received: a model with "
-            f"code_grid={config['code_grid']}"
+            f"columns. Received: a model with code_grid={config['code_grid']}"
         )
     grid = grid_of(model.image_shape, config["patch_size"])
     oracle, base = model.oracle, model.base

@@ -56,7 +56,7 @@ def parts_network(grid, width, num_parts, dtype):
     x = Dense(num_parts, name="parts", dtype=dtype)(x)
     x = ops.reshape(x, (-1, *grid, num_parts))
     x = keras.layers.AveragePooling2D(3, strides=1, padding="same", dtype=dtype)(x)
-    x = ops.reshape(PARTS_SHARPNESS * x, (-1, *tokens.shape[1:2], num_parts))
+    x = ops.reshape(PARTS_SHARPNESS * x, (-1, grid[0] * grid[1], num_parts))
     return keras.Model(tokens, ops.softmax(x, axis=-1), name="parts")
 
 
@@ -117,12 +117,12 @@ def oracle_network(
             stem,
             "image_stem",
             dtype,
-            both_ways=isinstance(code_grid, int),
+            both_ways=of_parts(code_grid),
         )
         tokens.append(embed(inputs["images"]))
     x = keras.layers.Add(name="sum", dtype=dtype)(tokens) if len(tokens) > 1 else None
     x = tokens[0] if x is None else x
-    if isinstance(code_grid, int):
+    if of_parts(code_grid):
         inputs["parts"] = keras.Input((grid[0] * grid[1], code_grid), name="parts")
         x = blocks(x, sizes, None, dtype)
         x = MeanOfParts(name="means", dtype=dtype)(inputs["parts"], x)
@@ -154,7 +154,7 @@ def base_network(
     width = sizes["width"]
     inputs = {"codes": keras.Input((code_length(code_grid), code_dim), name="codes")}
     x = Dense(width, name="code_embedding", dtype=dtype)(inputs["codes"])
-    if isinstance(code_grid, int):
+    if of_parts(code_grid):
         inputs["parts"] = keras.Input((grid[0] * grid[1], code_grid), name="parts")
         x = ops.matmul(inputs["parts"], x)
         stem = None
@@ -178,9 +178,14 @@ def base_network(
     return keras.Model(inputs, outputs, name="base")
 
 
+def of_parts(code_grid):
+    """Whether codes are of parts, not of places."""
+    return isinstance(code_grid, int)
+
+
 def code_length(code_grid):
     """Number of codes: of a grid, or of parts."""
-    return code_grid if isinstance(code_grid, int) else code_grid[0] * code_grid[1]
+    return code_grid if of_parts(code_grid) else code_grid[0] * code_grid[1]
 
 
 def blocks(x, sizes, stem, dtype):

@@ -118,7 +118,9 @@ class UViMStageOne(keras.Model):
         self.image_shape = tuple(image_shape)
         self.config = {
             "patch_size": patch_size,
-            "code_grid": code_grid if of_parts(code_grid) else tuple(code_grid),
+            "code_grid": code_grid
+            if networks.of_parts(code_grid)
+            else tuple(code_grid),
             "num_codes": num_codes,
             "width": width,
             "oracle_layers": oracle_layers,
@@ -172,10 +174,10 @@ class UViMStageOne(keras.Model):
             config["stem"],
             "base_stem",
             dtype,
-            both_ways=of_parts(config["code_grid"]),
+            both_ways=networks.of_parts(config["code_grid"]),
         )
         self.parts = None
-        if of_parts(config["code_grid"]):
+        if networks.of_parts(config["code_grid"]):
             grid = [side // config["patch_size"] for side in self.image_shape[:2]]
             self.parts = networks.parts_network(
                 grid, config["width"], config["code_grid"], dtype
@@ -387,14 +389,9 @@ class Inference(keras.Model):
         return model.task.outputs(images, result["logits"])
 
 
-def of_parts(code_grid):
-    """Whether codes are of parts, not of places."""
-    return isinstance(code_grid, int)
-
-
 def check_codes(code_grid, code_dropout):
     """Raises for a grid or a dropout that makes no sense."""
-    numbers = (code_grid, 1) if of_parts(code_grid) else code_grid
+    numbers = (code_grid, 1) if networks.of_parts(code_grid) else code_grid
     if len(numbers) != 2 or min(numbers) < 1:
         raise ValueError(
             "`code_grid` must be the numbers of rows and columns of codes, or the "
