@@ -246,3 +246,58 @@ def test_wrong_images_are_refused_by_name(images):
 def test_integer_images_are_refused():
     with pytest.raises(ValueError, match="uint8"):
         ColorfulnessReward()(None, np.zeros((2, 4, 4, 3), "uint8"))
+
+
+def ridge_filter(plane, guide, radius, epsilon):
+    """The guided filter, window by window, as linear regressions."""
+    height, width = plane.shape
+    slopes, offsets = np.zeros((2, height, width))
+    windows = {
+        (i, j): np.s_[
+            max(i - radius, 0) : i + radius + 1, max(j - radius, 0) : j + radius + 1
+        ]
+        for i in range(height)
+        for j in range(width)
+    }
+    for (i, j), window in windows.items():
+        inputs = guide[window].ravel()
+        # The penalty of the slope is one more row.
+        rows = np.append(np.stack([inputs, np.ones_like(inputs)], 1), [[0, 0]], 0)
+        rows[-1, 0] = np.sqrt(epsilon * inputs.size)
+        target = np.append(plane[window].ravel(), 0.0)
+        slopes[i, j], offsets[i, j] = np.linalg.lstsq(rows, target, rcond=None)[0]
+    result = np.zeros((height, width))
+    for place, window in windows.items():
+        result[place] = slopes[window].mean() * guide[place] + offsets[window].mean()
+    return result
+
+
+@pytest.mark.parametrize("radius", [1, 3, 9])
+def test_guided_filter_is_a_regression_in_each_window(radius):
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(2, 6, 7, 2)).astype("float32")
+    guide = rng.random((2, 6, 7, 1)).astype("float32")
+    apply = compiled(lambda x, y: colors.guided_filter(x, y, radius, epsilon=0.01))
+    found = to_numpy(apply(maps, guide))
+    for i in range(2):
+        for channel in range(2):
+            expected = ridge_filter(
+                maps[i, :, :, channel].astype("float64"),
+                guide[i, :, :, 0].astype("float64"),
+                radius,
+                0.01,
+            )
+            np.testing.assert_allclose(found[i, :, :, channel], expected, atol=1e-4)
+
+
+def test_guided_filter_keeps_what_follows_the_guide():
+    """Colours on two sides of an edge stay apart; those within a side become one."""
+    guide = np.zeros((1, 8, 8, 1), "float32")
+    guide[:, :, 4:] = 1.0
+    checks = np.indices((8, 8)).sum(0).reshape(1, 8, 8, 1) % 2
+    maps = 10.0 * guide + checks - 0.5
+    smooth = to_numpy(colors.guided_filter(maps, guide, radius=3))
+    np.testing.assert_allclose(smooth, 10.0 * guide, atol=0.15)
+    np.testing.assert_allclose(
+        to_numpy(colors.guided_filter(maps, guide, radius=0)), maps, atol=1e-6
+    )

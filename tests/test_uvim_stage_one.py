@@ -22,6 +22,7 @@ from uvim_models import (
 )
 
 from keras_reward.codecs import canonical_segments, rgb_to_lab
+from keras_reward.codecs.colors import guided_filter, lightness_of
 from keras_reward.models import ColorizationTask, PanopticTask, UViMStageOne
 from keras_reward.models.uvim_networks import CodeDropout, Pixels, resize_matrix
 from keras_reward.models.vision_transformer import Patches
@@ -183,6 +184,21 @@ def test_true_colours_give_the_photograph_back():
         np.testing.assert_allclose(painted, labels, atol=0.02)
 
 
+def test_smoothing_evens_out_colours_and_leaves_the_lightness():
+    labels, images = photos(), gray(photos())
+    logits = ColorizationTask().targets(labels)
+    smooth = to_numpy(ColorizationTask(smoothing=2).outputs(images, logits))
+    guide = ops.expand_dims(lightness_of(images) / 100.0, -1)
+    filtered = guided_filter(logits["color"], guide, radius=2)
+    expected = ColorizationTask().outputs(images, {"color": filtered})
+    np.testing.assert_allclose(smooth, to_numpy(expected), atol=1e-5)
+    assert np.abs(smooth - labels).max() > 0.1
+    lightness, _, _ = rgb_to_lab(smooth, stack=False)
+    np.testing.assert_allclose(
+        to_numpy(lightness), 100 * to_numpy(guide)[..., 0], atol=1
+    )
+
+
 def test_colour_error_is_the_mean_square():
     task, labels = ColorizationTask(), photos()
     targets = task.targets(labels)
@@ -272,6 +288,7 @@ def test_saving_keeps_everything(tmp_path):
 def test_tasks_are_made_again_from_their_configuration():
     for task in (
         ColorizationTask("rgb", (-1, 1)),
+        ColorizationTask(smoothing=3),
         PanopticTask(3, 4, min_fraction=0.1, stuff_classes=(2,)),
     ):
         again = type(task).from_config(task.get_config())
@@ -296,6 +313,8 @@ ERRORS = {
     ),
     "output": (lambda: ColorizationTask("lab"), "output='lab'"),
     "range": (lambda: ColorizationTask(value_range=(1, 0)), r"value_range=\(1, 0\)"),
+    "smoothing": (lambda: ColorizationTask(smoothing=-1), "smoothing=-1"),
+    "smooth rgb": (lambda: ColorizationTask("rgb", smoothing=2), "output='rgb'"),
     "segments": (lambda: PanopticTask(3, 0), "max_segments=0"),
     "fraction": (lambda: PanopticTask(3, 1, min_fraction=1.0), "min_fraction=1.0"),
     "stuff": (lambda: PanopticTask(3, 1, stuff_classes=(4,)), "Received: 4"),

@@ -305,3 +305,38 @@ def interpolation_matrix(size, target):
     position = (np.arange(target) + 0.5) * size / target - 0.5
     position = np.clip(position, 0.0, size - 1.0)[:, None]
     return np.maximum(1.0 - np.abs(position - np.arange(size)), 0.0).astype("float32")
+
+
+def guided_filter(maps, guide, radius, epsilon=1e-3):
+    """Smooths maps except across the edges of a guide, such as colours by lightness.
+
+    Within a window the map becomes the guide times a slope plus an offset, by least
+    squares. Each pixel takes the mean of the slopes and of the offsets of all windows
+    that it lies in.
+
+    Args:
+        maps: `(batch, height, width, channels)`.
+        guide: `(batch, height, width, 1)`, in [0, 1].
+        radius: of the windows in pixels: they are squares of side `2 * radius + 1`, cut
+            off at the border. 0 leaves nothing but a slope of 0: the maps.
+        epsilon: variance of the guide in a window that counts as half an edge. In
+            windows of less, maps become even.
+
+    Returns:
+        Float32, of the shape of `maps`.
+
+    Reference: He, Sun and Tang 2010, "Guided Image Filtering", section 3.
+    """
+    maps, guide = (ops.cast(x, "float32") for x in (maps, guide))
+    means = functools.partial(window_means, radius=radius)
+    level, middle = means(maps), means(guide)
+    variance = means(guide * guide) - middle * middle
+    slope = (means(guide * maps) - middle * level) / (variance + epsilon)
+    return means(slope) * guide + means(level - slope * middle)
+
+
+def window_means(maps, radius):
+    """Means over squares around each pixel, of what lies within the map."""
+    side = 2 * radius + 1
+    maps = ops.average_pool(maps, (side, 1), strides=1, padding="same")
+    return ops.average_pool(maps, (1, side), strides=1, padding="same")
