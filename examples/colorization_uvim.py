@@ -12,13 +12,13 @@ likelihood on the codes of true colours; and its reward tuning for colourfulness
     python examples/colorization.py --model uvim --photos my_pictures --preset paper \
         --checkpoint DIR_OF_BIG_VISION_FILES
 
-The photographs, and what is measured, are those of colorization.py. Look at the mirror
-agreement: a language model that tuning has taught to paint one rainbow by place, over
-whatever picture, keeps few colours when the picture is mirrored. Rows of colours pass
-that test: look at how much of the colours place decides, too, and at how many different
-codes the model writes.
+The photographs, and what is measured, are those of colorization.py. Tuning is quick to
+find out that one rainbow, painted by place over whatever picture, is colourful. The
+published codes are of places and allow that; those of the tiny preset are of parts of
+the picture. Look at the mirror agreement, and at how much of the colours place decides.
 """
 
+import functools
 import pathlib
 import types
 
@@ -64,12 +64,14 @@ TINY = {
     "image_size": 64,
     "patch_size": 8,
     "color_output": "ab",  # see `ColorizationTask`
+    "smoothing": 4,  # likewise: without it, patches are blocks of colour
     "scales": (0.5, 1.0),  # of random squares, see `cut_square`
+    # What the chroma of labels is multiplied by in the first stage: codes must be able
+    # to say colours as vivid as tuning will ask for.
+    "chroma": (1.0, 2.0),
     "stage_one": {
-        # A code for each stripe of the picture, from top to bottom; what lies within
-        # it, the base model has to see. For codes of parts of the picture, write 8.
-        "code_grid": (8, 1),
-        "num_codes": 128,
+        "code_grid": 8,  # parts, see `UViMStageOne`
+        "num_codes": 64,
         "width": 64,
         "oracle_layers": 1,
         "base_layers": 2,
@@ -81,7 +83,7 @@ TINY = {
     "decoder": {"num_layers": 1},
     # Whenever the loss of watched photographs stops to fall, the learning rate falls;
     # when that does not help, a stage ends.
-    "codes": {"rate": 2e-3, "batch": 32, "steps": 100, "epochs": 12},
+    "codes": {"rate": 2e-3, "batch": 32, "steps": 100, "epochs": 8},
     "likelihood": {"rate": 1e-3, "batch": 32, "steps": 100, "epochs": 20},
     "patience": 3,
     # Reward tuning: the learning rate grows for a while, then falls along a cosine to
@@ -92,17 +94,18 @@ TINY = {
         "last": 0.05,
         "batch": 32,
         "steps": 15,
-        "epochs": 30,
+        "epochs": 24,
     },
     "num_samples": 4,
-    # Keeps colours that are likely together, and where they are likely: blue above.
-    "kl_weight": 0.02,
+    "kl_weight": 0.02,  # keeps the likelier of two colourful codes
 }
 PAPER = {
     **TINY,
     "image_size": 512,
     "patch_size": 16,
     "color_output": "rgb",
+    "smoothing": 0,
+    "chroma": (1.0, 1.0),
     "stage_one": {
         "code_grid": (16, 16),
         "num_codes": 4096,
@@ -237,6 +240,20 @@ class Squares(keras.utils.PyDataset):
         return self.transform(model_input(colours), colours)
 
 
+def saturated(factors, rng, images, colours):
+    """Grey images and true colours, with more chroma in all of a photograph.
+
+    Args:
+        factors: of the chroma, least and most, drawn evenly on a logarithmic scale.
+        rng: NumPy's generator.
+        images, colours: as `Squares` makes them.
+    """
+    factors = np.exp(rng.uniform(*np.log(factors), (len(colours), 1, 1, 1)))
+    middle = grey(colours)
+    colours = middle + factors.astype("float32") * (colours - middle)
+    return images, np.clip(colours, 0.0, 1.0)
+
+
 def model_input(photos):
     """What the networks are given of photographs: grey, in three channels."""
     low, high = RANGE
@@ -291,7 +308,7 @@ def build_stage_one(preset, seed):
     """Oracle, dictionary and base model."""
     side = preset.image_size
     return UViMStageOne(
-        ColorizationTask(preset.color_output, RANGE),
+        ColorizationTask(preset.color_output, RANGE, preset.smoothing),
         (side, side, 3),
         preset.patch_size,
         seed=seed,
@@ -312,7 +329,8 @@ def train(photos, preset, seed, curves, clock):
     heading("1. Codes: what guides the base model?")
     first = build_stage_one(preset, seed)
     first.compile(optimizer(preset.codes["rate"]))
-    data = Squares(photos.train, preset, preset.codes, seed)
+    labels = functools.partial(saturated, preset.chroma, np.random.default_rng(seed))
+    data = Squares(photos.train, preset, preset.codes, seed, labels)
     error = ReconstructionError(*watched)
     curves["codes"] = fit(first, data, watched, preset, preset.codes, [error])
     clock.stop("codes")

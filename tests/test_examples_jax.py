@@ -20,7 +20,7 @@ MOST_LINES = {
     "image_captioning": 350,
     "object_detection": 350,
     "colorization": 450,
-    "colorization_uvim": 500,
+    "colorization_uvim": 520,
     "panoptic_segmentation": 490,
 }
 
@@ -81,7 +81,7 @@ def colorization(monkeypatch):
     uvim.TINY.update(
         image_size=16,
         stage_one={
-            "code_grid": (2, 2),
+            "code_grid": 4,
             "num_codes": 8,
             "width": 8,
             "oracle_layers": 1,
@@ -433,6 +433,23 @@ def test_recoloured_scenes_are_as_grey_as_before():
     is_grey = np.ptp(recoloured, axis=-1) < 1e-6
     assert is_grey[:, :4].all() and not is_grey[:, 4:].all()
     assert not np.allclose(recoloured, images, atol=0.05)
+
+
+def test_labels_of_the_first_stage_have_more_colour(monkeypatch):
+    _, uvim = colorization(monkeypatch)
+    pair = np.array([[0.5, 0.6, 0.5], [0.3, 0.3, 0.3]], "float32")
+    colours = np.broadcast_to(pair, (200, 1, 2, 3))
+    rng = np.random.default_rng(0)
+    images, labels = uvim.saturated((1.0, 4.0), rng, "grey images", colours)
+    assert images == "grey images" and labels.dtype == "float32"
+    np.testing.assert_allclose(labels[:, :, 1], 0.3, atol=1e-4)  # grey stays
+    factors = (labels[:, 0, 0, 1] - labels[:, 0, 0, 0]) / 0.1
+    assert 1.0 <= factors.min() < 1.1 and 3.6 < factors.max() <= 4.001
+    assert 1.7 < np.median(factors) < 2.3  # half of them below the middle logarithm
+    _, same = uvim.saturated((1.0, 1.0), rng, images, colours)
+    np.testing.assert_allclose(same, colours, atol=1e-6)
+    _, clipped = uvim.saturated((99.0, 99.0), rng, images, colours)
+    assert clipped.min() == 0.0 and clipped.max() == 1.0
 
 
 @pytest.mark.parametrize(
