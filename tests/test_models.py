@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny import compiled, randomize, to_numpy
+from tiny import compiled, randomize, to_numpy, weights_of
 
 from keras_reward.models import (
     CaptionPreprocessor,
@@ -242,6 +242,18 @@ def test_fit_teaches_it_to_name_colours(dtype):
     losses, images, y = fitted(model)
     assert losses[-1] < 0.1 * losses[0]
     np.testing.assert_array_equal(model.generate(images, temperature=0), y)
+
+
+def test_first_weights_follow_the_seed():
+    def first_weights(seed):
+        keras.utils.set_random_seed(seed)
+        model = VisionEncoderDecoder(tiny_encoder(), WORDS, LENGTH, num_heads=2)
+        return weights_of(model)
+
+    for one, same, other in zip(*map(first_weights, (0, 0, 1)), strict=True):
+        np.testing.assert_array_equal(one, same)
+        constant = np.all(one == one.flat[0])
+        assert constant or (one != other).any()
 
 
 def test_a_saved_model_returns_the_same(tmp_path):

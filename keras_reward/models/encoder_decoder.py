@@ -13,7 +13,7 @@ from keras_reward.models.captions import (
     check_special_ids,
 )
 from keras_reward.models.transformer import (
-    INITIALIZER,
+    STDDEV,
     DecoderBlock,
     Dense,
     PositionEmbedding,
@@ -127,7 +127,12 @@ class VisionEncoderDecoder(keras.Model):
         self.attention_bias = attention_bias
         dtype = self.dtype_policy
         self.token_embedding = keras.layers.Embedding(
-            vocabulary_size, width, INITIALIZER, name="token_embedding", dtype=dtype
+            vocabulary_size,
+            width,
+            # Made here: one that a module keeps has its seed before any is set.
+            keras.initializers.RandomNormal(stddev=STDDEV),
+            name="token_embedding",
+            dtype=dtype,
         )
         self.positions = PositionEmbedding(
             max_length, name="token_positions", dtype=dtype

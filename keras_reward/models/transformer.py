@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 EPSILON = 1e-6  # of the layer normalisations, as in the published ViT models
-INITIALIZER = keras.initializers.RandomNormal(stddev=0.02)
+STDDEV = 0.02  # of embeddings at first
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -29,7 +29,7 @@ class PositionEmbedding(keras.layers.Layer):
         stddev: standard deviation of the vectors at first. Default 0.02.
     """
 
-    def __init__(self, length, stddev=0.02, **kwargs):
+    def __init__(self, length, stddev=STDDEV, **kwargs):
         super().__init__(**kwargs)
         self.length = length
         self.stddev = stddev
