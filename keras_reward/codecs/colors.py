@@ -318,7 +318,7 @@ def guided_filter(maps, guide, radius, epsilon=1e-3):
         maps: `(batch, height, width, channels)`.
         guide: `(batch, height, width, 1)`, in [0, 1].
         radius: of the windows in pixels: they are squares of side `2 * radius + 1`, cut
-            off at the border. 0 leaves nothing but a slope of 0: the maps.
+            off at the border. With 0 the maps stay as they are.
         epsilon: variance of the guide in a window that counts as half an edge. In
             windows of less, maps become even.
 
