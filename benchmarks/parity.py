@@ -26,7 +26,7 @@ import numpy as np
 import rewards_captioning as captions
 from PIL import Image
 
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests" / "helpers"))
 import detection_reference
 import panoptic_reference
 from tiny import compiled, to_numpy

@@ -2,4 +2,4 @@
 
 import keras
 
-collect_ignore_glob = [] if keras.config.backend() == "jax" else ["test_*_jax.py"]
+collect_ignore_glob = [] if keras.config.backend() == "jax" else ["*_jax.py"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from keras_reward.data import Vocabulary
 
-EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 MOST_LINES = {
     "image_captioning": 350,
     "object_detection": 350,

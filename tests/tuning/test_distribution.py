@@ -54,7 +54,7 @@ def test_two_devices_equal_one(tmp_path):
         path = tmp_path / f"{devices}.npz"
         subprocess.run(
             [sys.executable, "-c", TRAIN, str(devices), str(path)],
-            cwd=pathlib.Path(__file__).parent,
+            cwd=pathlib.Path(__file__).parents[1] / "helpers",
             check=True,
             capture_output=True,
         )

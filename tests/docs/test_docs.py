@@ -20,7 +20,7 @@ from keras_reward import (
 from keras_reward.evaluation import sample_pools
 from keras_reward.policies import sampling, token_sampling
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCORES = ("Cider", "CocoDetection", "PanopticQuality")
 DATA = ("CocoBoxes", "CocoCaptions", "CocoPanoptic", "Scenes", "Vocabulary")

@@ -16,7 +16,7 @@ from keras_reward.models import (
 )
 from keras_reward.models.big_vision import resize_positions
 
-DATA = np.load(pathlib.Path(__file__).parent / "data" / "big_vision.npz")
+DATA = np.load(pathlib.Path(__file__).parent / "big_vision.npz")
 SIZES = {"width": 16, "num_heads": 2, "mlp_dim": 24}
 
 

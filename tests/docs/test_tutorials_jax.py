@@ -6,7 +6,7 @@ import runpy
 
 import pytest
 
-FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tutorials"
+FOLDER = pathlib.Path(__file__).parents[2] / "docs" / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("*.py"))
 EXPECTED = {
     "make_it_colourful": ("colours that a mirror keeps", "colorfulness.png"),
