@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from sequences import InNumPy
 from tiny import compiled, to_numpy, weights_of
 from uvim_models import (
     SIZE,

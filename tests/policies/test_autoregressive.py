@@ -54,7 +54,7 @@ def make(temperature=1.0, model=None, **arguments):
 
 
 def setting(name):
-    """Policy, in_numpy, inputs, and the mask of each input."""
+    """Policy, its model in NumPy, inputs, and the mask of each input."""
     arguments = SETTINGS[name]
     policy = make(**arguments)
     x = images(BATCH)

@@ -48,20 +48,19 @@ class Setting:
         self.length = self.x[self.ids].shape[1]
         shape = (len(self.x[self.ids]), SAMPLES, self.length)
         self.noise = np.random.default_rng(3).random(shape, "float32")
-        self.run = compiled(self.sample_and_score)
+        self.run = compiled(self.sample_and_more)
         self.results = self.numpy(self.x, self.noise)
 
-    def sample_and_score(self, x, noise):
+    def sample_and_more(self, x, noise):
         policy = self.policy
         context = policy.encode(x)
         samples = policy.sample(context, SAMPLES, noise=noise)
+        likelihood = policy.likelihood(context, samples)
         return {
             "samples": samples,
             "logits": policy.token_logits(*policy.states(context, samples)),
             "mask": policy.mask(context, samples),
-            "position_log_probs": policy.likelihood(
-                context, samples
-            ).position_log_probs,
+            "position_log_probs": likelihood.position_log_probs,
             "mode": policy.mode(context),
             "context": context,
             "cache": policy.task.prefill(context),

@@ -1,4 +1,4 @@
-"""Closeness to a reference model: the divergence and its gradient against exact sums."""
+"""Closeness to a reference model: divergence and gradient against exact sums."""
 
 import itertools
 import zipfile

@@ -41,7 +41,7 @@ def table_reward(y_true, y_pred):
 
 
 def log_prob_of(weights, in_numpy, x, tokens):
-    """Log-probability of a sequence under the in_numpy with other weights."""
+    """Log-probability of a sequence under the model in NumPy with other weights."""
     in_numpy.embedding, in_numpy.positions, in_numpy.encoder, in_numpy.head = weights
     return sum(in_numpy.token_log_probs(x, tokens))
 
