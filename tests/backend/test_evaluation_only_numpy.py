@@ -41,7 +41,9 @@ def test_predictions_are_greedy():
     np.testing.assert_array_equal(tuner().predict(inputs(), verbose=0), likeliest())
 
 
-@pytest.mark.parametrize("wrap", [lambda function: function, HostReward], ids=str)
+@pytest.mark.parametrize(
+    "wrap", [lambda function: function, HostReward], ids=["ops", "host"]
+)
 def test_evaluation_is_the_mean_reward(wrap):
     tuned = tuner(wrap(matches))
     expected = np.mean(likeliest() == TARGETS)
@@ -63,7 +65,11 @@ def caption_model():
     return randomize(model), images
 
 
-@pytest.mark.parametrize("make", [caption_model, lambda: (SequenceModel(), inputs(4))])
+def additive_model():
+    return SequenceModel(), inputs(4)
+
+
+@pytest.mark.parametrize("make", [caption_model, additive_model])
 def test_greedy_tokens_are_the_likeliest_of_a_pass_over_all(make):
     model, x = make()
     tuned = RewardTuning(model, reward=lambda y, tokens: tokens[:, 0] * 1.0)
