@@ -1,9 +1,9 @@
 """Everything used here of Keras and KerasHub that they do not promise to keep.
 
 Each function says why nothing public serves. `tests/backend/test_keras_private.py` and
-`test_keras_hub_private_jax.py` hold a test for each, which says what changed. Their LoRA
-attributes without underscore (`lora_enabled`, `lora_kernel_a`, ...) and `async_safe`
-of callbacks are not documented either, and are tested there too.
+`test_keras_hub_private_jax.py` hold a test for each, which says what changed. Some that
+has no underscore is not documented either, and is tested there too: the attributes of
+LoRA (`lora_enabled`, `lora_kernel_a`), `async_safe` of a callback, `train_function`.
 """
 
 import inspect

@@ -8,6 +8,7 @@ import pytest
 
 from keras_reward.backend.keras_private import SEEN_KERAS_HUB
 
+pytestmark = pytest.mark.hub
 PRIVATE = ("_build_cache", "_initialize_cache")
 TEXT_ALONE = ("GPT2CausalLM", "GemmaCausalLM", "LlamaCausalLM", "MistralCausalLM")
 # Class, method and its arguments.
