@@ -335,6 +335,7 @@ def with_keras_hub(folder):
     return model.encode(x)[0][0].shape[-1], logits.shape, difference, ids.shape
 
 
+@pytest.mark.hub
 def test_the_encoder_may_be_keras_hubs(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:

@@ -5,6 +5,7 @@ import os
 import keras
 import numpy as np
 import pytest
+from backends import trains
 from keras import ops
 from tiny import classifier, inputs, randomize, to_numpy, weights_of
 
@@ -69,6 +70,7 @@ def test_a_reward_model_of_outputs_alone():
     )
 
 
+@trains
 @pytest.mark.parametrize("trainable", [True, False])
 def test_tuning_raises_the_reward_and_leaves_the_reward_model_alone(trainable):
     model = reward_model(trainable=trainable)
@@ -105,6 +107,7 @@ def test_its_weights_are_arguments_of_the_step_not_constants():
     assert after == 0.0
 
 
+@trains
 def test_a_reward_model_that_shares_the_tuned_model_is_held_once():
     model = classifier()
     x, chosen = keras.Input((3,)), keras.Input((), dtype="int32")
@@ -118,6 +121,7 @@ def test_a_reward_model_that_shares_the_tuned_model_is_held_once():
     assert len(set(names)) == len(names)
 
 
+@trains
 @pytest.mark.parametrize("save_model", [False, True])
 def test_the_checkpoint_holds_the_reward_model_only_if_asked(tmp_path, save_model):
     path = str(tmp_path / "tuned.keras")
