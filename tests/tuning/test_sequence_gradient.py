@@ -7,6 +7,7 @@ all sequences, in float64 NumPy, and the library's estimate is read off real ste
 import keras
 import numpy as np
 import pytest
+from gradients import differentiate
 from keras import ops
 from sequences import InNumPy, SequenceModel, images
 from tiny import to_numpy, weights_of
@@ -44,20 +45,6 @@ def log_prob_of(weights, in_numpy, x, tokens):
     """Log-probability of a sequence under the model in NumPy with other weights."""
     in_numpy.embedding, in_numpy.positions, in_numpy.encoder, in_numpy.head = weights
     return sum(in_numpy.token_log_probs(x, tokens))
-
-
-def differentiate(function, weights, step=1e-5):
-    """Central differences of a function of weights, in float64, as one vector."""
-    gradient = []
-    for which, weight in enumerate(weights):
-        for index in np.ndindex(weight.shape):
-            ends = []
-            for sign in (1, -1):
-                moved = [np.array(w) for w in weights]
-                moved[which][index] += sign * step
-                ends.append(function(moved))
-            gradient.append((ends[0] - ends[1]) / (2 * step))
-    return np.array(gradient)
 
 
 def expected_reward(weights, in_numpy):
