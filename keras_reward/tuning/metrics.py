@@ -21,8 +21,8 @@ def make_trackers(component_names, num_samples, term_names):
     taken = sorted({name for name in names if names.count(name) > 1 or name == "loss"})
     if taken:
         raise ValueError(
-            "The reward, its components and the terms of the loss need names of their "
-            "own in the logs, other than those of RewardTuning's metrics. Rename them. "
+            "The reward, its components and the terms of the loss log under names of "
+            "RewardTuning's own metrics, or of one another. Rename them. "
             f"Received: {taken}"
         )
     # One sample does not differ from itself.
