@@ -6,7 +6,7 @@ import keras
 class RewardProgress(keras.callbacks.ProgbarLogger):
     """Keras's progress bar with `reward` and `val_reward` first.
 
-    `RewardTuning` adds it by itself; Keras would list the metrics by name.
+    `RewardTuning` adds it; Keras would list the metrics by name.
     """
 
     async_safe = True  # like the progress bar that Keras adds

@@ -114,11 +114,11 @@ class Attention(keras.layers.Layer):
             `(batch, queries, width)`.
         """
         queries = split_heads(self.query_dense(x), self.num_heads)
-        scores = ops.matmul(queries, keys)
-        scores = ops.cast(scores, "float32") * keys.shape[2] ** -0.5
+        logits = ops.matmul(queries, keys)
+        logits = ops.cast(logits, "float32") * keys.shape[2] ** -0.5
         if visible is not None:
-            scores = ops.where(visible, scores, -1e9)
-        weights = ops.cast(ops.softmax(scores, axis=-1), self.compute_dtype)
+            logits = ops.where(visible, logits, -1e9)
+        weights = ops.cast(ops.softmax(logits, axis=-1), self.compute_dtype)
         found = ops.transpose(ops.matmul(weights, values), (0, 2, 1, 3))
         return self.output_dense(ops.reshape(found, (-1, *x.shape[1:])))
 

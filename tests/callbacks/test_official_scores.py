@@ -12,7 +12,7 @@ from keras_reward import (
     GaussianPolicy,
     RewardTuning,
 )
-from keras_reward.callbacks import OfficialScores
+from keras_reward.callbacks import OfficialMetrics
 from keras_reward.evaluation import (
     Cider,
     CocoDetection,
@@ -84,7 +84,7 @@ def test_every_epoch_logs_the_score_of_the_greedy_outputs(name, tmp_path):
     tuned = tuner(codec, positions)
     x = inputs(IMAGES)
     callbacks = [
-        OfficialScores(evaluator(), (x, y), batch_size=2),
+        OfficialMetrics(evaluator(), (x, y), batch_size=2),
         keras.callbacks.ModelCheckpoint(
             tmp_path / "best.weights.h5",
             monitor=name,
@@ -141,7 +141,7 @@ def test_data_in_any_form_gives_the_same_batches(form):
         "PyDataset": Batches(x, y),
         "tensors": [tuple(map(ops.convert_to_tensor, batch)) for batch in batches],
     }[form]
-    callback = OfficialScores(Recorder(), data, batch_size=2)
+    callback = OfficialMetrics(Recorder(), data, batch_size=2)
     tuned = tuner(None, 6)
     callback.set_model(tuned)
     assert callback.scores() == {"images": IMAGES}

@@ -28,7 +28,7 @@ DATA += ("coco_files",)
 SCORES += ("cider", "coco_detection", "panoptic_quality")
 ANALYSIS = ("reward_distribution", "findings", "plot")
 ANALYSIS += ("progression", "plot_progression", "report")
-CALLBACKS = ("OfficialScores", "RewardGuard", "SampleLogger")
+CALLBACKS = ("OfficialMetrics", "RewardGuard", "SampleLogger")
 MODULES = (advantages, objective, codecs, sampling, token_sampling, sample_pools)
 PUBLIC = {
     **{name: getattr(keras_reward, name) for name in keras_reward.__all__},

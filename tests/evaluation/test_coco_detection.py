@@ -14,7 +14,7 @@ from keras_reward.evaluation.coco_detection import (
     CocoDetection,
     coco_detection,
 )
-from keras_reward.rewards.boxes import BOX_FORMATS
+from keras_reward.forms.boxes import BOX_FORMATS
 
 HEIGHT, WIDTH = 200, 300
 

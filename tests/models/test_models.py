@@ -132,7 +132,7 @@ def test_logits_are_those_of_a_transcription_in_numpy():
     model, images, token_ids = shared_model(), some_images(), some_ids(2, LENGTH)
     logits = model.predict({"images": images, "token_ids": token_ids}, verbose=0)
     reference = Transcription(model)
-    expected = list(map(reference.logits, images, token_ids))
+    expected = list(map(in_numpy.logits, images, token_ids))
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -157,7 +157,7 @@ def test_a_step_ascends_the_expected_reward_of_decoded_codes():
 
     slots = np.ones((2, 5), "bool")
     slots[:, 0] = False
-    reference = Reference(model.language_model, allowed=slots)
+    reference = InNumPy(model.language_model, allowed=slots)
 
     def probabilities():
         log_probs = [

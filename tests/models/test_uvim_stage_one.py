@@ -62,9 +62,9 @@ def test_color_networks_are_those_of_a_transcription_in_numpy():
     reference = Networks(model)
     lab = np.stack(rgb_to_lab(labels, stack=False), -1)[..., 1:] / 110.0
     for i in range(len(images)):
-        code = reference.code(images[i], {"color": lab[i]})
+        code = in_numpy.code(images[i], {"color": lab[i]})
         np.testing.assert_array_equal(result["codes"][i], code)
-        expected = reference.logits(images[i], code, ["color"])["color"]
+        expected = in_numpy.logits(images[i], code, ["color"])["color"]
         np.testing.assert_allclose(result["logits"]["color"][i], expected, atol=1e-4)
     assert len(np.unique(result["codes"])) > 1
 
@@ -80,9 +80,9 @@ def test_panoptic_networks_are_those_of_a_transcription_in_numpy():
             name: np.eye(size)[canonical[i, ..., k]]
             for k, (name, size) in enumerate(sizes.items())
         }
-        code = reference.code(images[i], features)
+        code = in_numpy.code(images[i], features)
         np.testing.assert_array_equal(result["codes"][i], code)
-        expected = reference.logits(images[i], code, sizes)
+        expected = in_numpy.logits(images[i], code, sizes)
         for name in sizes:
             found = result["logits"][name][i]
             np.testing.assert_allclose(found, expected[name], atol=1e-4)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from sequences import Reference, SequenceModel, cut, images
+from sequences import InNumPy, SequenceModel, cut, images
 from tiny import compiled, to_numpy
 
 from keras_reward import CategoricalPolicy, RewardTuning, policies
@@ -36,9 +36,9 @@ def masks_of(slot_mask, x):
 SETTINGS = {
     "plain": {},
     "sharp": {"temperature": 0.5},
-    "chunks": {"score_chunk": 2},
+    "chunks": {"logits_chunk": 2},
     "slots": {"slot_mask": SLOTS, "temperature": 1.5},
-    "slots of inputs": {"slot_mask": slots_of, "score_chunk": 1},
+    "slots of inputs": {"slot_mask": slots_of, "logits_chunk": 1},
 }
 
 
@@ -52,7 +52,7 @@ def setting(name):
     arguments = SETTINGS[name]
     policy = make(**arguments)
     x = images(BATCH)
-    reference = Reference(policy.model, policy.temperature)
+    reference = InNumPy(policy.model, policy.temperature)
     return policy, reference, x, masks_of(arguments.get("slot_mask"), x)
 
 
@@ -176,7 +176,7 @@ def test_sequences_are_drawn_as_often_as_their_probability_says(name):
 
 def test_forbidden_tokens_are_not_drawn_by_any_number():
     """Numbers at, below and above every boundary of the distribution."""
-    reference = Reference(SequenceModel(), allowed=SLOTS)
+    reference = InNumPy(SequenceModel(), allowed=SLOTS)
     x = images(1)
     boundaries = np.exp(reference.log_softmax(x[0], [])).cumsum().astype("float32")
     near = [np.nextafter(boundaries, side, dtype="float32") for side in (0, 1)]
@@ -199,10 +199,10 @@ class GivenNoise(AutoregressivePolicy):
         return super().sample(context, num_samples, noise=noise)
 
 
-def gradient_of_tuning(score_chunk, x, entropy_weight, **arguments):
+def gradient_of_tuning(logits_chunk, x, entropy_weight, **arguments):
     """How one step of SGD moves the weights, and what it logs."""
     model = SequenceModel(vocabulary_size=4, max_length=5)
-    policy = GivenNoise(score_chunk=score_chunk)
+    policy = GivenNoise(logits_chunk=logits_chunk)
     tuned = RewardTuning(
         model,
         reward=lambda y_true, y_pred: ops.cast(ops.sum(y_pred == 2, -1), "float32"),
@@ -416,11 +416,11 @@ def everything(x):
 
 @pytest.mark.parametrize("slot_mask", [None, SLOTS, everything])
 def test_policy_survives_serialisation(slot_mask):
-    policy = AutoregressivePolicy(score_chunk=2, slot_mask=slot_mask)
+    policy = AutoregressivePolicy(logits_chunk=2, slot_mask=slot_mask)
     config = keras.saving.serialize_keras_object(policy)
     copy = keras.saving.deserialize_keras_object(config)
     assert keras.saving.serialize_keras_object(copy) == config
-    assert copy.score_chunk == 2
+    assert copy.logits_chunk == 2
     if slot_mask is SLOTS:
         np.testing.assert_array_equal(copy.slot_mask, SLOTS)
     else:
@@ -455,7 +455,7 @@ ERRORS = {
         ),
         "without encode, hidden_states, logits.*vocabulary_size.*pad_id",
     ),
-    "score_chunk": (lambda: make(score_chunk=0), "positive int.*score_chunk=0"),
+    "logits_chunk": (lambda: make(logits_chunk=0), "positive int.*logits_chunk=0"),
     "shape": (
         lambda: make(slot_mask=np.ones((4, 3))),
         r"shape \(3, 4\)\. Received: shape \(4, 3\)",
@@ -542,7 +542,7 @@ def test_predictions_come_with_probabilities_where_the_codec_uses_them():
     context = tuned.policy.encode(x)
     greedy = to_numpy(tuned.policy.mode(context))
     np.testing.assert_array_equal(outputs["tokens"], greedy)
-    reference = Reference(tuned.model, allowed=SLOTS)
+    reference = InNumPy(tuned.model, allowed=SLOTS)
     for image, tokens, probs in zip(x, greedy, outputs["token_probs"], strict=True):
         tokens = cut(tokens, end_id=1)
         expected = np.exp(reference.token_log_probs(image, tokens))

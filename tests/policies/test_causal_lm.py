@@ -283,7 +283,7 @@ def check_whole_samples_are_scored():
     """Also in chunks of four positions."""
     s = setting("gpt2")
     samples, mask = s.results["samples"], s.results["mask"]
-    chunked = CausalLMPolicy(end_token_ids=[s.end], score_chunk=4).bind(s.model, 1.3)
+    chunked = CausalLMPolicy(end_token_ids=[s.end], logits_chunk=4).bind(s.model, 1.3)
 
     def score(x):
         context = s.policy.encode(x)
@@ -672,7 +672,7 @@ def check_chunks_have_the_same_gradient():
     start = [ops.convert_to_numpy(variable) for variable in variables]
     results = []
     for chunk in (None, 4):
-        policy = CausalLMPolicy(end_token_ids=[s.end], score_chunk=chunk)
+        policy = CausalLMPolicy(end_token_ids=[s.end], logits_chunk=chunk)
         policy.bind(s.model, 1.3)
         value, gradients = value_and_gradients(
             lambda policy=policy: ops.mean(policy.log_prob(policy.encode(x), samples)),
@@ -749,7 +749,7 @@ def check_fit_adds_the_likelihood_of_references():
 
     s = setting("gpt2")
     model = hub_models.gpt2()
-    policy = CausalLMPolicy(end_token_ids=[s.end], score_chunk=4)
+    policy = CausalLMPolicy(end_token_ids=[s.end], logits_chunk=4)
     tuned = RewardTuning(model, nothing, policy, mle_weight=0.5, temperature=1.3)
     tuned.compile(keras.optimizers.Adam(0.02))
     samples, mask = s.results["samples"], s.results["mask"]

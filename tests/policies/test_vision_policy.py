@@ -119,13 +119,13 @@ encoded = {}  # shapes of what the encoder was given in each step below
 
 
 @functools.cache
-def step(score_chunk, eager=False):
+def step(logits_chunk, eager=False):
     """How one step of SGD moves the weights, and what it logs."""
     model = vision_model()
     tuned = RewardTuning(
         model,
         ShareOfTwos(),
-        GivenNoise(score_chunk=score_chunk),
+        GivenNoise(logits_chunk=logits_chunk),
         num_samples=SAMPLES,
         baseline="greedy",
         entropy_weight=0.1,
@@ -133,7 +133,7 @@ def step(score_chunk, eager=False):
     )
     tuned.compile(keras.optimizers.SGD(1.0), run_eagerly=eager)
     before = weights_of(model)
-    shapes = encoded[score_chunk, eager] = []
+    shapes = encoded[logits_chunk, eager] = []
     call = model.encoder.call
 
     def counted(images, *args, **kwargs):

@@ -134,7 +134,7 @@ def test_none_and_nan_are_unscored():
     np.testing.assert_array_equal(scores, [np.nan, np.nan, 1, 1])
     tuned = tuner(HostReward(partly))
     history = tuned.fit(inputs(), batch_size=16, verbose=0).history
-    assert history["unscored"] == [2 / 32]
+    assert history["no_reward"] == [2 / 32]
     assert history["reward"] == [1.0]
 
 
@@ -149,7 +149,7 @@ def test_its_time_is_a_metric():
     assert 0.05 <= history.history["reward_seconds"][0] < 5.0
     assert 0.05 <= history.history["val_reward_seconds"][0] < 5.0
     both = HostReward(slow, name="one") + HostReward(slow, name="two")
-    assert "two_reward_seconds" in both.part_names
+    assert "two_reward_seconds" in both.component_names
 
 
 class ServiceError(Exception):

@@ -118,23 +118,23 @@ def test_a_scorer_that_shares_the_tuned_model_is_held_once():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("save_scorer", [False, True])
-def test_the_checkpoint_holds_the_scorer_only_if_asked(tmp_path, save_scorer):
+@pytest.mark.parametrize("save_model", [False, True])
+def test_the_checkpoint_holds_the_scorer_only_if_asked(tmp_path, save_model):
     path = str(tmp_path / "tuned.keras")
     x, chosen = keras.Input((3,)), keras.Input((), dtype="int32")
     embedded = keras.layers.Embedding(CLASSES, 20_000)(chosen)
     wide = keras.layers.Dense(1)(keras.layers.Concatenate()([x, embedded]))
     model = randomize(keras.Model([x, chosen], wide), 2)
-    tuned = tuner(FunctionReward(zero) + ModelReward(model, save_scorer=save_scorer))
+    tuned = tuner(FunctionReward(zero) + ModelReward(model, save_model=save_model))
     tuned.fit(inputs(), verbose=0)
     tuned.save(path)
-    assert (os.path.getsize(path) > 400_000) is save_scorer
+    assert (os.path.getsize(path) > 400_000) is save_model
     loaded = keras.saving.load_model(path)
     np.testing.assert_array_equal(
         loaded.predict(inputs(), verbose=0), tuned.predict(inputs(), verbose=0)
     )
-    if not save_scorer:
-        with pytest.raises(ValueError, match=r"no scorer.*save_scorer=True"):
+    if not save_model:
+        with pytest.raises(ValueError, match=r"no scorer.*save_model=True"):
             loaded.evaluate(inputs(), verbose=0)
         loaded.reward.rewards[1].scorer = model
     assert loaded.evaluate(inputs(), verbose=0) == tuned.evaluate(inputs(), verbose=0)

@@ -4,7 +4,7 @@ import functools
 
 import keras
 import numpy as np
-import panoptic_reference as reference
+import panoptic_in_numpy as in_numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +30,9 @@ SMALL = PanopticQualityReward(max_segments=4)
 def parts_of(reward, y_true, y_pred):
     """`(rows, 4)`: the reward, matched IoU, unmatched and dropped segments."""
     total, parts = reward.evaluate(reward.prepare(y_true), y_pred)
-    return ops.stack([total, *(parts[part] for part in reward.part_names)], axis=-1)
+    return ops.stack(
+        [total, *(parts[part] for part in reward.component_names)], axis=-1
+    )
 
 
 @functools.cache  # so that each reward compiles once for each shape
@@ -46,7 +48,7 @@ def scores(reward, y_true, y_pred):
 
 def expected_scores(y_true, y_pred, **kwargs):
     pairs = zip(y_true, y_pred, strict=True)
-    return np.array([reference.reward(*pair, **kwargs) for pair in pairs])
+    return np.array([in_numpy.reward(*pair, **kwargs) for pair in pairs])
 
 
 VOID = (0, 0)
@@ -116,7 +118,7 @@ def test_hand_worked_cases(case_scores, name):
     y_true, y_pred, matched_iou, unmatched = CASES[name]
     expected = [matched_iou - 0.3 * unmatched, matched_iou, unmatched, 0]
     np.testing.assert_allclose(case_scores[name], expected, atol=1e-6)
-    plain = reference.reward(np.array([y_true]), np.array([y_pred]))
+    plain = in_numpy.reward(np.array([y_true]), np.array([y_pred]))
     np.testing.assert_allclose(plain, expected, atol=1e-6)
 
 

@@ -33,7 +33,7 @@ class Second(Reward):
 
 
 class TwoParts(Reward):
-    part_names = ("left", "right")
+    component_names = ("left", "right")
 
     def call(self, y_true, y_pred):
         left, right = y_pred[:, 0], y_pred[:, 1]
@@ -76,7 +76,7 @@ def test_monitor_of_weight_zero_is_logged_without_influence():
 def test_sums_are_flat_and_keep_their_weights():
     reward = 2 * (First() + 3 * Second()) + TwoParts()
     assert reward.weights == [2.0, 6.0, 1.0]
-    assert reward.part_names == ("first", "second", "two_parts", "left", "right")
+    assert reward.component_names == ("first", "second", "two_parts", "left", "right")
 
 
 def test_parts_of_a_term_are_logged_beside_it():
@@ -93,22 +93,22 @@ def test_equal_names_are_refused():
 def test_a_named_reward_puts_its_name_before_its_parts():
     reward = TwoParts() + TwoParts(name="mine") + (First() + Second())
     named = SumReward([First(), Second()], name="both") + 0.0 * TwoParts(name="mine")
-    assert reward.part_names == (
+    assert reward.component_names == (
         *("two_parts", "left", "right"),
         *("mine", "mine_left", "mine_right"),
         *("first", "second"),
     )
-    assert named.part_names[:3] == ("both", "both_first", "both_second")
+    assert named.component_names[:3] == ("both", "both_first", "both_second")
     for each in (reward, named):
         total, parts = each.evaluate(each.prepare(None), OUTPUTS[:2])
-        assert set(parts) == set(each.part_names)
+        assert set(parts) == set(each.component_names)
     np.testing.assert_allclose(to_numpy(total), [11.0, 22.0])
     np.testing.assert_allclose(to_numpy(parts["both"]), [11.0, 22.0])
 
 
 def test_parts_must_be_those_declared():
     class Wrong(TwoParts):
-        part_names = ("left",)
+        component_names = ("left",)
 
     with pytest.raises(ValueError, match=r"Expected: \['left'\]"):
         Wrong()(None, OUTPUTS)
@@ -174,7 +174,7 @@ def test_rewards_survive_serialisation(reward):
     np.testing.assert_array_equal(
         scores(copy, None, images), scores(reward, None, images)
     )
-    assert copy.part_names == reward.part_names
+    assert copy.component_names == reward.component_names
     assert copy.name == reward.name
     assert repr(copy) == repr(reward)
 

@@ -112,7 +112,7 @@ def test_it_trains_with_batches_of_any_size(name, compilation):
     tuned = tuner(name, make(), codec, compilation)
     before = weights_of(tuned.model)
     history = train(tuned, y)
-    assert history["unscored"] == [0.0, 0.0]
+    assert history["no_reward"] == [0.0, 0.0]
     assert np.isfinite(history["reward"]).all()
     after = weights_of(tuned.model)
     assert all(np.isfinite(weight).all() for weight in after)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from sequences import Reference, SequenceModel, images
+from sequences import InNumPy, SequenceModel, images
 from tiny import to_numpy, weights_of
 
 from keras_reward import CategoricalPolicy, CIDErReward, Reward, RewardTuning
@@ -85,7 +85,7 @@ def moved_by(tuned, x, *targets):
 SETTINGS = {
     "leave one out": {},
     "greedy, first": {"baseline": "greedy", "update": "first"},
-    "sharp, chunks": {"temperature": 0.7, "score_chunk": 1},
+    "sharp, chunks": {"temperature": 0.7, "logits_chunk": 1},
     "slots": {"slot_mask": SLOTS},
 }
 
@@ -93,7 +93,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_step_ascends_the_expected_reward(name):
     arguments = dict(SETTINGS[name])
-    names = ("score_chunk", "slot_mask")
+    names = ("logits_chunk", "slot_mask")
     policy = {k: arguments.pop(k) for k in names if k in arguments}
     model = tiny_model()
     tuned = RewardTuning(
@@ -105,7 +105,7 @@ def test_step_ascends_the_expected_reward(name):
         **arguments,
     )
     tuned.compile(keras.optimizers.SGD(1.0))
-    reference = Reference(model, tuned.temperature, policy.get("slot_mask"))
+    reference = InNumPy(model, tuned.temperature, policy.get("slot_mask"))
     start = float64_weights(model)
     exact = differentiate(lambda w: expected_reward(w, reference), start)
     x = np.repeat(X, COPIES, 0)
@@ -141,10 +141,10 @@ def test_a_step_equals_numpy_given_the_same_noise(mode):
     """Samples, leave-one-out advantages and the gradient of mean(A * log p)."""
     model = tiny_model()
     tuned = RewardTuning(
-        model, table_reward, GivenNoise(score_chunk=2), num_samples=4, temperature=0.7
+        model, table_reward, GivenNoise(logits_chunk=2), num_samples=4, temperature=0.7
     )
     tuned.compile(keras.optimizers.SGD(1.0), **mode)
-    reference = Reference(model, temperature=0.7)
+    reference = InNumPy(model, temperature=0.7)
     drawn = [
         [reference.sample(x, uniform) for uniform in numbers]
         for x, numbers in zip(X, GivenNoise.numbers, strict=True)
@@ -197,7 +197,7 @@ def test_mle_weight_adds_the_gradient_of_the_likelihood():
     model = tiny_model()
     tuned = RewardTuning(model, reward=nothing, mle_weight=0.5, seed=0)
     tuned.compile(keras.optimizers.SGD(1.0))
-    reference = Reference(model)
+    reference = InNumPy(model)
     targets = [[[2, 2, 1], [2, 1]], [[1]]]
     start = float64_weights(model)
     likelihood = lambda w: mean_log_likelihood(w, reference, targets)  # noqa: E731
@@ -216,7 +216,7 @@ def test_mle_weight_adds_the_gradient_of_the_likelihood():
 # The likelihood is that of the distribution that is sampled.
 LIKELIHOODS = {
     "temperature": {"temperature": 0.6},
-    "chunks": {"score_chunk": 2, "temperature": 1.7},
+    "chunks": {"logits_chunk": 2, "temperature": 1.7},
     "slots": {"slot_mask": SLOTS},
     "slots of inputs": {"slot_mask": lambda x: np.stack([SLOTS] * 2)},
 }
@@ -233,7 +233,7 @@ def test_mle_weight_weighs_inputs_under_the_distribution_that_is_sampled(name):
     )
     tuned.compile(keras.optimizers.SGD(1.0))
     allowed = SLOTS if "slot_mask" in arguments else None
-    reference = Reference(model, temperature, allowed)
+    reference = InNumPy(model, temperature, allowed)
     sequences, weights_of_inputs = [[2, 1], [0, 0, 2]], np.array([0.5, 3.0], "float32")
 
     def likelihood(weights):
@@ -271,7 +271,7 @@ def test_targets_that_break_off_are_scored_without_an_end():
     context = policy.encode(X)
     targets = np.array([[2, 2], [2, 0]])
     expected = [
-        sum(Reference(model).token_log_probs(x, tokens))
+        sum(InNumPy(model).token_log_probs(x, tokens))
         for x, tokens in zip(X, [[2, 2], [2]], strict=True)
     ]
     result = to_numpy(policy.target_log_prob(context, targets))
@@ -284,7 +284,7 @@ def test_targets_that_cannot_be_written_are_left_out():
     policy = AutoregressivePolicy(slot_mask=SLOTS).bind(model)
     targets = np.array([[2, 2, 1], [7, 1, 0]])  # token 2 is forbidden at position 1
     result = to_numpy(policy.target_log_prob(policy.encode(X), targets))
-    reference = Reference(model, allowed=SLOTS)
+    reference = InNumPy(model, allowed=SLOTS)
     first = [reference.log_softmax(X[0], tokens)[t] for tokens, t in
              (([], 2), ([2, 2], 1))]  # fmt: skip
     second = reference.log_softmax(X[1], [0])[1]
@@ -317,7 +317,7 @@ def test_an_auxiliary_loss_adds_its_gradient():
     model = tiny_model()
     tuned = RewardTuning(model, reward=nothing, auxiliary_loss=FirstToken(), seed=0)
     tuned.compile(keras.optimizers.SGD(1.0))
-    reference = Reference(model)
+    reference = InNumPy(model)
 
     def likelihood(weights):
         return np.mean([log_prob_of(weights, reference, x, [2]) for x in X])
@@ -402,7 +402,7 @@ COUNTED = {
 @pytest.mark.parametrize("end_id", COUNTED)
 def test_padding_counts_where_it_is_a_token(end_id):
     model = SequenceModel(vocabulary_size=3, end_id=end_id)
-    policy, reference = AutoregressivePolicy().bind(model), Reference(model)
+    policy, reference = AutoregressivePolicy().bind(model), InNumPy(model)
     context = policy.encode(X[:1])
     for tokens, count in COUNTED[end_id]:
         expected = sum(reference.token_log_probs(X[0], tokens[:count]))
@@ -421,7 +421,7 @@ def test_what_counts_is_what_maximum_likelihood_was_taught(end_id, sequences):
     model = SequenceModel(vocabulary_size=3, end_id=end_id)
     policy = AutoregressivePolicy().bind(model)
     context = policy.encode(X[[0] * len(sequences)])
-    every = [Reference(model).token_log_probs(X[0], tokens) for tokens in y]
+    every = [InNumPy(model).token_log_probs(X[0], tokens) for tokens in y]
     result = to_numpy(policy.target_log_prob(context, y))
     np.testing.assert_allclose(result, (every * weights).sum(-1), atol=1e-5)
 
@@ -475,7 +475,7 @@ def tuner(**arguments):
 
 
 def test_a_run_that_is_saved_and_continued_equals_the_uninterrupted_one(tmp_path):
-    policy = {"score_chunk": 2, "slot_mask": np.ones((3, 4), "bool")}
+    policy = {"logits_chunk": 2, "slot_mask": np.ones((3, 4), "bool")}
     arguments = {"mle_weight": 0.1, "temperature": 0.8}
     x, y = images(16), np.tile([2, 1, 0], (16, 1))
 

@@ -90,14 +90,14 @@ def test_metrics_of_training_and_of_evaluation():
     parts = {"chose_three", "two_parts", "left", "right"}
     logs = tuned.train_on_batch(inputs(), return_dict=True)
     training_only = {"reward_std", "entropy", "no_signal"}
-    assert set(logs) == {"loss", "reward", "unscored"} | training_only | parts
+    assert set(logs) == {"loss", "reward", "no_reward"} | training_only | parts
     logs = tuned.evaluate(inputs(), verbose=0, return_dict=True)
-    assert set(logs) == {"loss", "reward", "unscored"} | parts
+    assert set(logs) == {"loss", "reward", "no_reward"} | parts
     assert logs["loss"] == pytest.approx(-logs["reward"])
 
 
 class TwoParts(Reward):
-    part_names = ("left", "right")
+    component_names = ("left", "right")
 
     def call(self, y_true, y_pred):
         left = ops.cast(y_pred, "float32")
@@ -119,7 +119,7 @@ def test_metric_values_by_hand():
     assert float(logs["reward_std"]) == pytest.approx(np.std(range(4), ddof=1))
     assert float(logs["entropy"]) == pytest.approx(np.log(4))
     assert float(logs["no_signal"]) == 0.0
-    assert float(logs["unscored"]) == 0.0
+    assert float(logs["no_reward"]) == 0.0
     # All log-probabilities are -log 4 and advantages sum to 0.
     assert float(logs["loss"]) == pytest.approx(0.0, abs=1e-6)
 
@@ -156,7 +156,7 @@ def test_no_signal_counts_inputs_whose_samples_earn_the_same():
 def test_a_single_sample_has_no_spread_to_report():
     tuned = tuner(num_samples=1, baseline="greedy")
     logs = tuned.train_on_batch(inputs(), return_dict=True)
-    assert set(logs) == {"loss", "reward", "entropy", "unscored"}
+    assert set(logs) == {"loss", "reward", "entropy", "no_reward"}
 
 
 def test_targets_are_repeated_for_the_samples_of_an_input():
