@@ -54,6 +54,7 @@ def rank_segments(maps, is_void, max_segments, stuff_classes=()):
         shape[0] * (slots + 1),
     )
     rank_of_slot = ops.where(rank_of_slot < 1, max_segments + 1, rank_of_slot)
+    rank_of_slot = ops.cast(rank_of_slot, "int32")
     ranks = ops.where(
         is_void, 0, ops.take(rank_of_slot, slot_of_pixel + starts, axis=0)
     )
@@ -99,8 +100,9 @@ def fill_table(maps, is_void, slots, stuff_classes):
             ops.reshape(ops.where(waits, flat, rows * slots), (-1,)),
             rows * slots + 1,
         )
-        claims = ops.reshape(claims[:-1], (-1, slots))
-        last = ops.where(last < 0, ops.maximum(claims, -1), last)
+        claims = ops.reshape(ops.maximum(claims[:-1], -1), (-1, slots))
+        # Of ints, Keras's `segment_max` is a float on NumPy.
+        last = ops.where(last < 0, ops.cast(claims, "int32"), last)
         first_pixel = pixels - 1 - ops.maximum(last, 0)
 
         def of_slot(table):

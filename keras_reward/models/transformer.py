@@ -99,8 +99,10 @@ class Attention(keras.layers.Layer):
     def empty_cache(self, rows, length, width):
         """Keys and values of `length` positions of `rows` rows, all zero."""
         depth = width // self.num_heads
+        # Apart from each other, since `slice_update` writes in place on NumPy.
         keys = ops.zeros((rows, self.num_heads, depth, length), self.compute_dtype)
-        return keys, ops.transpose(keys, (0, 1, 3, 2))
+        values = ops.zeros((rows, self.num_heads, length, depth), self.compute_dtype)
+        return keys, values
 
     def call(self, x, keys, values, visible=None):
         """What `x` `(batch, queries, width)` finds there, where `visible` is True.

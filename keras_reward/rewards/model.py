@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_reward.backend.keras_private import flatten_layers
 from keras_reward.rewards.reward import Reward
 
 
@@ -78,7 +79,7 @@ class ModelReward(Reward):
 
     @property
     def supports_jit(self):
-        layers = self._model._flatten_layers() if self._model else []
+        layers = flatten_layers(self._model) if self._model else []
         return all(layer.supports_jit for layer in layers)
 
     @property

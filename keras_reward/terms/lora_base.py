@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.backend.keras_private import flatten_layers
 from keras_reward.terms.reference_model import MISSING, ReferenceModel
 
 ADAPTED = ("kernel", "embeddings")  # names of weights that Keras's layers adapt
@@ -127,7 +128,8 @@ def take_out(layer, name, places):
     for variable, value in zip(adapters, values, strict=True):
         variable.assign(value)
     twice = ops.convert_to_numpy(getattr(layer, name))
-    getattr(layer, f"_{name}").assign(merged - (twice - merged))
+    (base,) = [variable for variable in layer.variables if variable.name == name]
+    base.assign(merged - (twice - merged))
 
 
 def adapted_names(layer):
@@ -147,7 +149,7 @@ def adapters_of(model):
 
 def lora_layers(model):
     """The layers of a model that have LoRA adapters."""
-    layers = model._flatten_layers()
+    layers = flatten_layers(model)
     return [layer for layer in layers if getattr(layer, "lora_enabled", False)]
 
 

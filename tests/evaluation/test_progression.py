@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from backends import trains
 from scipy import stats
 from tiny import classifier, inputs
 
@@ -37,6 +38,7 @@ class Share:
         return {"share": np.mean(np.concatenate(self.predicted) == 2)}
 
 
+@trains
 def test_a_run_and_the_file_of_its_log_agree(tmp_path):
     def is_two(y_true, y_pred):
         return keras.ops.cast(y_pred == 2, "float32")

@@ -105,7 +105,7 @@ class PartNetworks(Networks):
 
 
 def test_networks_are_those_of_a_transcription_in_numpy():
-    labels, reference = photos(), PartNetworks(model())
+    labels, in_numpy = photos(), PartNetworks(model())
     images = gray(labels)
     seen = model().see(images)
     said = model().code_vectors(

@@ -9,9 +9,8 @@ from keras import ops
 from tiny import classifier, inputs, randomize, to_numpy
 
 from keras_reward import BernoulliPolicy, CategoricalPolicy, GaussianPolicy, policies
-from keras_reward.policies.policy import repeat_rows
-from keras_reward.policies.sampling import draw_categorical
 from keras_reward.drawing import draw_categorical
+from keras_reward.nests import repeat_rows
 
 
 def image_model(channels):
@@ -87,9 +86,12 @@ def test_shapes_of_the_protocol(name):
     context = policy.encode(images(4))
     samples = policy.sample(context, 6, seed=0)
     assert tuple(samples.shape) == (4, 6, *sample_shape)
-    assert tuple(policy.token_log_prob(context, samples).shape) == (4, 6, *sample_shape)
+    result = policy.likelihood(context, samples, choices=[samples, samples])
+    shape = (4, 6, *sample_shape)
+    assert [tuple(values.shape) for values in result] == [
+        (4, 6), (4,), shape, shape, (2, *shape)
+    ]  # fmt: skip
     assert tuple(policy.log_prob(context, samples).shape) == (4, 6)
-    assert tuple(policy.entropy(context, samples).shape) == (4,)
     assert tuple(policy.mode(context).shape) == (4, *sample_shape)
     assert tuple(policy.decode(images(4), samples).shape) == (24, *sample_shape)
     assert policies.get(name, image_model(channels)).__class__ is type(policy)
@@ -115,7 +117,7 @@ def test_bernoulli_is_that_of_scipy(temperature):
     result = to_numpy(policy.log_prob(context, samples))
     np.testing.assert_allclose(result, expected, rtol=1e-4)
     entropy = scipy.stats.bernoulli.entropy(p).mean(-1)
-    result = to_numpy(policy.entropy(context, samples))
+    result = to_numpy(policy.likelihood(context, samples).entropy)
     np.testing.assert_allclose(result, entropy, rtol=1e-4)
     drawn = to_numpy(policy.sample(context, 20_000, seed=1)).mean(1)
     np.testing.assert_allclose(drawn, p, atol=0.02)
@@ -134,7 +136,7 @@ def test_gaussian_is_that_of_scipy(temperature):
         to_numpy(policy.log_prob(context, samples)), expected, rtol=1e-4
     )
     np.testing.assert_allclose(
-        to_numpy(policy.entropy(context, samples)),
+        to_numpy(policy.likelihood(context, samples).entropy),
         normal.entropy().mean((1, 2)),
         rtol=1e-4,
     )

@@ -1,8 +1,8 @@
 """How much memory a compiled step needs, by JAX's compiler."""
 
-import jax
 import keras
 import numpy as np
+from jax_steps import temporaries
 from keras import ops
 
 from keras_reward import AutoregressivePolicy, RewardTuning
@@ -11,8 +11,8 @@ from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 SAMPLES, LENGTH, WORDS, IMAGE = 8, 32, 4096, 8
 
 
-def temporaries(logits_chunk):
-    """Bytes of temporaries of one training step about one image."""
+def bytes_needed(logits_chunk):
+    """Temporaries of one training step about one image."""
     sizes = {"num_layers": 1, "num_heads": 2, "mlp_dim": 16}
     encoder = VisionTransformer((IMAGE, IMAGE, 3), patch_size=4, width=16, **sizes)
     model = VisionEncoderDecoder(encoder, WORDS, LENGTH, **sizes)
@@ -24,20 +24,11 @@ def temporaries(logits_chunk):
         seed=0,
     )
     tuned.compile(keras.optimizers.SGD(0.1))
-    tuned.optimizer.build(tuned.trainable_variables)
-    state = (
-        [v.value for v in tuned.trainable_variables],
-        [v.value for v in tuned.non_trainable_variables],
-        [v.value for v in tuned.optimizer.variables],
-        [v.value for v in tuned.metrics_variables],
-    )
-    images = np.zeros((1, IMAGE, IMAGE, 3), "float32")
-    compiled = jax.jit(tuned.train_step).lower(state, (images,)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    return temporaries(tuned, np.zeros((1, IMAGE, IMAGE, 3), "float32"))
 
 
 def test_scoring_in_chunks_needs_at_most_half_the_memory():
-    plain, chunks = temporaries(None), temporaries(4)
+    plain, chunks = bytes_needed(None), bytes_needed(4)
     logits = 4 * SAMPLES * LENGTH * WORDS  # float32, of all tokens of all samples
     assert plain > logits
     assert chunks < 0.5 * plain, (chunks, plain)

@@ -214,12 +214,16 @@ def test_rewards_are_those_of_plain_python(options, make):
 def test_parts_count_boxes_without_weights():
     y_true, y_pred = random_case(0)
     reward = MeanAveragePrecisionReward(class_counts=[1, 1000], iou_thresholds=(0.6,))
-    _, parts = reward.evaluate(reward.prepare(y_true), y_pred)
+    _, components = reward.evaluate(reward.prepare(y_true), y_pred)
     rows = zip(*(in_numpy.read(b, "xyxy") for b in (y_true, y_pred)), strict=True)
     expected = np.array([in_numpy.score(*row, 0.6)[:2] for row in rows], "float32")
     assert expected.min(0).tolist() != expected.max(0).tolist()
-    np.testing.assert_allclose(to_numpy(parts["matches"]), expected[:, 0], atol=1e-5)
-    np.testing.assert_allclose(to_numpy(parts["duplicates"]), expected[:, 1], atol=1e-5)
+    np.testing.assert_allclose(
+        to_numpy(components["matches"]), expected[:, 0], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        to_numpy(components["duplicates"]), expected[:, 1], atol=1e-5
+    )
 
 
 def test_matched_iou_by_hand():

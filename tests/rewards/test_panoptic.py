@@ -29,21 +29,21 @@ SMALL = PanopticQualityReward(max_segments=4)
 
 def parts_of(reward, y_true, y_pred):
     """`(rows, 4)`: the reward, matched IoU, unmatched and dropped segments."""
-    total, parts = reward.evaluate(reward.prepare(y_true), y_pred)
+    total, components = reward.evaluate(reward.prepare(y_true), y_pred)
     return ops.stack(
-        [total, *(parts[part] for part in reward.component_names)], axis=-1
+        [total, *(components[name] for name in reward.component_names)], axis=-1
     )
 
 
 @functools.cache  # so that each reward compiles once for each shape
-def compiled_parts(reward):
+def compiled_components(reward):
     return compiled(functools.partial(parts_of, reward))
 
 
 def scores(reward, y_true, y_pred):
     """`parts_of`, compiled, as NumPy."""
     tensors = (ops.convert_to_tensor(each) for each in (y_true, y_pred))
-    return to_numpy(compiled_parts(reward)(*tensors))
+    return to_numpy(compiled_components(reward)(*tensors))
 
 
 def expected_scores(y_true, y_pred, **kwargs):
@@ -61,7 +61,7 @@ CASES = {
     # All void: whatever is predicted lies on void, and is forgiven.
     "no ground truth": ([VOID] * 8, [A] * 4 + [C] * 4, 0.0, 0),
     "both empty": ([VOID] * 8, [VOID] * 8, 0.0, 0),
-    # 5 of 8 pixels match; the other part is unmatched.
+    # 5 of 8 pixels match; the other name is unmatched.
     "split segment": ([A] * 8, [A] * 5 + [B] * 3, 5 / 8, 1),
     "split in equal halves": ([A] * 8, [A] * 4 + [B] * 4, 0.0, 2),
     # 5 of 8 for the first; the merged prediction cannot match both.

@@ -68,9 +68,9 @@ def test_rewards_combine(reward, expected):
 
 def test_monitor_of_weight_zero_is_logged_without_influence():
     reward = First() + 0.0 * Second()
-    total, parts = reward.evaluate([None, None], ops.convert_to_tensor(OUTPUTS))
+    total, components = reward.evaluate([None, None], ops.convert_to_tensor(OUTPUTS))
     np.testing.assert_allclose(to_numpy(total), [1.0, 2.0, 3.0])
-    np.testing.assert_allclose(to_numpy(parts["second"]), [10.0, 20.0, np.nan])
+    np.testing.assert_allclose(to_numpy(components["second"]), [10.0, 20.0, np.nan])
 
 
 def test_sums_are_flat_and_keep_their_weights():
@@ -80,9 +80,9 @@ def test_sums_are_flat_and_keep_their_weights():
 
 
 def test_parts_of_a_term_are_logged_beside_it():
-    _, parts = (First() + TwoParts()).evaluate([None, None], OUTPUTS[:2])
-    np.testing.assert_allclose(to_numpy(parts["two_parts"]), [11.0, 22.0])
-    np.testing.assert_allclose(to_numpy(parts["right"]), [10.0, 20.0])
+    _, components = (First() + TwoParts()).evaluate([None, None], OUTPUTS[:2])
+    np.testing.assert_allclose(to_numpy(components["two_parts"]), [11.0, 22.0])
+    np.testing.assert_allclose(to_numpy(components["right"]), [10.0, 20.0])
 
 
 def test_equal_names_are_refused():
@@ -90,7 +90,7 @@ def test_equal_names_are_refused():
         First() + First()
 
 
-def test_a_named_reward_puts_its_name_before_its_parts():
+def test_a_named_reward_puts_its_name_before_its_components():
     reward = TwoParts() + TwoParts(name="mine") + (First() + Second())
     named = SumReward([First(), Second()], name="both") + 0.0 * TwoParts(name="mine")
     assert reward.component_names == (
@@ -100,10 +100,10 @@ def test_a_named_reward_puts_its_name_before_its_parts():
     )
     assert named.component_names[:3] == ("both", "both_first", "both_second")
     for each in (reward, named):
-        total, parts = each.evaluate(each.prepare(None), OUTPUTS[:2])
-        assert set(parts) == set(each.component_names)
+        total, components = each.evaluate(each.prepare(None), OUTPUTS[:2])
+        assert set(components) == set(each.component_names)
     np.testing.assert_allclose(to_numpy(total), [11.0, 22.0])
-    np.testing.assert_allclose(to_numpy(parts["both"]), [11.0, 22.0])
+    np.testing.assert_allclose(to_numpy(components["both"]), [11.0, 22.0])
 
 
 def test_parts_must_be_those_declared():

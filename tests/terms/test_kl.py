@@ -1,4 +1,4 @@
-"""Closeness to a reference model: the divergence and its gradient against exact sums."""
+"""Closeness to a reference model: divergence and gradient against exact sums."""
 
 import itertools
 import zipfile
@@ -7,6 +7,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from gradients import differentiate
 from keras import ops
 from scipy import special
 from sequences import InNumPy, SequenceModel, images
@@ -66,20 +67,6 @@ def test_weights_by_hand():
     np.testing.assert_allclose(free[0], ratios[0, 0] - ratios[0, 1], atol=1e-6)
     single = to_numpy(objective.kl_weights(ratios[:, :1]))
     np.testing.assert_allclose(single, ratios[:, :1])
-
-
-def differentiate(function, weights, step=1e-5):
-    """Central differences of a function of a list of arrays, as one vector."""
-    gradient = []
-    for which, weight in enumerate(weights):
-        for index in np.ndindex(weight.shape):
-            ends = []
-            for sign in (1, -1):
-                moved = [np.array(w) for w in weights]
-                moved[which][index] += sign * step
-                ends.append(function(moved))
-            gradient.append((ends[0] - ends[1]) / (2 * step))
-    return np.array(gradient)
 
 
 def moves(tuned, start, x):

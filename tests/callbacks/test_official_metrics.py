@@ -79,7 +79,7 @@ def tuner(codec, positions):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_epoch_logs_the_score_of_the_greedy_outputs(name, tmp_path):
+def test_every_epoch_logs_the_metric_of_the_greedy_outputs(name, tmp_path):
     evaluator, score, y, codec, positions = CASES[name]
     tuned = tuner(codec, positions)
     x = inputs(IMAGES)
@@ -144,7 +144,7 @@ def test_data_in_any_form_gives_the_same_batches(form):
     callback = OfficialMetrics(Recorder(), data, batch_size=2)
     tuned = tuner(None, 6)
     callback.set_model(tuned)
-    assert callback.scores() == {"images": IMAGES}
+    assert callback.results() == {"images": IMAGES}
     predicted = np.concatenate([out for _, out in callback.evaluator.seen])
     np.testing.assert_array_equal(predicted, tuned.predict(x, verbose=0))
     np.testing.assert_array_equal(
