@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # Why did my score fall?
+# # Why did my reward fall?
 #
-# Tuning starts from a model that works, so there is something to lose. Three ways to
-# lose it, how each looks in the logs and plots, and what to do: a learning rate that is
-# too high, dropout, and a reward that the model exploits.
+# Tuning starts from a model that works, so there is something to lose. This notebook
+# shows three ways to lose it, how each looks in logs and plots, and what to do: a
+# learning rate that is too high, dropout, and a reward that the model exploits.
 
 # %%
 import os
@@ -25,10 +25,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward import FunctionReward, RewardTuning
+from keras_reward import KL, FunctionReward, RewardTuning
 from keras_reward.callbacks import RewardGuard, SampleLogger
 
-SMALL = "KERAS_REWARD_SMALL" in os.environ  # a few steps, to see that all of it runs
+SMALL = "KERAS_REWARD_SMALL" in os.environ  # a few steps, for tests
 IMAGES = 64 if SMALL else 512
 MLE_EPOCHS, EPOCHS = (8, 3) if SMALL else (15, 10)
 RATE = 3e-3
@@ -36,8 +36,8 @@ RATE = 3e-3
 # %% [markdown]
 # ## A model that works
 #
-# Find the disc in a noisy image. A small network, trained as usual to say of every
-# pixel whether it belongs to the disc.
+# The task is to find a disc in a noisy image. A small network, trained as usual, tells
+# for every pixel whether it belongs to the disc.
 
 
 # %%
@@ -77,9 +77,9 @@ weights = model.get_weights()
 # %% [markdown]
 # ## Too high a learning rate
 #
-# The most common one. Tuning takes a rate 10 to 1000 times lower than training did; a
-# model whose answers were good is undone by a few large steps, and samples of a ruined
-# model cannot lead back.
+# This is the most common cause. Tuning needs a learning rate 10 to 1000 times lower
+# than training. A few large steps ruin a good model, and it cannot recover from its own
+# bad samples.
 #
 # First a rate that works, then one a hundred times higher.
 
@@ -87,17 +87,17 @@ weights = model.get_weights()
 # %%
 def dice(y_true, y_pred):
     """Twice the overlap over the sum of both areas: 1 for equal masks."""
-    said = ops.cast(y_pred, "float32")
-    overlap = ops.sum(y_true * said, axis=(1, 2, 3))
+    predicted = ops.cast(y_pred, "float32")
+    overlap = ops.sum(y_true * predicted, axis=(1, 2, 3))
     return (
         2.0
         * overlap
-        / (ops.sum(y_true, axis=(1, 2, 3)) + ops.sum(said, axis=(1, 2, 3)))
+        / (ops.sum(y_true, axis=(1, 2, 3)) + ops.sum(predicted, axis=(1, 2, 3)))
     )
 
 
 def tune(rate, reward=dice, callbacks=(), epochs=EPOCHS, **arguments):
-    """Tunes a fresh copy of the trained weights."""
+    """Tunes the model, starting from the trained weights."""
     model.set_weights(weights)
     keras.utils.set_random_seed(0)  # the order of the images
     tuned = RewardTuning(
@@ -121,17 +121,17 @@ def tune(rate, reward=dice, callbacks=(), epochs=EPOCHS, **arguments):
 
 
 good, history = tune(RATE)
-print("rate as it should be:", np.round(history["val_reward"], 3))
+print("a good learning rate: ", np.round(history["val_reward"], 3))
 _, history = tune(100 * RATE)
-print("a hundred times that:", np.round(history["val_reward"], 3))
+print("a hundred times higher:", np.round(history["val_reward"], 3))
 
 # %% [markdown]
-# How it looks: `val_reward` falls at once, often together with `entropy`; `no_signal`
-# rises, since a model that answers the same each time has samples that all earn the
-# same. Nothing in the *loss* shows it: its value says nothing.
+# How it looks: `val_reward` falls at once, often together with `entropy`. `no_signal`
+# rises, because a model that always gives the same answer has samples that all earn the
+# same. The value of the *loss* does not show it.
 #
-# `RewardGuard` measures before the first step and then every few steps, and when the
-# reward falls it stops, puts the best weights back, and says so.
+# `RewardGuard` measures before the first step and then every few steps. When the reward
+# falls, it stops training, restores the best weights, and warns.
 
 # %%
 guard = RewardGuard(validation_data=held_out, every_steps=2)
@@ -140,21 +140,21 @@ with warnings.catch_warnings(record=True) as caught:
     guarded, _ = tune(100 * RATE, callbacks=[guard])
 print(guard.fired.message if guard.fired else "the guard found nothing")
 rescued = guarded.evaluate(*held_out, verbose=0, return_dict=True)["reward"]
-print(f"held-out reward: {rescued:.3f}, the best that was seen {guard.best_value:.3f}")
+print(f"held-out reward: {rescued:.3f}, the best so far: {guard.best_value:.3f}")
 if guard.fired:
     assert rescued > 0.99 * guard.best_value
 
 # %% [markdown]
-# What to do: lower the rate by ten; warm it up
+# What to do: divide the learning rate by ten, or warm it up
 # (`keras.optimizers.schedules.CosineDecay(0.0, ..., warmup_target=rate)`).
 #
 # ## Dropout
 #
-# A sample is drawn from one distribution and must be scored under the same. With
-# dropout on, each pass of the network is another distribution: sample in one pass,
-# score in another, and the ratio of the two probabilities, which should be 1, is
-# anything. Here is that ratio for a network with dropout, over two passes, and over
-# one and the same.
+# The log-probability of a sample must come from the distribution that it was drawn
+# from. With dropout, each forward pass is another distribution. If samples are drawn in
+# one pass and their probability is computed in another, the ratio of the two
+# probabilities is far from 1. Here is this ratio for a network with dropout, for two
+# passes and for one.
 
 # %%
 thinned = trained_model(dropout=0.5)
@@ -162,10 +162,14 @@ noisy = RewardTuning(thinned, reward=dice, policy="bernoulli", seed=0)
 
 
 def ratio(first, second):
-    """Spread of p(sample) between two passes: 5 % and 95 % quantiles."""
+    """5 % and 95 % quantiles of p(sample) in one pass over p(sample) in another."""
     samples = noisy.policy.sample(first, 4, seed=0)
-    logs = [noisy.policy.log_prob(context, samples) for context in (second, first)]
-    values = ops.convert_to_numpy(ops.stop_gradient(ops.exp(logs[0] - logs[1])))
+    log_probs = [
+        noisy.policy.likelihood(context, samples).log_prob
+        for context in (second, first)
+    ]
+    values = ops.stop_gradient(ops.exp(log_probs[0] - log_probs[1]))
+    values = ops.convert_to_numpy(values)
     return np.round(np.quantile(values, (0.05, 0.95)), 3)
 
 
@@ -176,15 +180,16 @@ print("dropout on, one pass:   ", ratio(passes[0], passes[0]))
 print("dropout off, two passes:", ratio(*fixed))
 
 # %% [markdown]
-# The library samples and scores from one pass, so this cannot happen, whatever you set.
-# And it runs the model with `training=False`, so that what is tuned is what is used:
-# with `model_training=True` a thinned network would be tuned, whose samples earn less.
+# The library draws samples and computes their likelihood in one pass, so this cannot
+# happen. It also runs the model with `training=False`, so the model that is tuned is
+# the one that is used. With `model_training=True` it would tune a network with dropout,
+# whose samples earn less.
 
 # %% [markdown]
 # ## A reward that is exploited
 #
-# The reward went up, and the pictures are worse. Ask for *recall*, the share of the
-# disc that was found, and the model learns to say yes everywhere: that finds all of
+# The reward went up, but the outputs are worse. If the reward is *recall*, the share of
+# the disc that was found, the model learns to answer yes everywhere, which finds all of
 # it.
 
 
@@ -195,12 +200,12 @@ def recall(y_true, y_pred):
 
 
 def precision(y_true, y_pred):
-    said = ops.cast(y_pred, "float32")
-    right = ops.sum(y_true * said, axis=(1, 2, 3))
-    return right / ops.maximum(ops.sum(said, axis=(1, 2, 3)), 1.0)
+    predicted = ops.cast(y_pred, "float32")
+    correct = ops.sum(y_true * predicted, axis=(1, 2, 3))
+    return correct / ops.maximum(ops.sum(predicted, axis=(1, 2, 3)), 1.0)
 
 
-# A term of weight 0 has no influence, and is logged: a monitor.
+# A reward of weight 0 is a monitor: logged, without influence.
 watched = FunctionReward(recall, name="recall") + 0.0 * FunctionReward(
     precision, name="precision"
 )
@@ -211,9 +216,9 @@ print("val_reward   ", np.round(history["val_reward"], 2))
 print("val_precision", np.round(history["val_precision"], 2))
 
 # %% [markdown]
-# `val_reward` rises, `val_precision` falls. The pictures in `samples/` show what
-# happened: the mask has grown over the image. Two numbers that should rise together and
-# do not: `progression` draws them, and gives their rank correlation.
+# `val_reward` rises and `val_precision` falls. The pictures in `samples/` show what
+# happened: the mask has grown over the image. The two should rise together but do not.
+# `progression` draws both and returns their rank correlation.
 
 # %%
 from keras_reward.evaluation import plot_progression, progression
@@ -223,8 +228,8 @@ print(f"rank correlation: {result.rank_correlation:.2f}")
 plot_progression(result, "progression.png")
 
 # %% [markdown]
-# The guard can watch a monitor, too. It stops at the first sign, with the best weights
-# from before.
+# The guard can also watch a monitor. It stops at the first sign and restores the best
+# weights.
 
 # %%
 guard = RewardGuard(
@@ -236,24 +241,24 @@ with warnings.catch_warnings(record=True) as caught:
 print(guard.fired.message if guard.fired else "the guard found nothing")
 
 # %% [markdown]
-# What to do: reward what you want. The overlap above asks for recall and precision at
-# once. Where no such reward exists, stay close to the model that tuning starts from:
-# `kl_weight` with a `reference` charges for moving away.
+# What to do: reward what you want. The overlap above asks for both recall and
+# precision. If there is no such reward, stay close to the model that tuning starts
+# from: the term `KL` adds the divergence from it to the loss.
 
 # %%
-_, history = tune(hacking, watched, kl_weight=0.01, reference="copy")
-print("recall, kept near", np.round(history["val_reward"], 2))
-print("    its precision", np.round(history["val_precision"], 2))
-print("    kl, nats     ", np.round(history["kl"], 1))
+_, history = tune(hacking, watched, terms=[KL("copy", 0.01)])
+print("recall with KL", np.round(history["val_reward"], 2))
+print("its precision ", np.round(history["val_precision"], 2))
+print("kl, in nats   ", np.round(history["kl"], 1))
 
 # %% [markdown]
-# ## A list to go through
+# ## Checklist
 #
-# | what you see | what it may be |
+# | what you see | possible cause and remedy |
 # | --- | --- |
-# | `val_reward` falls from the first epoch | the learning rate; warm up |
+# | `val_reward` falls from the first epoch | learning rate too high: lower, warm up |
 # | `reward` rises, `val_reward` does not | good by noise: lower `temperature` |
-# | `no_signal` near 1 | the reward is too coarse, or the policy certain: more samples |
-# | `entropy` falls to 0 | the learning rate; `entropy_weight` |
-# | `val_reward` rises, outputs are worse | the reward: monitors, samples, another |
-# | `loss` is 0 | [nothing](../metrics.md) |
+# | `no_signal` near 1 | reward too coarse or policy too certain: draw more samples |
+# | `entropy` falls to 0 | learning rate too high: lower it, or add the term `Entropy` |
+# | `val_reward` rises, outputs are worse | reward exploited: change it, add monitors |
+# | `loss` is 0 | [no problem](../metrics.md) |
