@@ -72,7 +72,16 @@ class Baseline(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class LeaveOneOutBaseline(Baseline):
-    """The mean reward of the other samples, see `advantages.leave_one_out`."""
+    """The mean reward of the other samples, see `advantages.leave_one_out`.
+
+    Example:
+
+    ```python
+    from keras_reward import LeaveOneOutBaseline
+
+    LeaveOneOutBaseline().advantages([[1.0, 2.0, 6.0]])  # [[-3.0, -1.5, 4.5]]
+    ```
+    """
 
     min_samples = 2
 
@@ -82,7 +91,18 @@ class LeaveOneOutBaseline(Baseline):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class GreedyBaseline(Baseline):
-    """The reward of the greedy output, see `advantages.greedy`."""
+    """The reward of the greedy output, see `advantages.greedy`.
+
+    Example:
+
+    ```python
+    from keras import ops
+    from keras_reward import GreedyBaseline
+
+    greedy_rewards = ops.array([2.0])
+    GreedyBaseline().advantages([[1.0, 2.0, 6.0]], greedy_rewards)  # [[-1.0, 0.0, 4.0]]
+    ```
+    """
 
     def advantages(self, rewards, greedy_rewards):
         return advantages.greedy(rewards, greedy_rewards)
@@ -90,7 +110,16 @@ class GreedyBaseline(Baseline):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class MeanBaseline(Baseline):
-    """The mean reward of all samples, see `advantages.mean`."""
+    """The mean reward of all samples, see `advantages.mean`.
+
+    Example:
+
+    ```python
+    from keras_reward import MeanBaseline
+
+    MeanBaseline().advantages([[1.0, 2.0, 6.0]])  # [[-2.0, -1.0, 3.0]]
+    ```
+    """
 
     min_samples = 2
 
@@ -106,6 +135,16 @@ class MovingAverageBaseline(Baseline):
         momentum: weight of the past, in [0, 1). Default 0.9: the average looks back
             about ten batches.
         name: optional name.
+
+    Example:
+
+    ```python
+    from keras_reward import MovingAverageBaseline
+
+    baseline = MovingAverageBaseline(momentum=0.75)
+    baseline.advantages([[1.0, 2.0, 6.0]])  # [[1.0, 2.0, 6.0]], there is no average yet
+    baseline.advantages([[7.0, 7.0, 7.0]])  # [[4.0, 4.0, 4.0]]
+    ```
     """
 
     def __init__(self, momentum=0.9, name=None, **kwargs):
@@ -144,6 +183,15 @@ class StandardizedBaseline(Baseline):
             `"leave_one_out"`.
         epsilon: added to the deviation, in units of the reward. Default 1e-6.
         name: optional name.
+
+    Example:
+
+    ```python
+    from keras_reward import StandardizedBaseline
+
+    baseline = StandardizedBaseline("mean")
+    baseline.advantages([[1.0, 2.0, 6.0]])  # [[-0.756, -0.378, 1.134]]
+    ```
     """
 
     def __init__(self, baseline="leave_one_out", epsilon=1e-6, name=None, **kwargs):
@@ -185,6 +233,18 @@ class FunctionBaseline(Baseline):
             `keras.ops`. To be loaded from a saved file it must be registered with
             `keras.saving.register_keras_serializable`.
         name: optional name.
+
+    Example:
+
+    ```python
+    from keras import ops
+    from keras_reward import FunctionBaseline
+
+    def minus_best(rewards):
+        return rewards - ops.max(rewards, axis=1, keepdims=True)
+
+    FunctionBaseline(minus_best).advantages([[1.0, 2.0, 6.0]])  # [[-5.0, -4.0, 0.0]]
+    ```
     """
 
     def __init__(self, function, name=None, **kwargs):

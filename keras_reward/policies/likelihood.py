@@ -23,6 +23,21 @@ class Likelihood(NamedTuple):
             end of a sequence.
         choice_log_probs: `(choices, batch, n, ...)`, log-probabilities of other choices
             in the places of those that were drawn. Of none by default: `(0, ...)`.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras_reward import CategoricalPolicy
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    policy = CategoricalPolicy().bind(model)
+    context = policy.encode(np.zeros((2, 8), "float32"))
+    likelihood = policy.likelihood(context, np.array([[0, 1, 2], [3, 4, 0]]))
+    likelihood.log_prob  # (2, 3), each -log 5 where all logits are equal
+    likelihood.entropy   # (2,), each log 5
+    ```
     """
 
     log_prob: Any

@@ -17,6 +17,15 @@ class Entropy(Term):
         weight: what it is multiplied by. Default 0.01.
         name: optional name.
 
+    Example:
+
+    ```python
+    from keras_reward import Entropy
+
+    term = Entropy(0.01)
+    # RewardTuning(model, reward=..., terms=[term])
+    ```
+
     Reference: Williams & Peng 1991, "Function Optimization Using Connectionist
     Reinforcement Learning Algorithms".
     """

@@ -20,6 +20,24 @@ class MaximumLikelihood(Term):
     Args:
         weight: what it is multiplied by. Default 1.0.
         name: what it is logged as. Default `"mle_loss"`.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras import ops
+    from keras_reward import MaximumLikelihood, RewardTuning
+
+    def right(y_true, y_pred):
+        return ops.cast(y_true == y_pred, "float32")
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    tuned = RewardTuning(model, reward=right, terms=[MaximumLikelihood(0.1)], seed=0)
+    tuned.compile("adam")
+    x = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
+    tuned.fit(x, np.zeros(16, "int32"), verbose=0)  # logs `mle_loss`
+    ```
     """
 
     def __init__(self, weight=1.0, name="mle_loss", **kwargs):
