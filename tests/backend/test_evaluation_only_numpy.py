@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from sequences import SequenceModel
-from tiny import classifier, inputs, randomize, weights_of
+from tiny import classifier, inputs, randomize, to_numpy, weights_of
 
 from keras_reward import HostReward, RewardTuning
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
@@ -76,8 +76,14 @@ def test_greedy_tokens_are_the_likeliest_of_a_pass_over_all(make):
     tuned.compile(keras.optimizers.SGD(0.5))
     tokens = tuned.predict(x, verbose=0)
     before = np.insert(tokens[:, :-1], 0, model.start_id, axis=1).astype("int32")
-    logits = model.logits(model.hidden_states(model.encode(x), before[:, None]))
-    expected = np.argmax(keras.ops.convert_to_numpy(logits)[:, 0], axis=-1)
+    context = model.encode(x)
+    hidden = model.hidden_states(context, before[:, None])
+    expected = np.argmax(to_numpy(model.logits(hidden))[:, 0], axis=-1)
     ended = np.cumsum(before[:, 1:] == model.end_id, axis=1) > 0
     expected[:, 1:][ended] = model.pad_id
     np.testing.assert_array_equal(tokens, expected)
+    # Tokens may agree by chance; what they are chosen by does not.
+    cache = model.start_cache(context, 1)
+    for position, token in enumerate(before.T):
+        step, cache = model.next_hidden(context, cache, token[:, None], position)
+        np.testing.assert_allclose(step[:, 0], hidden[:, 0, position], atol=1e-5)

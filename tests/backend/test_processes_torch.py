@@ -4,7 +4,6 @@ import concurrent.futures
 import multiprocessing
 
 import numpy as np
-import pytest
 from tiny import classifier, inputs, weights_of
 
 from keras_reward import RewardTuning
@@ -28,9 +27,11 @@ def messages_of(rank, file):
     before = weights_of(tuned.model)
     messages = []
     for method in (tuned.fit, tuned.train_on_batch):
-        with pytest.raises(NotImplementedError) as refused:
+        try:
             method(inputs())
-        messages.append(str(refused.value))
+            messages.append("trained")
+        except NotImplementedError as refused:
+            messages.append(str(refused))
     torch.distributed.destroy_process_group()
     pairs = zip(before, weights_of(tuned.model), strict=True)
     return messages, any(np.any(a != b) for a, b in pairs)
