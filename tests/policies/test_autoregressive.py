@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 import pytest
+import scipy.stats
+from chance import FALSE_ALARM
 from keras import ops
 from sequences import Reference, SequenceModel, cut, images
 from tiny import compiled, to_numpy
@@ -151,6 +153,7 @@ def test_cached_sampling_and_the_scoring_pass_agree_token_by_token(name, monkeyp
     np.testing.assert_allclose(np.exp((scored - drawn).sum(-1)), 1.0, atol=1e-5)
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("name", ["plain", "slots"])
 def test_sequences_are_drawn_as_often_as_their_probability_says(name):
     policy, reference, x, masks = setting(name)
@@ -170,8 +173,7 @@ def test_sequences_are_drawn_as_often_as_their_probability_says(name):
         possible += 1
         squares += (count - draws * p) ** 2 / (draws * p)
     assert not counts  # nothing else was drawn
-    # Chi-square: mean possible - 1, standard deviation sqrt(2 (possible - 1)).
-    assert squares < possible - 1 + 4 * np.sqrt(2 * possible)
+    assert squares < scipy.stats.chi2.isf(FALSE_ALARM, possible - 1)
 
 
 def test_forbidden_tokens_are_not_drawn_by_any_number():
@@ -341,6 +343,7 @@ def test_a_vocabulary_of_one(end_id):
     assert (to_numpy(policy.mask(None, samples)).sum(-1) == length).all()
 
 
+@pytest.mark.chance
 def test_end_and_padding_may_be_the_same_token():
     policy = make(model=SequenceModel(end_id=0))
     context = policy.encode(images(2))

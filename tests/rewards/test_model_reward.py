@@ -69,6 +69,7 @@ def test_a_scorer_of_outputs_alone():
     )
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("trainable", [True, False])
 def test_tuning_raises_the_score_and_leaves_the_scorer_alone(trainable):
     model = scorer(trainable=trainable)
