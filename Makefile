@@ -7,12 +7,16 @@ RUN := $(ENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BACKENDS ?= jax tensorflow torch
 FLOOR := .venv-floor
+# Other values of TEST_SEED, for the tests that learn or sample.
+SEEDS ?= 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20
+# What runs on Keras's NumPy backend, which cannot train.
+NUMPY_TESTS := tests/rewards tests/codecs tests/forms tests/evaluation
 # Arguments for the script, as in: make demo ARGS="--seed 1"
 ARGS ?=
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-floor lint bench clean
+.PHONY: demo test quick flaky test-floor lint bench clean
 
 demo: $(ENV)/demo.stamp
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(RUN) examples/colorization.py $(ARGS)
@@ -21,7 +25,9 @@ test: $(ENV)/test.stamp
 	@failed=""; \
 	for backend in $(BACKENDS); do \
 		echo "== $$backend"; \
-		KERAS_BACKEND=$$backend $(RUN) -m pytest $(ARGS) || failed="$$failed $$backend"; \
+		tests=""; if [ $$backend = numpy ]; then tests="$(NUMPY_TESTS)"; fi; \
+		KERAS_BACKEND=$$backend $(RUN) -m pytest $$tests $(ARGS) \
+			|| failed="$$failed $$backend"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "Tests failed on:$$failed"; exit 1; fi
 
@@ -31,12 +37,24 @@ test-floor: $(FLOOR)/test.stamp
 	KERAS_BACKEND=jax $(FLOOR)/bin/python -m pytest -m "not hub" \
 		--ignore=tests/examples --ignore-glob="tests/docs/*_jax.py" $(ARGS)
 
+quick: $(ENV)/test.stamp
+	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(RUN) -m pytest -m "not slow" $(ARGS)
+
+flaky: $(ENV)/test.stamp
+	@failed=""; \
+	for backend in $(BACKENDS); do for seed in $(SEEDS); do \
+		echo "== $$backend, TEST_SEED=$$seed"; \
+		TEST_SEED=$$seed KERAS_BACKEND=$$backend $(RUN) -m pytest -m chance $(ARGS) \
+			|| failed="$$failed $$backend/$$seed"; \
+	done; done; \
+	if [ -n "$$failed" ]; then echo "Tests failed on:$$failed"; exit 1; fi
+
 lint: $(ENV)/lint.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
 bench: $(ENV)/test.stamp
-	$(RUN) benchmarks/step_overhead.py --backends $(BACKENDS) $(ARGS)
+	$(RUN) benchmarks/step_overhead.py --backends $(filter-out numpy,$(BACKENDS)) $(ARGS)
 	$(RUN) benchmarks/rewards.py --only detection panoptic colors
 
 clean:

@@ -1,17 +1,100 @@
-"""Tests of one backend are collected on that backend alone, and on a backend on which
-Keras does not train, the tests of what is left."""
+"""How tests run: quick to compile, small in memory, and from the same seeds."""
 
+import concurrent.futures
+import ctypes
+import gc
+import multiprocessing
+import os
 import pathlib
+import resource
+import sys
 
+# Most of the time goes into compiling what then runs once. So XLA does not optimise,
+# and JAX keeps what it compiled for other tests and for the next run. As many processes
+# run as there are cores: more threads would only wait for each other. All of this is
+# set before a backend is imported, and only where nobody has set it.
+CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+SETTINGS = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true",
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+}
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)
+
+import chance
 import keras
+import pytest
 from backends import CAN_TRAIN
 
 BACKEND = keras.config.backend()
-LEFT = ("backend", "codecs", "evaluation", "forms", "rewards", "test_advantages.py")
+if BACKEND != "tensorflow":
+    # Keras would import it to load a model, which takes seconds and 400 MB.
+    sys.modules["tensorflow"] = None
 
+# Tests of one backend are collected on that backend alone, and where Keras does not
+# train, the tests of what is left.
+LEFT = ("backend", "codecs", "evaluation", "forms", "rewards", "test_advantages.py")
 collect_ignore_glob = [
     f"*_{name}.py" for name in ("jax", "torch", "numpy") if name != BACKEND
 ]
 if not CAN_TRAIN:
     here = pathlib.Path(__file__).parent
     collect_ignore_glob += [p.name for p in here.iterdir() if p.name not in LEFT]
+chance.shift_seeds()
+
+
+def pytest_collectstart(collector):
+    chance.seed_everything()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    chance.seed_everything()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back():
+    """After each file: what it compiled, and what the allocator keeps of that."""
+    yield
+    if BACKEND == "jax":
+        import jax
+
+        jax.clear_caches()
+    keras.backend.clear_session(free_memory=False)
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture
+def with_tensorflow(monkeypatch):
+    """For what Keras calls TensorFlow whatever the backend: to draw boxes."""
+    if BACKEND != "tensorflow":
+        monkeypatch.delitem(sys.modules, "tensorflow")
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """Runs a function of a test file in a process that may import KerasHub or KerasCV.
+
+    They bring TensorFlow into the process whatever the backend.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=spawn, initializer=chance.shift_seeds
+    ) as pool:
+        yield lambda *call: pool.submit(chance.seeded_call, *call).result()
+
+
+def pytest_sessionfinish(session):
+    """With TEST_MEMORY set: the most memory that this process has had."""
+    if "TEST_MEMORY" in os.environ:
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        with open(os.environ["TEST_MEMORY"], "a") as file:
+            print(f"{worker}: {peak:.0f} MB at most", file=file)

@@ -57,6 +57,7 @@ def teach():
     return weights, targets
 
 
+@pytest.mark.chance
 def test_a_learning_rate_100_times_too_high_ends_at_the_best_validation_reward():
     weights, y = teach()
 
@@ -91,6 +92,7 @@ def test_a_learning_rate_100_times_too_high_ends_at_the_best_validation_reward()
     assert "Try a learning rate 10 times lower" in messages[0]
 
 
+@pytest.mark.chance
 def test_the_first_step_is_the_first_best():
     tuned = tuner(1e4)
     before, start = weights_of(tuned.model), greedy_reward(tuned)

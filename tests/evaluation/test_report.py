@@ -106,6 +106,7 @@ def test_scores_and_findings_are_those_of_the_data(page, tmp_path):
     assert "Settings" not in text and "Side by side" not in text
 
 
+@pytest.mark.chance
 def test_bootstrap_intervals_are_near_those_of_a_normal_mean():
     values = np.random.default_rng(1).normal(3.0, 2.0, 400)
     found = interval(values)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from backends import trains
+from chance import counts_within_chance
 from keras import ops
 from scipy import special
 from tiny import classifier, inputs, to_numpy, weights_of
@@ -90,6 +91,7 @@ def test_equally_likely_samples_stand_for_their_mean():
     np.testing.assert_allclose(ordered, [[9.0, 5.0, 2.0, 2.0]])
 
 
+@pytest.mark.chance
 def test_samples_of_a_known_policy():
     model = classifier()
     tuned = RewardTuning(model, reward=value)
@@ -99,9 +101,9 @@ def test_samples_of_a_known_policy():
     p = probabilities(model)
     assert result.rewards.shape == result.log_probs.shape == (5, 3000)
     for probs, rewards, log_probs in zip(p, *result[:2], strict=True):
-        counts = np.array([(np.abs(rewards - v) < 1e-6).mean() for v in VALUES])
-        same = np.array([probs[v == VALUES].sum() for v in VALUES])
-        assert np.abs(counts - same).max() < 5 * 0.5 / np.sqrt(3000)
+        counts = [(np.abs(rewards - v) < 1e-6).sum() for v in VALUES]
+        same = [probs[v == VALUES].sum() for v in VALUES]
+        assert counts_within_chance(counts, 3000, same)
         known = np.log(probs)[np.abs(np.log(probs) - log_probs[:, None]).argmin(1)]
         np.testing.assert_allclose(log_probs, known, atol=1e-5)
     np.testing.assert_allclose(result.greedy, VALUES[p.argmax(1)])
@@ -119,6 +121,7 @@ def sample(tuned, data=None, **arguments):
     return reward_distribution(tuned, data or (X, None), **arguments)
 
 
+@pytest.mark.chance
 def test_the_seed_decides_and_more_samples_begin_with_fewer():
     tuned = RewardTuning(classifier(), reward=value)
     few = sample(tuned, num_samples=12)

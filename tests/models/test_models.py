@@ -1,8 +1,6 @@
 """The vision encoder-decoder and its preprocessor."""
 
-import concurrent.futures
 import functools
-import multiprocessing
 import re
 
 import keras
@@ -236,6 +234,7 @@ def fitted(model, epochs=60):
     return history.history["loss"], images, y
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_fit_teaches_it_to_name_colours(dtype):
     model = randomize(sequence_model(num_layers=1, dtype=dtype), scale=0.3)
@@ -336,10 +335,8 @@ def with_keras_hub(folder):
 
 
 @pytest.mark.hub
-def test_the_encoder_may_be_keras_hubs(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        result = pool.submit(with_keras_hub, tmp_path).result()
+def test_the_encoder_may_be_keras_hubs(hub, tmp_path):
+    result = hub(with_keras_hub, tmp_path)
     # Four patches and the class token.
     assert result == (5, (2, LENGTH, WORDS), 0.0, (2, LENGTH))
 

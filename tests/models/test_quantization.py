@@ -132,6 +132,7 @@ def test_nothing_moves_outside_training_or_when_frozen():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.chance
 def test_a_dead_entry_is_revived():
     """It becomes its parent but for a perturbation, and they share the count."""
     layer = quantizer(counts=[5.0, 0.05, 40.0, 3.0, 3.0, 3.0], momentum=0.5)
@@ -170,6 +171,7 @@ def test_splitting_stops_where_too_little_is_used():
     np.testing.assert_allclose(to_numpy(after), [0.15, 0.15, 0.0, 0.0])
 
 
+@pytest.mark.chance
 def test_a_collapsed_dictionary_spreads_over_the_vectors():
     """All start at one place; splitting and following finds the clusters."""
     layer = quantizer(counts=np.ones(CODES), momentum=0.5)

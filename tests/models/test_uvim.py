@@ -216,6 +216,7 @@ def test_tuning_for_panoptic_quality():
     assert outputs.shape == (2, SIZE, SIZE, 2) and outputs.dtype == "int32"
 
 
+@pytest.mark.chance
 def test_the_second_stage_learns_the_codes_of_the_first():
     first, labels = stage_one(), photos(2)
     own = language_model(first)

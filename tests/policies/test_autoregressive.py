@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 import pytest
+import scipy.stats
+from chance import FALSE_ALARM
 from keras import ops
 from sequences import InNumPy, SequenceModel, cut, images
 from tiny import compiled, to_numpy
@@ -160,6 +162,7 @@ def test_cached_sampling_and_the_likelihood_agree_token_by_token(name, monkeypat
     np.testing.assert_allclose(np.exp((likelihood - drawn).sum(-1)), 1.0, atol=1e-5)
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("name", ["plain", "slots"])
 def test_sequences_are_drawn_as_often_as_their_probability_says(name):
     policy, in_numpy, x, masks = setting(name)
@@ -179,8 +182,7 @@ def test_sequences_are_drawn_as_often_as_their_probability_says(name):
         possible += 1
         squares += (count - draws * p) ** 2 / (draws * p)
     assert not counts  # nothing else was drawn
-    # Chi-square: mean possible - 1, standard deviation sqrt(2 (possible - 1)).
-    assert squares < possible - 1 + 4 * np.sqrt(2 * possible)
+    assert squares < scipy.stats.chi2.isf(FALSE_ALARM, possible - 1)
 
 
 def test_forbidden_tokens_are_not_drawn_by_any_number():
@@ -351,6 +353,7 @@ def test_a_vocabulary_of_one(end_id):
     assert (to_numpy(policy.mask(None, samples)).sum(-1) == length).all()
 
 
+@pytest.mark.chance
 def test_end_and_padding_may_be_the_same_token():
     policy = make(model=SequenceModel(end_id=0))
     context = policy.encode(images(2))

@@ -1,13 +1,11 @@
 """KerasHub's language models as policies: small ones with random weights.
 
-KerasHub brings TensorFlow into the process whatever the backend, so the checks run in
-one process of their own. Cached sampling and the teacher-forced pass are compared with
-each other, with the task's own call and with its own `generate`.
+The checks run in the process that may import KerasHub (`hub` in conftest.py). Cached
+sampling and the teacher-forced pass are compared with each other, with the task's own
+call and with its own `generate`.
 """
 
-import concurrent.futures
 import functools
-import multiprocessing
 import types
 
 import keras
@@ -23,14 +21,6 @@ from keras_reward.policies.language_tasks import TextTask, is_language_model
 pytestmark = pytest.mark.hub
 NAMES = ["gpt2", "pali_gemma", "gemma3", "bart"]
 SAMPLES = 4
-
-
-@pytest.fixture(scope="module")
-def hub():
-    """Runs a function of this file in the process that has KerasHub."""
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        yield lambda check, *args: pool.submit(check, *args).result()
 
 
 class Setting:
@@ -410,6 +400,7 @@ def prompts(name):
     return hub_models.prompts(name)
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("name", ["gpt2", "gemma3", "bart"])
 def test_tuning_gains_reward(hub, name):
     hub(check_tuning_gains_reward, name)
@@ -589,6 +580,7 @@ def check_a_tasks_own_tokenizer_says_where_answers_end():
     assert all(text.count("b") > 5 for text in texts)
 
 
+@pytest.mark.chance
 def test_a_tasks_own_tokenizer_says_where_answers_end(hub):
     hub(check_a_tasks_own_tokenizer_says_where_answers_end)
 
@@ -769,6 +761,7 @@ def check_fit_adds_the_likelihood_of_references():
     assert history["mle_loss"][-1] < history["mle_loss"][0] - 1.0
 
 
+@pytest.mark.chance
 def test_fit_adds_the_likelihood_of_references(hub):
     hub(check_fit_adds_the_likelihood_of_references)
 

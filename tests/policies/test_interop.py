@@ -1,11 +1,8 @@
 """Standard models of other libraries are tuned unchanged.
 
-Small and with random weights. KerasHub and KerasCV bring TensorFlow into the process
-whatever the backend, so each one runs in a process of its own.
+Small and with random weights. Those of KerasHub and KerasCV run in the process that may
+import them (`hub` in conftest.py).
 """
-
-import concurrent.futures
-import multiprocessing
 
 import keras
 import numpy as np
@@ -86,24 +83,17 @@ def tune_keras_cv_segmenter():
     )
 
 
-def with_seed(function):
-    """Calls a function in a process whose random numbers nobody has seeded yet."""
-    keras.utils.set_random_seed(0)
-    return function()
-
-
+@pytest.mark.chance
 @pytest.mark.parametrize(
     "function", [tune_keras_hub_segmenter, tune_keras_cv_segmenter]
 )
-def test_a_segmenter_gains_reward(function):
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        before, after, shape = pool.submit(with_seed, function).result()
-    print(before, after)
+def test_a_segmenter_gains_reward(hub, function):
+    before, after, shape = hub(function)
     assert shape == (8, 32, 32)
     assert 0.0 <= before < after - 0.15
 
 
+@pytest.mark.chance
 def test_an_applications_classifier_gains_a_reward_of_python():
     from keras_reward import HostReward
 

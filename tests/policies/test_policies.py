@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from chance import counts_within_chance, largest_deviation
 from keras import ops
 from tiny import classifier, inputs, randomize, to_numpy
 
@@ -105,6 +106,7 @@ def test_samples_of_an_input_are_adjacent_rows():
     np.testing.assert_array_equal(rows, [[1, 2], [1, 2], [3, 4], [3, 4]])
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_bernoulli_is_that_of_scipy(temperature):
     policy = BernoulliPolicy().bind(classifier(), temperature)
@@ -119,10 +121,11 @@ def test_bernoulli_is_that_of_scipy(temperature):
     entropy = scipy.stats.bernoulli.entropy(p).mean(-1)
     result = to_numpy(policy.likelihood(context, samples).entropy)
     np.testing.assert_allclose(result, entropy, rtol=1e-4)
-    drawn = to_numpy(policy.sample(context, 20_000, seed=1)).mean(1)
-    np.testing.assert_allclose(drawn, p, atol=0.02)
+    counts = to_numpy(policy.sample(context, 20_000, seed=1)).sum(1)
+    assert counts_within_chance(counts, 20_000, p)
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
 def test_gaussian_is_that_of_scipy(temperature):
     policy = GaussianPolicy(stddev=0.5).bind(classifier(), temperature)
@@ -141,8 +144,10 @@ def test_gaussian_is_that_of_scipy(temperature):
         rtol=1e-4,
     )
     drawn = to_numpy(policy.sample(context, 20_000, seed=1))
-    np.testing.assert_allclose(drawn.mean(1), mean, atol=0.02)
-    np.testing.assert_allclose(drawn.std(1), normal.std()[:, 0], atol=0.02)
+    stddev = normal.std()[:, 0]
+    bound = largest_deviation(2 * mean.size) * stddev / np.sqrt(20_000)
+    assert (np.abs(drawn.mean(1) - mean) < bound).all()
+    assert (np.abs(drawn.std(1) - stddev) < bound / np.sqrt(2)).all()
     np.testing.assert_allclose(to_numpy(policy.mode(context)), mean, rtol=1e-5)
 
 

@@ -71,6 +71,7 @@ def test_a_reward_model_of_outputs_alone():
 
 
 @trains
+@pytest.mark.chance
 @pytest.mark.parametrize("trainable", [True, False])
 def test_tuning_raises_the_reward_and_leaves_the_reward_model_alone(trainable):
     model = reward_model(trainable=trainable)

@@ -307,6 +307,7 @@ def tiny_detector(codec):
     return randomize(model, seed=0, scale=0.3)
 
 
+@pytest.mark.chance
 def test_a_detector_learns_that_its_boxes_are_wrong():
     """Boxes of an untrained model match nothing: its confidence in them falls."""
     codec = BoxCodec(num_classes=2, image_size=16, max_boxes=2, num_buckets=5)
@@ -330,6 +331,7 @@ def test_a_detector_learns_that_its_boxes_are_wrong():
     assert scores.shape == (32, 2) and (scores >= 0.0).all() and (scores <= 1.0).all()
 
 
+@pytest.mark.chance
 def test_a_detector_learns_which_of_its_boxes_are_right():
     """It may write the whole image as class 0 or 1. Dark images are 0, bright ones 1:
     the confidence in the right class rises, and that in the other one falls."""

@@ -11,6 +11,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from chance import largest_deviation
 from keras import ops
 from tiny import weights_of
 
@@ -20,6 +21,8 @@ from keras_reward import (
     RewardTuning,
     StandardizedBaseline,
 )
+
+pytestmark = pytest.mark.chance
 
 SEED = 31337
 STEPS = 60  # independent estimates of the gradient
@@ -82,10 +85,11 @@ def exact_categorical_gradient(tables, temperature=1.0):
 
 
 def assert_mean_is(samples, exact):
-    """The mean lies within 3 standard errors, which are small beside the gradient."""
+    """The mean lies within standard errors, which are small beside the gradient."""
     error = samples.std(0, ddof=1) / np.sqrt(len(samples))
     deviation = (samples.mean(0) - exact) / error
-    assert np.abs(deviation).max() < 3.0, deviation
+    bound = largest_deviation(exact.size, freedom=len(samples) - 1)
+    assert np.abs(deviation).max() < bound, deviation
     # Power: a wrong sign, a factor of 2, or no gradient at all would be found.
     assert np.abs(exact / error).max() > 20.0
 

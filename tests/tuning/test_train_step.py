@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from chance import counts_within_chance
 from keras import ops
 from tiny import classifier, inputs, to_numpy, two_layers, weights_of
 
@@ -230,6 +231,7 @@ def test_sampled_and_scored_probability_agree(model_training):
     np.testing.assert_allclose(ratio, 1.0, rtol=1e-5)
 
 
+@pytest.mark.chance
 def test_samples_follow_the_likelihood():
     """The sampler against the likelihood, by counting."""
     model = classifier(classes=4)
@@ -241,11 +243,11 @@ def test_samples_follow_the_likelihood():
         every = np.tile(np.arange(4), (2, 1))
         likelihood = policy.likelihood(context, every)
         p = np.exp(to_numpy(likelihood.position_log_probs))
-        counted = np.bincount(samples[row], minlength=4) / draws
-        error = np.sqrt(p[row] * (1 - p[row]) / draws)
-        assert (np.abs(counted - p[row]) < 4 * error).all()
+        counts = np.bincount(samples[row], minlength=4)
+        assert counts_within_chance(counts, draws, p[row])
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("policy", ["categorical", "gaussian"])
 def test_mixed_precision_trains_without_nan(dtype, policy):

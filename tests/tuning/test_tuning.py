@@ -74,6 +74,7 @@ def test_an_unbound_tuner_tunes_any_number_of_models():
     assert "waiting for a model" in repr(recipe)
 
 
+@pytest.mark.chance
 def test_tuning_raises_the_reward_of_the_same_model():
     model = classifier()
     tuned = tuner(model)
@@ -162,6 +163,7 @@ def test_a_single_sample_has_no_spread_to_report():
     assert set(logs) == {"loss", "reward", "entropy", "no_reward"}
 
 
+@pytest.mark.chance
 def test_targets_are_repeated_for_the_samples_of_an_input():
     """A model that can only be right if rows and targets stay in order."""
     tuned = tuner(reward=correct, learning_rate=0.2)
@@ -225,6 +227,7 @@ if BACKEND == "tensorflow":
     DATASETS["tf_data"] = lambda: (tf_dataset(),)
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("kind", DATASETS)
 def test_datasets_of_every_kind(kind):
     tuned = tuner(reward=correct)
@@ -233,6 +236,7 @@ def test_datasets_of_every_kind(kind):
     assert reward_of(tuned, inputs(64, seed=5), np.full(64, 3)) > 0.8
 
 
+@pytest.mark.chance
 def test_checkpoint_keeps_the_model_of_the_best_greedy_reward(tmp_path):
     tuned = tuner(learning_rate=0.5)
     keep = keras.callbacks.ModelCheckpoint(
@@ -319,6 +323,7 @@ def functional_with_two_inputs():
     return randomize(keras.Model({"a": a, "b": b}, keras.layers.Dense(5)(joined)))
 
 
+@pytest.mark.chance
 def test_subclassed_unbuilt_model():
     tuned = tuner(Subclassed(), learning_rate=0.05)
     x = inputs(64)
@@ -327,6 +332,7 @@ def test_subclassed_unbuilt_model():
     assert tuned.predict(x, verbose=0).shape == (64,)
 
 
+@pytest.mark.chance
 def test_several_inputs():
     tuned = tuner(functional_with_two_inputs())
     x = {"a": inputs(64), "b": inputs(64, 2, seed=1)}
@@ -347,6 +353,7 @@ def test_probabilities_are_read_as_such():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.chance
 def test_bernoulli_probabilities_are_read_as_such():
     @keras.saving.register_keras_serializable(package="keras_reward_tests")
     def count(y_true, y_pred):
@@ -359,6 +366,7 @@ def test_bernoulli_probabilities_are_read_as_such():
         assert reward_of(tuned, inputs(64)) > 0.95
 
 
+@pytest.mark.chance
 def test_regression_model_with_a_reward_that_has_no_gradient():
     def within(y_true, y_pred):
         near = ops.abs(y_pred - y_true) < 0.3
@@ -374,6 +382,7 @@ def test_regression_model_with_a_reward_that_has_no_gradient():
     assert reward_of(tuned, x, y) > before + 0.3
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("update", ["all", "first"])
 @pytest.mark.parametrize(
     "baseline", ["leave_one_out", "greedy", "mean", "moving_average", None]
@@ -385,12 +394,14 @@ def test_every_baseline_and_update_learns(baseline, update):
     assert reward_of(tuned, x) > 0.9
 
 
+@pytest.mark.chance
 def test_settings_beside_the_defaults_learn():
     tuned = tuner(baseline="standardized", terms=[Entropy(0.01)], temperature=0.8)
     tuned.fit(inputs(64), epochs=60, verbose=0)
     assert reward_of(tuned, inputs(64)) > 0.9
 
 
+@pytest.mark.chance
 def test_entropy_bonus_keeps_entropy_up():
     final = {}
     for weight in (0.0, 1.0):
@@ -420,6 +431,7 @@ class OwnPolicy(Subclassed):
         return ops.reshape(samples, (-1,)) + 10
 
 
+@pytest.mark.chance
 def test_a_model_that_brings_the_protocol_is_its_own_policy():
     def chose_thirteen(y_true, y_pred):
         return ops.cast(y_pred == 13, "float32")
@@ -486,6 +498,7 @@ def test_callbacks_may_be_given_alone_or_not_at_all():
     assert Count.epochs == 3
 
 
+@pytest.mark.chance
 def test_colorizer_paints_what_the_reward_sees():
     """The library's first use: colour bins on a coarse grid, painted on grey."""
     palette = ColorPalette(spacing=30.0)
