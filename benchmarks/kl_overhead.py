@@ -9,9 +9,8 @@ of the model; the goal is less than 1.6 times the step without.
 
 import argparse
 import os
-import time
 
-from timing import Worker, race, serve
+from timing import Worker, race, serve, steps_of_fit
 
 MODELS = ("sequence", "factorised")
 REFERENCES = ("none", "copy", "lora_base")
@@ -49,7 +48,7 @@ def make_model(kind, lora):
 
 
 def step(kind, reference, lora):
-    """A function that runs `n` steps of `fit` and returns seconds per step."""
+    """A function that runs `n` steps of `fit` and returns the seconds of each."""
     import keras
     import numpy
     from keras import ops
@@ -66,21 +65,11 @@ def step(kind, reference, lora):
     )
     tuned.compile(keras.optimizers.Adam(1e-5))
 
-    class Clock(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            self.times.append(time.perf_counter())
+    def images(count):
+        shape = (count, 64, 64, 3)
+        return numpy.random.default_rng(0).random(shape).astype("float32")
 
-    clock = Clock()
-
-    def run(steps):
-        shape = (16 * (steps + 1), 64, 64, 3)
-        images = numpy.random.default_rng(0).random(shape).astype("float32")
-        clock.times = []
-        tuned.fit(images, batch_size=16, callbacks=[clock], shuffle=False, verbose=0)
-        pairs = zip(clock.times, clock.times[1:], strict=False)
-        return [after - before for before, after in pairs]
-
-    return run
+    return steps_of_fit(tuned, images, batch_size=16)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Whether the rewards and scores equal the field's references on real annotations.
+"""Whether rewards and metrics equal the field's references on real annotations.
 
 `--data` is a folder of COCO's annotations and captions: `coco/boxes_eval.json`,
 `coco/panoptic_{train,eval}.{json,tar}`, `captions/*.json.gz`, and
@@ -44,7 +44,7 @@ from keras_reward.rewards.coco_classes import COCO_CLASS_COUNTS
 from keras_reward.rewards.detection import COCO_THRESHOLDS
 
 
-def score(reward, y_true, y_pred):
+def evaluate(reward, y_true, y_pred):
     """Rewards in NumPy, by the compiled reward."""
     arguments = keras.tree.map_structure(keras.ops.convert_to_tensor, (y_true, y_pred))
     return to_numpy(compiled(lambda truth, output: reward(truth, output))(*arguments))
@@ -71,7 +71,7 @@ def check_captions(folder, count=2000):
         candidates[row, : len(words) + 1] = [*words, captions.END]
     reward = CIDErReward(end_id=captions.END, score_end_token=False)
     reward.adapt(ids)
-    ours = score(reward, references, candidates)
+    ours = evaluate(reward, references, candidates)
     theirs = captions.reference(ids, references, candidates, samples=1)()
     relative = np.abs(ours - theirs) / np.maximum(theirs, 0.01)
     return [("CIDEr-D against pycocoevalcap", count, relative.max(), 1e-4)]
@@ -112,17 +112,17 @@ def check_detection(folder):
     weighted = {**settings, "class_counts": "coco"}
     pairs = {
         "recall reward": (
-            score(RecallReward(**settings), y_true, y_pred),
+            evaluate(RecallReward(**settings), y_true, y_pred),
             detection_reference.reward(y_true, y_pred, [0.5], **rules),
         ),
         "mAP reward": (
-            score(MeanAveragePrecisionReward(**weighted), y_true, y_pred),
+            evaluate(MeanAveragePrecisionReward(**weighted), y_true, y_pred),
             detection_reference.reward(
                 y_true, y_pred, COCO_THRESHOLDS, counts=counts, **rules
             ),
         ),
         "mAP reward as published": (
-            score(
+            evaluate(
                 MeanAveragePrecisionReward(as_published=True, **weighted),
                 y_true,
                 y_pred,
@@ -187,7 +187,7 @@ def check_panoptic(folder, chunk=20):
     reward = PanopticQualityReward(stuff_classes=stuff)
     ours = np.concatenate(
         [
-            score(reward, y_true[i : i + chunk], y_pred[i : i + chunk])
+            evaluate(reward, y_true[i : i + chunk], y_pred[i : i + chunk])
             for i in range(0, len(y_true), chunk)
         ]
     )
@@ -228,10 +228,10 @@ def check_coco_api(folder):
     for kind in ("bbox", "segm"):
         found = read(f"fake{kind}100_results.json.gz")
         y_true = as_dictionary(truth, truth.dataset["annotations"], kind)
-        scores = coco_detection(
+        metrics = coco_detection(
             y_true, as_dictionary(truth, found, kind), "xywh", iou_type=kind
         )
-        ours = np.array([scores[name] for name in SCORES])
+        ours = np.array([metrics[name] for name in SCORES])
         difference = np.abs(ours - expected[kind]["recomputed"]).max()
         results.append((f"COCO API's example, {kind}", len(SCORES), difference, 1e-9))
     return results

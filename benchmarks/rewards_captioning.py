@@ -52,7 +52,7 @@ def batch_of(ids):
     generator = np.random.default_rng(0)
     chosen = generator.choice(len(ids), IMAGES, replace=False)
     references = ids[chosen, :REFERENCES, :TOKENS]
-    # Half of the captions are of the image itself, as a good model's would be alike.
+    # Half of the captions are of the image itself, as a good model's would be.
     others = generator.integers(0, len(ids), (IMAGES, SAMPLES // 2))
     own = np.repeat(chosen[:, None], SAMPLES - SAMPLES // 2, axis=1)
     which = np.concatenate([others, own], axis=1)
@@ -61,7 +61,7 @@ def batch_of(ids):
 
 
 def library(ids, references, captions):
-    """A function that scores the batch once, and the reward."""
+    """A function that evaluates the batch once by `CIDErReward`."""
     import jax
     import keras
 
@@ -72,7 +72,7 @@ def library(ids, references, captions):
     reward.adapt(ids)
 
     @jax.jit
-    def score(tables, references, captions):
+    def evaluate(tables, references, captions):
         mapping = zip(reward.variables, tables, strict=True)
         with keras.StatelessScope(state_mapping=list(mapping)):
             prepared = reward.prepare(references)
@@ -83,7 +83,7 @@ def library(ids, references, captions):
 
     tables = [variable.value for variable in reward.variables]
     references, captions = map(jax.numpy.asarray, (references, captions))
-    return lambda: np.asarray(score(tables, references, captions))
+    return lambda: np.asarray(evaluate(tables, references, captions))
 
 
 class Corpus(list):
@@ -109,7 +109,7 @@ def sentence(ids):
 
 
 def reference(ids, references, captions, samples=SAMPLES):
-    """The same with pycocoevalcap: counts n-grams of text, then scores."""
+    """The same with pycocoevalcap, which counts n-grams of text."""
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
     counter = CiderScorer()
@@ -123,7 +123,7 @@ def reference(ids, references, captions, samples=SAMPLES):
         for image in references
     ]
 
-    def score():
+    def evaluate():
         scorer = CiderScorer()
         scorer.document_frequency = counter.document_frequency
         scorer.crefs = Corpus()
@@ -132,7 +132,7 @@ def reference(ids, references, captions, samples=SAMPLES):
             scorer += (candidate, texts[row // samples])
         return np.array(scorer.compute_cider())
 
-    return score
+    return evaluate
 
 
 def measure(captions_folder, rounds=15):

@@ -110,12 +110,12 @@ def jitted_reward():
     """The reward as a training step runs it: prepare, repeat to rows, evaluate."""
     reward = PanopticQualityReward(max_segments=SEGMENTS)
 
-    def score(y_true, y_pred):
+    def evaluate(y_true, y_pred):
         prepared = reward.prepare(y_true)
         rows = jax.tree.map(lambda tensor: repeat_rows(tensor, SAMPLES), prepared)
         return reward.evaluate(rows, y_pred)[0]
 
-    return jax.jit(score)
+    return jax.jit(evaluate)
 
 
 def measure():
@@ -124,10 +124,10 @@ def measure():
     truths = [for_numpy(each, True) for each in y_true for _ in range(SAMPLES)]
     guesses = [for_numpy(each, False) for each in y_pred]
     on_device = jax.device_put((y_true, y_pred))
-    score = jitted_reward()
+    evaluate = jitted_reward()
 
     def ours():
-        return np.asarray(score(*on_device))
+        return np.asarray(evaluate(*on_device))
 
     def theirs():
         pairs = zip(truths, guesses, strict=True)

@@ -7,11 +7,15 @@ machine's device.
 """
 
 import os
+import pathlib
+import sys
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-import jax
 import keras
+
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests" / "helpers"))
+from jax_steps import temporaries
 
 from keras_reward import AutoregressivePolicy, RewardTuning
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
@@ -24,30 +28,21 @@ def zero(y_true, y_pred):
     return keras.ops.zeros(keras.ops.shape(y_pred)[:1])
 
 
-def temporaries(score_chunk):
-    """Bytes of temporaries of a step."""
+def bytes_needed(score_chunk):
+    """Temporaries of a step about one image."""
     encoder = VisionTransformer((IMAGE, IMAGE, 3), patch_size=8, width=WIDTH)
     model = VisionEncoderDecoder(encoder, WORDS, LENGTH, end_id=1)
     policy = AutoregressivePolicy(score_chunk=score_chunk)
     tuned = RewardTuning(model, reward=zero, policy=policy, num_samples=SAMPLES, seed=0)
     tuned.compile(keras.optimizers.SGD(0.1))
-    tuned.optimizer.build(tuned.trainable_variables)
-    state = (
-        [v.value for v in tuned.trainable_variables],
-        [v.value for v in tuned.non_trainable_variables],
-        [v.value for v in tuned.optimizer.variables],
-        [v.value for v in tuned.metrics_variables],
-    )
-    images = jax.numpy.zeros((1, IMAGE, IMAGE, 3))
-    compiled = jax.jit(tuned.train_step).lower(state, (images,)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    return temporaries(tuned, keras.ops.zeros((1, IMAGE, IMAGE, 3)))
 
 
 def main():
     print(f"{'score_chunk':>12} {'temporaries':>12} {'to plain':>9}")
     plain = None
     for score_chunk in CHUNKS:
-        size = temporaries(score_chunk)
+        size = bytes_needed(score_chunk)
         plain = plain or size
         print(
             f"{score_chunk!s:>12} {size / 2**20:8.0f} MiB {size / plain:9.2f}",
