@@ -6,12 +6,13 @@ ENV := .venv
 RUN := $(ENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BACKENDS ?= jax tensorflow torch
+FLOOR := .venv-floor
 # Arguments for the script, as in: make demo ARGS="--seed 1"
 ARGS ?=
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-floor lint bench clean
 
 demo: $(ENV)/demo.stamp
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(RUN) examples/colorization.py $(ARGS)
@@ -24,6 +25,12 @@ test: $(ENV)/test.stamp
 	done; \
 	if [ -n "$$failed" ]; then echo "Tests failed on:$$failed"; exit 1; fi
 
+# On the oldest Keras that pyproject.toml promises: the package, without KerasHub and
+# KerasCV, which need a newer one.
+test-floor: $(FLOOR)/test.stamp
+	KERAS_BACKEND=jax $(FLOOR)/bin/python -m pytest -m "not hub" \
+		--ignore=tests/examples --ignore-glob="tests/docs/*_jax.py" $(ARGS)
+
 lint: $(ENV)/lint.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -33,7 +40,7 @@ bench: $(ENV)/test.stamp
 	$(RUN) benchmarks/rewards.py --only detection panoptic colors
 
 clean:
-	rm -rf $(ENV) build dist outputs .pytest_cache .ruff_cache
+	rm -rf $(ENV) $(FLOOR) build dist outputs .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(ENV)/base.stamp:
@@ -48,6 +55,14 @@ $(ENV)/demo.stamp: pyproject.toml constraints.txt $(ENV)/base.stamp
 $(ENV)/test.stamp: pyproject.toml constraints.txt $(ENV)/base.stamp
 	@echo "Installing JAX, TensorFlow, PyTorch and the test tools into $(ENV) ..."
 	$(INSTALL) --editable ".[jax,tensorflow,torch,test]"
+	touch $@
+
+$(FLOOR)/test.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FLOOR)
+	keras=$$(sed -n 's/.*"keras>=\([0-9.]*\)".*/\1/p' pyproject.toml) && \
+		sed "s/^keras==.*/keras==$$keras/" constraints.txt > $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(FLOOR)/constraints.txt --editable ".[jax,test-core]"
 	touch $@
 
 $(ENV)/lint.stamp: pyproject.toml constraints.txt $(ENV)/base.stamp

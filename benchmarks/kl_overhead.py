@@ -21,6 +21,7 @@ def make_model(kind, lora):
     """A model, and images to train it on, of which a batch has 16."""
     import keras
 
+    from keras_reward.backend.keras_private import flatten_layers
     from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 
     if kind == "sequence":
@@ -41,7 +42,7 @@ def make_model(kind, lora):
             ]
         )
     if lora:
-        for layer in model._flatten_layers():
+        for layer in flatten_layers(model):
             if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
                 layer.enable_lora(RANK)
     return model

@@ -1,7 +1,7 @@
 """From rewards to advantages: how much better than its baseline a sample did.
 
 Every function maps rewards of shape `(batch, samples)` to advantages of the same
-shape, float32. A reward that is not finite (NaN: "cannot be scored") gets advantage
+shape, float32. A reward that is not finite (NaN: "no reward") gets advantage
 0 and is left out of the baseline of its group, the samples of the same input.
 
 Unbiased means: the average of `advantage * grad(log_prob)` is the gradient of the
@@ -11,22 +11,20 @@ is subtracted from (Williams 1992, "Simple statistical gradient-following algori
 
 from keras import ops
 
-BASELINES = ("leave_one_out", "greedy", "mean", "moving_average", None)
 
-
-def split_scored(rewards):
+def split_finite(rewards):
     """Separates the rewards that count from those that could not be computed.
 
     Args:
         rewards: `(batch, samples)`, may hold NaN or infinities.
 
     Returns:
-        `(values, scored)`: the rewards with 0 where they are not finite, and the
+        `(values, finite)`: the rewards with 0 where they are not finite, and the
         boolean mask of those that are finite, both `(batch, samples)`.
     """
     rewards = ops.cast(rewards, "float32")
-    scored = ops.isfinite(rewards)
-    return ops.where(scored, rewards, 0.0), scored
+    finite = ops.isfinite(rewards)
+    return ops.where(finite, rewards, 0.0), finite
 
 
 def leave_one_out(rewards):
@@ -35,7 +33,7 @@ def leave_one_out(rewards):
     `A_i = r_i - sum_{j != i} r_j / (n - 1)`, unbiased (Kool et al. 2019, "Buy 4
     REINFORCE samples, get a baseline for free!"). With two samples this is the
     method of Pinto et al. 2023, section 3, applied to both of them. An input with a
-    single scored sample has no baseline and gets advantage 0.
+    single finite reward has no baseline and gets advantage 0.
 
     Args:
         rewards: `(batch, samples)`.
@@ -51,10 +49,10 @@ def leave_one_out(rewards):
     advantages.leave_one_out([[1.0, 2.0, 6.0]])  # [[-3.0, -1.5, 4.5]]
     ```
     """
-    values, scored, count = _centered(rewards)
+    values, finite, count = _centered(rewards)
     others = ops.sum(values, axis=1, keepdims=True) - values
     advantages = values - others / ops.maximum(count - 1.0, 1.0)
-    return ops.where(ops.logical_and(scored, count > 1.0), advantages, 0.0)
+    return ops.where(ops.logical_and(finite, count > 1.0), advantages, 0.0)
 
 
 def mean(rewards):
@@ -69,9 +67,9 @@ def mean(rewards):
     Returns:
         Advantages, `(batch, samples)`. Exactly 0 where all rewards are equal.
     """
-    values, scored, count = _centered(rewards)
+    values, finite, count = _centered(rewards)
     average = ops.sum(values, axis=1, keepdims=True) / ops.maximum(count, 1.0)
-    return ops.where(scored, values - average, 0.0)
+    return ops.where(finite, values - average, 0.0)
 
 
 def greedy(rewards, greedy_rewards):
@@ -88,10 +86,10 @@ def greedy(rewards, greedy_rewards):
     Returns:
         Advantages, `(batch, samples)`.
     """
-    values, scored = split_scored(rewards)
-    baseline, has_baseline = split_scored(greedy_rewards)
-    scored = ops.logical_and(scored, has_baseline[:, None])
-    return ops.where(scored, values - baseline[:, None], 0.0)
+    values, finite = split_finite(rewards)
+    baseline, has_baseline = split_finite(greedy_rewards)
+    finite = ops.logical_and(finite, has_baseline[:, None])
+    return ops.where(finite, values - baseline[:, None], 0.0)
 
 
 def moving_average(rewards, average):
@@ -108,9 +106,9 @@ def moving_average(rewards, average):
     Returns:
         Advantages, `(batch, samples)`.
     """
-    values, scored = split_scored(rewards)
+    values, finite = split_finite(rewards)
     average = ops.where(ops.isnan(average), 0.0, average)
-    return ops.where(scored, values - average, 0.0)
+    return ops.where(finite, values - average, 0.0)
 
 
 def update_average(average, rewards, momentum=0.9):
@@ -122,10 +120,10 @@ def update_average(average, rewards, momentum=0.9):
         momentum: weight of the past, 0.9: the average looks back about ten batches.
 
     Returns:
-        Scalar; unchanged if no reward of the batch could be scored.
+        Scalar; unchanged if no reward of the batch is finite.
     """
-    values, scored = split_scored(rewards)
-    count = ops.sum(ops.cast(scored, "float32"))
+    values, finite = split_finite(rewards)
+    count = ops.sum(ops.cast(finite, "float32"))
     batch_mean = ops.sum(values) / ops.maximum(count, 1.0)
     moved = momentum * average + (1.0 - momentum) * batch_mean
     moved = ops.where(ops.isnan(average), batch_mean, moved)
@@ -140,52 +138,54 @@ def scale_by_std(advantages, rewards, epsilon=1e-6):
     biases the gradient (Liu et al. 2025, arXiv 2503.20783). Off by default.
 
     Args:
-        advantages: `(batch, samples)`.
+        advantages: `(batch, samples)` or `(batch, samples, ...)`.
         rewards: `(batch, samples)`, the rewards they come from.
         epsilon: added to the deviation, in units of the reward.
 
     Returns:
-        Advantages, `(batch, samples)`; 0 where all rewards are equal.
+        Advantages of the same shape; 0 where all rewards are equal.
     """
-    return advantages / (reward_std(rewards)[:, None] + epsilon)
+    deviation = reward_std(rewards) + epsilon
+    axes = (1,) * (len(advantages.shape) - 1)
+    return advantages / ops.reshape(deviation, (-1, *axes))
 
 
 def reward_std(rewards):
-    """Standard deviation of the scored rewards of each input (divisor `n - 1`).
+    """Standard deviation of the finite rewards of each input (divisor `n - 1`).
 
     Args:
         rewards: `(batch, samples)`.
 
     Returns:
-        `(batch,)`; 0 for inputs with fewer than two scored samples.
+        `(batch,)`; 0 for inputs with fewer than two finite rewards.
     """
-    values, scored, count = _centered(rewards)
+    values, finite, count = _centered(rewards)
     average = ops.sum(values, axis=1, keepdims=True) / ops.maximum(count, 1.0)
-    squares = ops.where(scored, ops.square(values - average), 0.0)
+    squares = ops.where(finite, ops.square(values - average), 0.0)
     return ops.sqrt(ops.sum(squares, axis=1) / ops.maximum(count[:, 0] - 1.0, 1.0))
 
 
 def no_signal(rewards):
-    """Which inputs teach nothing, because all their scored samples earn the same.
+    """Which inputs teach nothing, because all their samples earn the same.
 
     Args:
         rewards: `(batch, samples)`.
 
     Returns:
-        `(batch,)` boolean. True as well where no sample could be scored.
+        `(batch,)` boolean. True as well where no reward is finite.
     """
     values, _, _ = _centered(rewards)
     return ops.all(values == 0.0, axis=1)
 
 
 def _centered(rewards):
-    """Rewards minus the best of their group, 0 where unscored; mask; scored count.
+    """Rewards minus the best of their group, 0 where not finite; mask; finite count.
 
     No difference between rewards of a group depends on the shift. It makes equal
     rewards exactly 0, where a sum and a division would leave rounding errors behind.
     """
-    values, scored = split_scored(rewards)
-    best = ops.max(ops.where(scored, values, -float("inf")), axis=1, keepdims=True)
-    values = ops.where(scored, values - ops.where(ops.isfinite(best), best, 0.0), 0.0)
-    count = ops.sum(ops.cast(scored, "float32"), axis=1, keepdims=True)
-    return values, scored, count
+    values, finite = split_finite(rewards)
+    best = ops.max(ops.where(finite, values, -float("inf")), axis=1, keepdims=True)
+    values = ops.where(finite, values - ops.where(ops.isfinite(best), best, 0.0), 0.0)
+    count = ops.sum(ops.cast(finite, "float32"), axis=1, keepdims=True)
+    return values, finite, count

@@ -4,7 +4,7 @@ Maximum likelihood and reward tuning ascend the same quantity,
 
     mean over the batch of  weight * log P(output | x; theta),
 
-and differ only in whose outputs are scored and how they are weighted: the ground
+and differ only in whose outputs these are and how they are weighted: the ground
 truth with weight 1, or the model's own samples with their advantages as weights
 (Pinto et al. 2023, "Tuning computer vision models with task rewards", section 3).
 """
@@ -56,7 +56,7 @@ def categorical_entropy(logits):
     return ops.log(total) - ops.sum(weights * logits, axis=-1) / total
 
 
-def categorical_scores(logits, indices, entropy_gradient=False):
+def categorical_likelihood(logits, indices, entropy_gradient=False):
     """Log-probability and entropy of softmax distributions, from one exponential.
 
     As `categorical_log_prob` and `categorical_entropy`, for where both are needed and
@@ -141,22 +141,40 @@ def weighted_likelihood_loss(log_probs, weights, mask=None, sample_weight=None):
     return -ops.mean(outputs)
 
 
-def kl_estimate(log_ratios):
-    """Estimates of the Kullback-Leibler divergence from a reference, by sample.
+def reward_loss(likelihood, advantages, sample_weight=None):
+    """The loss of an update: minus the mean of `advantage * log_prob` of samples.
 
-    For a sample of the policy with log-ratios `d = log p - log q` of its parts, p of
-    the policy and q of the reference, the sum over parts of
+    Args:
+        likelihood: a `Likelihood` of samples `(batch, n, ...)`.
+        advantages: `(batch, n)`, or one for each position, `(batch, n, ...)`, of which
+            those that do not count are left out.
+        sample_weight: `(batch,)`, the weight of each input. Default: 1.
+
+    Returns:
+        Scalar, see `weighted_likelihood_loss`.
+    """
+    log_probs = likelihood.log_prob
+    if len(advantages.shape) > 2:
+        log_probs = likelihood.position_log_probs
+    return weighted_likelihood_loss(log_probs, advantages, None, sample_weight)
+
+
+def kl_estimate(log_ratios):
+    """Estimates of the Kullback-Leibler divergence from a reference model, by sample.
+
+    For a sample of the policy with log-ratios `d = log p - log q` of its positions, p
+    of the policy and q of the reference model, the sum over positions of
 
         exp(-d) - 1 + d.
 
     Unbiased for `KL(p || q)`, since `E[exp(-d)] = 1` under p given what was drawn
-    before; never negative; and, near the reference, of far lower variance than d alone,
-    since the two vary against each other (Schulman 2020, "Approximating KL Divergence",
-    the estimator k3). Far from it, where q gives much probability to what p hardly ever
-    draws, rare samples make up the mean.
+    before; never negative; and, near the reference model, of far lower variance than d
+    alone, since the two vary against each other (Schulman 2020, "Approximating KL
+    Divergence", the estimator k3). Far from it, where q gives much probability to what
+    p hardly ever draws, rare samples make up the mean.
 
     Args:
-        log_ratios: `(batch, samples, ...)`, 0 where a part does not count.
+        log_ratios: `(batch, samples, ...)`, 0 where a position does not count.
 
     Returns:
         `(batch, samples)`, in nats.
@@ -170,10 +188,10 @@ def kl_estimate(log_ratios):
     objective.kl_estimate(np.array([[[0.0, 0.7]]], "float32"))  # [[0.197]]
     ```
     """
-    return sequence_log_prob(_kl_of_parts(log_ratios))
+    return sequence_log_prob(_kl_of_positions(log_ratios))
 
 
-def _kl_of_parts(log_ratios):
+def _kl_of_positions(log_ratios):
     log_ratios = ops.cast(log_ratios, "float32")
     return ops.expm1(-log_ratios) + log_ratios
 
@@ -184,19 +202,19 @@ def kl_weights(log_ratios, ordered=False):
     The gradient of `KL(p || q)` is the mean over samples of `sum_t G_t grad log p_t`,
     with `d_t = log p_t - log q_t` and
 
-        G_t = d_t + sum over later parts s of (exp(-d_s) - 1 + d_s).
+        G_t = d_t + sum over later positions s of (exp(-d_s) - 1 + d_s).
 
-    What was drawn before part t does not depend on it and is left out, and what comes
-    later is estimated as in `kl_estimate`: both lower the variance and leave the mean.
-    So does the mean of the other samples of the input, which is subtracted as in
+    What was drawn before position t does not depend on it and is left out, and what
+    comes later is estimated as in `kl_estimate`: both lower the variance and leave the
+    mean. So does the mean of the other samples of the input, which is subtracted as in
     `advantages.leave_one_out`. To differentiate `kl_estimate` itself would follow
     another divergence (Tang & Munos 2025, "On a few pitfalls in KL divergence gradient
-    estimation for RL"). At the reference every weight is exactly 0.
+    estimation for RL"). At the reference model every weight is exactly 0.
 
     Args:
-        log_ratios: `(batch, samples, ...)`, 0 where a part does not count.
-        ordered: whether the parts in the last axis are drawn one after the other, each
-            given those before. Default False: independently of one another.
+        log_ratios: `(batch, samples, ...)`, 0 where a position does not count.
+        ordered: whether the positions in the last axis are drawn one after the other,
+            each given those before. Default False: independently of one another.
 
     Returns:
         As `log_ratios`, to be multiplied by log-probabilities and added to a loss.
@@ -213,9 +231,9 @@ def kl_weights(log_ratios, ordered=False):
     """
     weights = ops.cast(log_ratios, "float32")
     if ordered:
-        parts = _kl_of_parts(weights)
-        total = ops.sum(parts, axis=-1, keepdims=True)
-        weights = weights + total - ops.cumsum(parts, axis=-1)
+        terms = _kl_of_positions(weights)
+        total = ops.sum(terms, axis=-1, keepdims=True)
+        weights = weights + total - ops.cumsum(terms, axis=-1)
     n = weights.shape[1]
     if n == 1:
         return weights

@@ -5,22 +5,14 @@ import keras
 import numpy as np
 from jax.experimental import io_callback
 
+from keras_reward.backend.keras_private import KeepsWeights
+
 XLA_CALLS_HOST = True
 LOOPS_RECOMPUTE = True
 
 
-class RewardTrainer:
+class RewardTrainer(KeepsWeights):
     """Mixin for `keras.Model`: one step of reward tuning, as a pure function."""
-
-    def _get_jax_state(self, purge_model_variables=False, **kinds):
-        # Keras lets go of the weights before a step. An error while the first one is
-        # traced, from a reward of the wrong shape say, would lose the model.
-        del purge_model_variables
-        return super()._get_jax_state(**kinds)
-
-    def keep_weights(self):
-        """Takes the weights from a loop over batches that an error ends."""
-        self.jax_state_sync()
 
     def train_step(self, state, data):
         trainable, non_trainable, optimizer_variables, metrics_variables = state

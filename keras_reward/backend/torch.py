@@ -12,6 +12,10 @@ class RewardTrainer:
     def keep_weights(self):
         """Nothing to do: a step writes the model's own variables."""
 
+    def make_train_function(self, force=False):
+        refuse_processes()
+        return super().make_train_function(force)
+
     def train_step(self, data):
         self.zero_grad()
         loss = self.training_loss(data, no_gradient)
@@ -21,6 +25,17 @@ class RewardTrainer:
         with torch.no_grad():
             self.optimizer.apply(gradients, weights)
         return self.training_logs()
+
+
+def refuse_processes():
+    """Raises where other processes train too: each would train a model of its own."""
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        raise NotImplementedError(
+            "keras_reward does not average gradients between processes on PyTorch yet. "
+            "Train in one process, or on several devices with JAX or TensorFlow. "
+            f"Received: world size {group.get_world_size()}"
+        )
 
 
 def no_gradient(function, *args):

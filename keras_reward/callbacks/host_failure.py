@@ -6,7 +6,7 @@ import keras
 class HostFailure(keras.callbacks.Callback):
     """Raises what went wrong in a `HostReward`, after the step in which it did.
 
-    `RewardTuning` adds it by itself where the reward runs on the host. The rows that
+    `RewardTuning` adds it where the reward runs on the host. The rows that
     failed had no influence on that step, and the model keeps its weights.
     """
 

@@ -6,18 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_reward.batches import batches_of, pad_rows, rows_of
+from keras_reward.batches import batches_of
 from keras_reward.callbacks.steps import StepCallback
-from keras_reward.evaluation.compiled import Greedy, probe
+from keras_reward.compiled import kept
+from keras_reward.evaluation.probes import Greedy
+from keras_reward.nests import pad_rows, rows_of
 
 TRY = {
-    "fall": "a learning rate 10 times lower, a warm-up, or `kl_weight` with a "
-    "reference; more samples (`num_samples`) if the reward is noisy",
+    "fall": "a learning rate 10 times lower, a warm-up, or a `KL` term; "
+    "more samples (`num_samples`) if the reward is noisy",
     "monitor": "a reward that includes what fell (`reward + weight * monitor`), or "
-    "`kl_weight` with a reference: the model found a way to earn the reward that was "
+    "a `KL` term: the model found a way to earn the reward that was "
     "not meant",
-    "entropy": "`entropy_weight` above 0, a lower learning rate, or `kl_weight` with "
-    "a reference",
+    "entropy": "an `Entropy` term, a lower learning rate, or a `KL` term",
     "no_signal": "more samples (`num_samples`), a higher `temperature`, or a reward "
     "that tells more outputs apart; if the reward is at its maximum, the work is done",
 }
@@ -52,8 +53,8 @@ class RewardGuard(StepCallback):
     Four rules, each with the name under which it is reported:
 
     - `fall`: the greedy validation reward falls by more than `tolerance` from its best.
-    - `monitor`: another watched reward does, typically a term of weight 0: the sign of
-      a reward that is exploited.
+    - `monitor`: another watched reward does, typically one of weight 0: the sign of a
+      reward that is exploited.
     - `entropy`: the policy's entropy falls below `entropy_floor`, having been above.
     - `no_signal`: the samples of most inputs all earn the same, so nothing is learned.
 
@@ -68,7 +69,7 @@ class RewardGuard(StepCallback):
 
     Args:
         monitors: names in the logs, of which the first decides which weights are best.
-            Default `("val_reward",)`. For a term of weight 0 add `"val_"` and its name.
+            Default `("val_reward",)`. For one of weight 0 add `"val_"` and its name.
         tolerance: how far a monitor may fall from its best, as a share of the largest
             magnitude that it has had. Default 0.1.
         entropy_floor: in nats per position. Default 0.001. None: no such rule.
@@ -137,7 +138,7 @@ class RewardGuard(StepCallback):
         self.seen = {}  # running means of the epoch at the last check, and its batches
         self.warned = False
         if self.validation_data is not None:
-            self.greedy = probe(Greedy, self.model)
+            self.greedy = kept(self.model, Greedy)
             self.check_monitors(self.validate())
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -187,7 +188,7 @@ class RewardGuard(StepCallback):
         return recent
 
     def validate(self):
-        """The mean of the reward and of each part over the greedy outputs: a dict."""
+        """Means of reward and components over the greedy outputs: a dict."""
         totals, size = {}, None
         for x, y in batches_of(self.validation_data, self.batch_size)[1]:
             rows = rows_of((x,))
@@ -195,7 +196,7 @@ class RewardGuard(StepCallback):
             rewards = self.greedy.run(*pad_rows((x, y), size))["rewards"]
             for name, values in rewards.items():
                 totals.setdefault(f"val_{name}", []).extend(values[:rows])
-        return {name: mean_of_scored(values) for name, values in totals.items()}
+        return {name: mean_of_finite(values) for name, values in totals.items()}
 
     def check_policy(self, logs):
         """The rules about the samples of training."""
@@ -248,8 +249,8 @@ class RewardGuard(StepCallback):
         warnings.warn(message, stacklevel=2)
 
 
-def mean_of_scored(values):
+def mean_of_finite(values):
     """Mean of the finite values, NaN if there is none."""
     values = np.asarray(values, "float64")
-    scored = values[np.isfinite(values)]
-    return float(scored.mean()) if len(scored) else math.nan
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan

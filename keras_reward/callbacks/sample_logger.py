@@ -5,15 +5,12 @@ import pathlib
 
 import numpy as np
 
-from keras_reward.batches import map_arrays, rows_of, to_numpy
 from keras_reward.callbacks.sample_outlets import open_outlets
-from keras_reward.callbacks.sample_pictures import (
-    draw_sheet,
-    input_images,
-    output_images,
-)
 from keras_reward.callbacks.steps import StepCallback
-from keras_reward.evaluation.compiled import Greedy, Sampler, probe
+from keras_reward.compiled import kept
+from keras_reward.evaluation.probes import Greedy, Sampler
+from keras_reward.forms.pictures import draw_sheet, input_images, output_images
+from keras_reward.nests import rows_of, take_rows, to_numpy
 
 MOST_NUMBERS = 4096  # of an output in JSON; a larger one is in the picture
 
@@ -25,8 +22,8 @@ class SampleLogger(StepCallback):
     Before the first step, and then every `every_epochs` epochs or `every_steps` steps,
     it writes to `folder`:
 
-    - `samples.jsonl`, one line for each input: epoch, step, and the output, reward and
-      parts of the greedy output, and output, reward and log-probability of each sample.
+    - `samples.jsonl`, one line for each input: epoch, step, the greedy output with its
+      reward and components, and output, reward and log-probability of each sample.
       Outputs of more than 4,096 numbers are left to the picture.
     - `samples_000120.png` after step 120, where inputs or outputs are images, boxes
       over images, or maps of classes: the input, the greedy output, the samples, each
@@ -118,8 +115,8 @@ class SampleLogger(StepCallback):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.greedy = probe(Greedy, self.model)
-        self.sampler = probe(Sampler, self.model, self.num_samples, True)
+        self.greedy = kept(self.model, Greedy)
+        self.sampler = kept(self.model, Sampler, self.num_samples, True)
         self.epoch = -1  # before the first one
         self.write()
 
@@ -157,7 +154,7 @@ class SampleLogger(StepCallback):
         texts = self.texts(samples["outputs"])
 
         def output(outputs, texts, row):
-            held = map_arrays(lambda leaf: leaf[row], outputs)
+            held = take_rows(outputs, row)
             return {
                 "output": plain(held, picture),
                 **({} if texts is None else {"text": texts[row]}),

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.rewards.boxes import corners, standardize_format
+from keras_reward.forms.boxes import corners, standardize_format
+from keras_reward.sequences.sequence_model import shift_right
 
 BOX_TOKENS = 6  # y0, x0, y1, x1, class, confidence
 CLASS, CONFIDENCE = 4, 5  # their places in a box
@@ -227,8 +228,7 @@ class BoxCodec:
             `token_ids`, the start token and the tokens before the last one.
         """
         tokens, weights = self.encode(targets, seed)
-        starts = np.full((len(tokens), 1), self.start_id, "int32")
-        token_ids = np.concatenate([starts, tokens[:, :-1]], axis=1)
+        token_ids = shift_right(np, tokens, self.start_id)
         return {"images": images, "token_ids": token_ids}, tokens, weights
 
     # From tokens to boxes, traced.

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_reward.rewards.panoptic import (
+from keras_reward.forms.panoptic_maps import (
     is_stuff,
     joint_counts,
     rank_segments,

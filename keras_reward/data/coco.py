@@ -22,7 +22,7 @@ class CocoBoxes(CocoDataset):
     `(batch, max_boxes)` int32 and -1 for padding, `is_crowd` bool and `area` float32,
     and with `masks=True` `masks` `(batch, max_boxes, H, W)` uint8 of 0 and 1.
 
-    Labels count from 0 in the order of `class_names`. COCO's scores by size, such as
+    Labels count from 0 in the order of `class_names`. COCO's metrics by size, such as
     `map_small`, have thresholds in pixels, so they depend on `image_size`.
 
     Left out and counted in `problems`: a box outside its image, without area, or of a

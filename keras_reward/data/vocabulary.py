@@ -14,7 +14,7 @@ class Vocabulary:
     """Translates between captions and token ids.
 
     Captions are lower-cased, and what is neither letter, digit nor underscore is taken
-    out ("don't" is "dont"), as the field does before it scores them. Id 0 is padding
+    out ("don't" is "dont"), as the field does before it compares them. Id 0 is padding
     (and the start of a sequence), 1 the end, 2 every word that is not known, and words
     begin at 3.
 

@@ -6,7 +6,7 @@ import math
 import keras
 import numpy as np
 
-from keras_reward.rewards.ngrams import scored_captions, scored_references
+from keras_reward.forms.captions import counted_lengths, counted_references
 
 ORDERS = 4
 SIGMA = 6.0
@@ -21,13 +21,13 @@ class Cider:
 
     Captions are integer ids (cut at the first end token or padding; a reference that is
     all padding is absent), or strings with words between spaces. An image without
-    references is not scored: NaN in `per_image`, and left out of the mean.
+    references has no CIDEr-D: NaN in `per_image`, and left out of the mean.
 
     Args:
         end_id: id of the end token. Default None: captions end at padding alone.
         pad_id: id of padding. Default 0.
-        score_end_token: whether the end token counts as a word, as in `CIDErReward`.
-            Default False: published scores do not count it.
+        count_end_token: whether the end token counts as a word, as in `CIDErReward`.
+            Default False: published numbers do not count it.
         corpus: references of other images to take the document frequencies from, of
             the same form as `y_true`. Default: the evaluated references.
 
@@ -46,8 +46,8 @@ class Cider:
     Evaluation", section 7 (CIDEr-D).
     """
 
-    def __init__(self, end_id=None, pad_id=0, score_end_token=False, corpus=None):
-        self._cut = (end_id, pad_id, score_end_token)
+    def __init__(self, end_id=None, pad_id=0, count_end_token=False, corpus=None):
+        self._cut = (end_id, pad_id, count_end_token)
         self.corpus = None if corpus is None else self._references(corpus)
         self.reset_state()
 
@@ -75,7 +75,7 @@ class Cider:
         self.candidates += candidates
 
     def result(self):
-        """The scores so far.
+        """CIDEr-D so far.
 
         Returns:
             A dict: `cider`, the mean over images (NaN without any), in [0, 10], and
@@ -83,24 +83,24 @@ class Cider:
         """
         corpus = self.references if self.corpus is None else self.corpus
         idf = inverse_document_frequencies(corpus)
-        scores = [
+        values = [
             similarity(candidate, references, idf)
             for candidate, references in zip(
                 self.candidates, self.references, strict=True
             )
         ]
-        scores = np.array(scores, "float64")
-        scored = scores[~np.isnan(scores)]
+        values = np.array(values, "float64")
+        finite = values[~np.isnan(values)]
         return {
-            "cider": float(scored.mean()) if len(scored) else math.nan,
-            "per_image": scores,
+            "cider": float(finite.mean()) if len(finite) else math.nan,
+            "per_image": values,
         }
 
     def _candidates(self, y_pred):
         if is_text(y_pred):
             return [caption.split() for caption in y_pred]
         ids = as_ids(y_pred, 2, "captions", "(images, tokens)")
-        lengths = scored_captions(np, ids, *self._cut)
+        lengths = counted_lengths(np, ids, *self._cut)
         return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
     def _references(self, y_true):
@@ -111,7 +111,7 @@ class Cider:
             ids = as_ids(y_true, 3, "references", "(images, references, tokens)")
             images = [
                 [ids[:n].tolist() for ids, n, present in captions if present]
-                for captions in map(zip, *scored_references(np, ids, *self._cut))
+                for captions in map(zip, *counted_references(np, ids, *self._cut))
             ]
         return [[ngram_counts(words) for words in image] for image in images]
 

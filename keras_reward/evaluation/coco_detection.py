@@ -1,4 +1,4 @@
-"""COCO's official detection scores, from the dictionaries that rewards see."""
+"""COCO's official detection metrics, from the dictionaries that rewards see."""
 
 import contextlib
 import io
@@ -6,9 +6,9 @@ import io
 import keras
 import numpy as np
 
-from keras_reward.rewards.boxes import corners, standardize_format
+from keras_reward.forms.boxes import corners, standardize_format
 
-SCORES = (
+METRICS = (
     *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
     *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
 )
@@ -47,7 +47,7 @@ class CocoDetection:
         self.bounding_box_format = standardize_format(bounding_box_format)
         if self.bounding_box_format.startswith("rel_") and image_size is None:
             raise ValueError(
-                "COCO's scores depend on areas in pixels, so boxes in a relative "
+                "COCO's metrics depend on areas in pixels, so boxes in a relative "
                 "format need `image_size=(height, width)`. Received: "
                 f"bounding_box_format={bounding_box_format!r}, image_size=None"
             )
@@ -80,7 +80,7 @@ class CocoDetection:
         of 0 and 1, or for each image a list of COCO's compressed run-length encodings.
         """
         truth = self.annotations(y_true, "y_true")
-        predictions = self.annotations(y_pred, "y_pred", scored=True)
+        predictions = self.annotations(y_pred, "y_pred", with_scores=True)
         if truth[0] != predictions[0]:
             raise ValueError(
                 "`y_true` and `y_pred` must hold the same number of images. "
@@ -90,7 +90,7 @@ class CocoDetection:
         self.predictions += predictions[1]
         self.images += truth[0]
 
-    def annotations(self, detections, role, scored=False):
+    def annotations(self, detections, role, with_scores=False):
         """The number of images, and COCO's annotations of them."""
         label_key = find_key(detections, ("labels", "classes"), role)
         shape_key = find_key(
@@ -98,7 +98,7 @@ class CocoDetection:
         )
         labels = to_array(detections[label_key])
         columns = {}
-        if scored:
+        if with_scores:
             score_key = find_key(detections, ("scores", "confidence"), role)
             columns["score"] = to_array(detections[score_key])
         else:
@@ -136,7 +136,7 @@ class CocoDetection:
         return {"segmentation": shape, "area": float(mask.area(shape))}
 
     def result(self):
-        """The scores of all images so far.
+        """The metrics of all images so far.
 
         Returns:
             dict of COCO's twelve numbers as floats: `map` (IoU 0.50 to 0.95), `map_50`,
@@ -166,8 +166,8 @@ class CocoDetection:
             for k, label in enumerate(sorted(labels))
             if precision[0, 0, k] > -1
         }
-        scores = dict(zip(SCORES, map(float, evaluation.stats), strict=True))
-        return {**scores, "ap_per_class": per_class}
+        metrics = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+        return {**metrics, "ap_per_class": per_class}
 
     def dataset(self, annotations, labels):
         """Annotations as pycocotools wants them."""
@@ -190,7 +190,7 @@ class CocoDetection:
 def coco_detection(
     y_true, y_pred, bounding_box_format="xyxy", image_size=None, iou_type="bbox"
 ):
-    """COCO's official detection scores of predicted boxes.
+    """COCO's official detection metrics of predicted boxes.
 
     Args:
         y_true: the ground truth of all images, as `CocoDetection.update_state` takes
@@ -210,8 +210,8 @@ def coco_detection(
     from keras_reward.evaluation import coco_detection
 
     truth = {"boxes": np.array([[[0, 0, 4, 4]]], "float32"), "labels": np.array([[7]])}
-    scores = coco_detection(truth, {**truth, "scores": np.array([[0.9]])})
-    scores["map"], scores["ap_per_class"]  # 1.0, {7: 1.0}
+    metrics = coco_detection(truth, {**truth, "scores": np.array([[0.9]])})
+    metrics["map"], metrics["ap_per_class"]  # 1.0, {7: 1.0}
     ```
 
     Reference: Lin et al. 2014, "Microsoft COCO: common objects in context".
@@ -229,7 +229,7 @@ def import_pycocotools():
         import pycocotools.mask
     except ImportError as error:
         raise ImportError(
-            "COCO's official scores need pycocotools. Install it with "
+            "COCO's official metrics need pycocotools. Install it with "
             "`pip install keras-reward[coco]`."
         ) from error
     return pycocotools

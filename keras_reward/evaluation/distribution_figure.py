@@ -49,7 +49,7 @@ def findings(before, after, rare=0.05):
     level = level_of(early, rare)
     own = [
         np.mean(theirs >= level_of(np.sort(mine), rare))
-        for mine, theirs in zip(*both_scored(before, after), strict=True)
+        for mine, theirs in zip(*both_with_rewards(before, after), strict=True)
     ]
     best_before, best_after = before.best_of(), after.best_of()
     crossed = np.flatnonzero(best_before >= best_after)
@@ -77,10 +77,10 @@ def level_of(rising, rare):
     return rising[-reach]
 
 
-def both_scored(before, after):
+def both_with_rewards(before, after):
     """Rewards before and after of the examples that count in both."""
-    scored = before.scored() & after.scored()
-    return before.rewards[scored], after.rewards[scored]
+    examples = before.with_rewards() & after.with_rewards()
+    return before.rewards[examples], after.rewards[examples]
 
 
 def check_pair(before, after):

@@ -104,7 +104,7 @@ class PanopticQuality:
                 self._counts[kind][label] += 1
 
     def result(self):
-        """The scores of all images so far.
+        """The metrics of all images so far.
 
         Returns:
             dict: `pq`, `sq`, `rq`, and the same of things and of stuff (`pq_things`,
@@ -115,13 +115,13 @@ class PanopticQuality:
         per_class = {label: self._class_result(label) for label in labels}
         result = {}
         for group in GROUPS:
-            scores = [
-                score
-                for label, score in per_class.items()
+            results = [
+                result_of_class
+                for label, result_of_class in per_class.items()
                 if group in ("", "_stuff" if label in self.stuff_classes else "_things")
             ]
             for key in ("pq", "sq", "rq"):
-                values = [score[key] for score in scores]
+                values = [one[key] for one in results]
                 result[key + group] = float(np.mean(values)) if values else 0.0
         return {**result, "per_class": per_class}
 

@@ -1,4 +1,4 @@
-"""Reward and official score over a training, from its log: do they rise together?"""
+"""Reward and official metric over a training, from its log: do they rise together?"""
 
 import csv
 import pathlib
@@ -27,7 +27,7 @@ class Progression(NamedTuple):
 
 
 def progression(log, reward="val_reward", metric="val_cider"):
-    """Reward and official score over a training, and their rank correlation.
+    """Reward and official metric over a training, and their rank correlation.
 
     A reward stands for a metric as long as both rise together. Where the reward goes on
     rising and the metric does not, the model exploits the difference.

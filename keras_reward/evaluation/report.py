@@ -7,9 +7,9 @@ import pathlib
 
 import numpy as np
 
-from keras_reward.callbacks.sample_pictures import as_rgb
 from keras_reward.evaluation.distribution_figure import findings, plot
 from keras_reward.evaluation.intervals import KINDS, difference, interval
+from keras_reward.forms.pictures import as_rgb
 
 # The page may show what is in it, and load nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -46,9 +46,9 @@ def report(
         path: of the file.
         title: heading.
         settings: dict, may be nested: learning rate, reward, data, seeds, ...
-        before, after: scores by name, with the same names in both. A score is a number,
+        before, after: metrics by name, with the same names in both. One is a number,
             or one for each example, or one for each run.
-        intervals: `"bootstrap"`: scores are of examples, and a mean is shown with the
+        intervals: `"bootstrap"`: metrics are of examples, and a mean is shown with the
             interval that 95 % of resamples lie in; `"seeds"`: they are of runs, and a
             mean is shown with the lowest and the highest. Default `"bootstrap"`.
         history: what `fit` returned, or lists by name: drawn as curves, `val_` with its
@@ -64,7 +64,7 @@ def report(
         The path, a `pathlib.Path`.
 
     Raises:
-        ValueError: for scores of different names, or unknown `intervals`.
+        ValueError: for metrics of different names, or unknown `intervals`.
 
     Example:
 
@@ -88,7 +88,7 @@ def report(
         )
     sections = [
         section("Settings", settings and settings_table(settings)),
-        section("Before and after", score_table(before, after, intervals, seed)),
+        section("Before and after", metric_table(before, after, intervals, seed)),
         section("Curves", history and curves(history)),
         section("Rewards of samples", distributions and distribution(distributions)),
         section("Side by side", pairs and pair_table(pairs)),
@@ -148,12 +148,12 @@ def flat(settings, prefix=""):
             yield f"{prefix}{name}", value
 
 
-def score_table(before, after, intervals, seed):
-    """The table of scores with their intervals and the change."""
+def metric_table(before, after, intervals, seed):
+    """The table of metrics with their intervals and the change."""
     before, after = before or {}, after or {}
     if set(before) != set(after):
         raise ValueError(
-            "`before` and `after` must have scores of the same names. "
+            "`before` and `after` must have metrics of the same names. "
             f"Received: {sorted(before)} and {sorted(after)}"
         )
     if not before:
@@ -163,7 +163,7 @@ def score_table(before, after, intervals, seed):
         pair = before[name], after[name]
         columns = [interval(values, intervals, seed) for values in pair]
         columns.append(difference(*pair, intervals, seed))
-        rows.append([f"<td>{escape(name)}</td>", *map(score_cell, columns)])
+        rows.append([f"<td>{escape(name)}</td>", *map(metric_cell, columns)])
     notes = {
         "bootstrap": "Mean over examples, and the interval of 95 % of bootstrap "
         "resamples. The change is example by example.",
@@ -175,7 +175,7 @@ def score_table(before, after, intervals, seed):
     return table(rows, ("", "before", "after", "change")) + note
 
 
-def score_cell(value):
+def metric_cell(value):
     """A mean with its interval, in one cell."""
     if value is None:
         return "<td></td>"

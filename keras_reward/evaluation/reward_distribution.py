@@ -9,22 +9,24 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_reward.batches import batches_of, pad_rows, rows_of
-from keras_reward.evaluation.compiled import Greedy, Sampler, probe
+from keras_reward.batches import batches_of
+from keras_reward.compiled import kept
+from keras_reward.evaluation.probes import Greedy, Sampler
 from keras_reward.evaluation.sample_pools import (
     by_likelihood,
     by_reward,
     mean_of_chosen,
 )
+from keras_reward.nests import pad_rows, rows_of
 
 
 class RewardDistribution(NamedTuple):
     """Rewards and log-probabilities of many samples of each example.
 
-    An example with an unscored sample (NaN) is left out of all curves.
+    An example with a sample without reward (NaN) is left out of all curves.
 
     Attributes:
-        rewards: `(examples, num_samples)` float32, NaN where unscored.
+        rewards: `(examples, num_samples)` float32, NaN where there is none.
         log_probs: `(examples, num_samples)` float32, in nats.
         greedy: `(examples,)` float32, reward of the greedy output.
     """
@@ -38,23 +40,23 @@ class RewardDistribution(NamedTuple):
         """Number of samples of each example."""
         return self.rewards.shape[1]
 
-    def scored(self):
+    def with_rewards(self):
         """Which examples count: `(examples,)` bool."""
-        scored = np.isfinite(self.rewards).all(axis=1) & np.isfinite(self.greedy)
-        if not scored.any():
+        finite = np.isfinite(self.rewards).all(axis=1) & np.isfinite(self.greedy)
+        if not finite.any():
             raise ValueError(
                 "Curves need at least one example of which all samples and the greedy "
-                f"output were scored. Received: none of {len(scored)}"
+                f"output have a reward. Received: none of {len(finite)}"
             )
-        return scored
+        return finite
 
     def mean(self):
         """Mean reward of the samples: the expected reward, per example alike."""
-        return float(self.rewards[self.scored()].mean(dtype="float64"))
+        return float(self.rewards[self.with_rewards()].mean(dtype="float64"))
 
     def greedy_mean(self):
         """Mean reward of the greedy outputs."""
-        return float(self.greedy[self.scored()].mean(dtype="float64"))
+        return float(self.greedy[self.with_rewards()].mean(dtype="float64"))
 
     def quantiles(self):
         """Mean over examples of the quantile function of the reward.
@@ -63,7 +65,7 @@ class RewardDistribution(NamedTuple):
             `(num_samples,)`, rising; at index i the level (i + 0.5) / num_samples. Its
             mean, the area below the curve, is the mean reward.
         """
-        return by_reward(self.rewards[self.scored()]).mean(axis=0)
+        return by_reward(self.rewards[self.with_rewards()]).mean(axis=0)
 
     def best_of(self):
         """Expected reward of the best of N samples: `(num_samples,)`, N from 1."""
@@ -71,8 +73,8 @@ class RewardDistribution(NamedTuple):
 
     def most_likely_of(self):
         """Expected reward of the likeliest of N samples: `(num_samples,)`, N from 1."""
-        scored = self.scored()
-        ordered = by_likelihood(self.rewards[scored], self.log_probs[scored])
+        finite = self.with_rewards()
+        ordered = by_likelihood(self.rewards[finite], self.log_probs[finite])
         return mean_of_chosen(ordered.mean(axis=0))
 
     def save(self, path):
@@ -99,9 +101,9 @@ def reward_distribution(
     """Samples many outputs of each example, and what they earn.
 
     Figure 5 of the paper shows 10,000 samples of each of 1,024 images. Samples are
-    drawn, scored and dropped `batch_size * chunk_size` at a time, by a function that is
-    compiled once: memory does not grow with `num_samples`, but for the two numbers
-    that are kept of each sample. Samples are drawn, and their likelihood is measured,
+    drawn, rewarded and dropped `batch_size * chunk_size` at a time, by a function that
+    is compiled once: memory does not grow with `num_samples`, but for the two numbers
+    that are kept of each sample. Samples are drawn, and their likelihood is computed,
     at the tuner's temperature.
 
     Random numbers follow from `seed` and the place of the chunk alone. So a run that
@@ -162,7 +164,7 @@ def reward_distribution(
         path = pathlib.Path(path).with_suffix(".npz")
         settings["weights"] = fingerprint(tuner)
     earlier = load_blocks(path, settings)
-    functions = probe(Sampler, tuner, chunk_size), probe(Greedy, tuner)
+    functions = kept(tuner, Sampler, chunk_size), kept(tuner, Greedy)
     count, batches = batches_of(dataset, batch_size)
     chunks = -(-num_samples // chunk_size)
     bar = keras.utils.Progbar(

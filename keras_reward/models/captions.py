@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from keras_reward.policies.targets import host_array
-from keras_reward.rewards.reward import is_integer
+from keras_reward.nests import host_array, is_integer
+from keras_reward.sequences.sequence_model import shift_right
 
 
 class CaptionPreprocessor:
@@ -18,7 +18,7 @@ class CaptionPreprocessor:
         start_id: id that the decoder is given before the first token. Default 0.
         end_id: id of the end token. Default 1. None: sequences have none. Those of
             fewer than `max_length` tokens get weight 0 at the end, which `y` alone
-            does not say: as `y` of `RewardTuning(mle_weight=...)` they are whole.
+            does not say: as `y` of `MaximumLikelihood` they are whole.
         pad_id: id of padding. Default 0.
         truncate: False (default): a sequence that is too long is an error. True: it is
             cut, and gets no end token, so that nothing is taught to end there.
@@ -75,8 +75,7 @@ class CaptionPreprocessor:
             ids = self.complete(row, np.asarray(sequence, dtype="int64").reshape(-1))
             y[row, : len(ids)] = ids
             weights[row, : len(ids)] = 1.0
-        starts = np.full((len(y), 1), self.start_id, "int32")
-        token_ids = np.concatenate([starts, y[:, :-1]], axis=1)
+        token_ids = shift_right(np, y, self.start_id)
         return {"images": images, "token_ids": token_ids}, y, weights
 
     def complete(self, row, ids):

@@ -12,6 +12,7 @@ from keras_reward.models.captions import (
     check_array_of_ids,
     check_special_ids,
 )
+from keras_reward.models.sizes import check_sizes, encoder_shapes
 from keras_reward.models.transformer import (
     STDDEV,
     DecoderBlock,
@@ -29,9 +30,9 @@ class VisionEncoderDecoder(keras.Model):
     image, learned positions and GELU. Maximum-likelihood training is plain `fit`, with
     what `preprocessor` makes of images and sequences.
 
-    The methods below `call` are what sampling and scoring need: the image is encoded
-    once and its cross-attention keys and values are held once, however many sequences
-    are about it.
+    The methods below `call` are what sampling and the likelihood need: the image is
+    encoded once and its cross-attention keys and values are held once, however many
+    sequences are about it.
 
     Args:
         encoder: a Keras model from images `(batch, height, width, channels)` to
@@ -369,32 +370,6 @@ class VisionEncoderDecoder(keras.Model):
         return cls(**{**config, "encoder": encoder})
 
 
-def check_sizes(**sizes):
-    """Raises if one of the named sizes is not a whole number from 1."""
-    for name, size in sizes.items():
-        if not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(
-                f"`{name}` must be a whole number from 1. Received: {name}={size!r}"
-            )
-
-
-def encoder_shapes(encoder):
-    """Shapes of an encoder's images, without the batch, and of its output."""
-    try:
-        images, memory = encoder.input_shape, encoder.output_shape
-    except AttributeError:  # neither functional nor a built Sequential
-        images = memory = None
-    if [len(as_shape(shape)) for shape in (images, memory)] != [4, 3]:
-        raise ValueError(
-            "`encoder` must be a Keras model from images (batch, height, width, "
-            "channels) to (batch, tokens, features) that knows these sizes before it "
-            "is called. Wrap another one: `images = keras.Input((height, width, 3)); "
-            "encoder = keras.Model(images, yours(images))`. "
-            f"Received: {encoder!r} with inputs {images} and outputs {memory}"
-        )
-    return tuple(images[1:]), tuple(memory)
-
-
 def as_array(images):
     """A list of images as one array, of shape `(batch,)` if they differ in size."""
     if not isinstance(images, (list, tuple)):
@@ -403,12 +378,6 @@ def as_array(images):
     if len({image.shape for image in images}) < 2:
         return np.asarray(images)
     return np.empty(len(images), "object")
-
-
-def as_shape(shape):
-    """`shape`, or () for what is not a shape whose sizes but the first are known."""
-    known = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape[1:])
-    return shape if known else ()
 
 
 def describe(inputs):

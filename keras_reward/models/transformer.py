@@ -99,8 +99,10 @@ class Attention(keras.layers.Layer):
     def empty_cache(self, rows, length, width):
         """Keys and values of `length` positions of `rows` rows, all zero."""
         depth = width // self.num_heads
+        # Apart from each other, since `slice_update` writes in place on NumPy.
         keys = ops.zeros((rows, self.num_heads, depth, length), self.compute_dtype)
-        return keys, ops.transpose(keys, (0, 1, 3, 2))
+        values = ops.zeros((rows, self.num_heads, length, depth), self.compute_dtype)
+        return keys, values
 
     def call(self, x, keys, values, visible=None):
         """What `x` `(batch, queries, width)` finds there, where `visible` is True.
@@ -114,11 +116,11 @@ class Attention(keras.layers.Layer):
             `(batch, queries, width)`.
         """
         queries = split_heads(self.query_dense(x), self.num_heads)
-        scores = ops.matmul(queries, keys)
-        scores = ops.cast(scores, "float32") * keys.shape[2] ** -0.5
+        logits = ops.matmul(queries, keys)
+        logits = ops.cast(logits, "float32") * keys.shape[2] ** -0.5
         if visible is not None:
-            scores = ops.where(visible, scores, -1e9)
-        weights = ops.cast(ops.softmax(scores, axis=-1), self.compute_dtype)
+            logits = ops.where(visible, logits, -1e9)
+        weights = ops.cast(ops.softmax(logits, axis=-1), self.compute_dtype)
         found = ops.transpose(ops.matmul(weights, values), (0, 2, 1, 3))
         return self.output_dense(ops.reshape(found, (-1, *x.shape[1:])))
 

@@ -4,11 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.drawing import likeliest
 from keras_reward.models.uvim_stage_one import FIRST_TOKEN, UViMStageOne
-from keras_reward.policies.autoregressive import (
-    AutoregressivePolicy,
-    missing_parts,
-)
+from keras_reward.sequences.sequence_model import what_is_missing
+from keras_reward.sequences.writing import write_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -79,7 +78,7 @@ class UViM(keras.Model):
     start_id, end_id, pad_id = 0, None, 0
 
     def __init__(self, stage_one, language_model, name=None):
-        check_parts(stage_one, language_model)
+        check_stages(stage_one, language_model)
         super().__init__(name=name, dtype=language_model.dtype_policy, autocast=False)
         self.stage_one = stage_one
         self.stage_one.trainable = False
@@ -89,9 +88,15 @@ class UViM(keras.Model):
         self.built = True
 
     def call(self, images, training=False):
-        policy = AutoregressivePolicy().bind(self)
-        context = policy.encode(images, training=bool(training))
-        return policy.greedy_outputs(images, context)
+        allowed = ops.convert_to_tensor(self.slot_mask)
+
+        def choose(hidden, position):
+            logits = ops.cast(self.logits(hidden), "float32")
+            here = ops.take(allowed, position, axis=0)
+            return likeliest(ops.where(here, logits, -float("inf")))
+
+        context = self.encode(images, training=bool(training))
+        return self.decode(images, write_tokens(self, context, 1, choose)[0])
 
     # What a sequence model has: that of the language model.
 
@@ -157,14 +162,14 @@ class UViM(keras.Model):
         return cls(**{**config, **parts})
 
 
-def check_parts(stage_one, language_model):
+def check_stages(stage_one, language_model):
     """Raises unless the language model writes the codes of the first stage."""
     if not isinstance(stage_one, UViMStageOne):
         raise ValueError(
             "`stage_one` must be a UViMStageOne. "
             f"Received: {stage_one!r} (of type {type(stage_one).__name__})"
         )
-    missing = missing_parts(language_model)
+    missing = what_is_missing(language_model)
     if missing:
         raise ValueError(
             "`language_model` must be a sequence model, such as VisionEncoderDecoder. "

@@ -4,15 +4,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.compiled import CompiledFunction, kept
 from keras_reward.models import uvim_networks as networks
 from keras_reward.models import uvim_tasks as tasks
 from keras_reward.models.quantization import CodeUsage, VectorQuantizer
 from keras_reward.models.vision_transformer import check_arguments
+from keras_reward.nests import merge_rows, repeat_rows
 from keras_reward.objective import input_weights
-from keras_reward.policies.policy import merge_rows, repeat_rows
+from keras_reward.sequences.sequence_model import shift_right
 
 CODE_DROPOUTS = ("random", "ordered", None)
-FIRST_TOKEN = 1  # the token of code 0; token 0 starts sequences
+START, FIRST_TOKEN = 0, 1  # the token that starts sequences, and that of code 0
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -140,7 +142,6 @@ class UViMStageOne(keras.Model):
         self.num_codes = num_codes
         self.usage = CodeUsage(num_codes)
         self.build_networks(oracle_layers, base_layers, oracle_sees_image)
-        self._compiled_helpers({})
 
     def build_networks(self, oracle_layers, base_layers, oracle_sees_image):
         """Makes the parts and their weights: every shape is known."""
@@ -301,7 +302,7 @@ class UViMStageOne(keras.Model):
         """
         self.check_images(images)
         n = codes.shape[1]
-        seen = {name: repeat_rows(x, n) for name, x in self.see(images).items()}
+        seen = repeat_rows(self.see(images), n)
         logits = self.run_base(seen, merge_rows(self.quantizer.lookup(codes)))
         return self.task.outputs(repeat_rows(images, n), logits)
 
@@ -336,23 +337,17 @@ class UViMStageOne(keras.Model):
             predict, `(count, code_length)` int32 both.
         """
         tokens = self.codes(images, labels, batch_size) + FIRST_TOKEN
-        token_ids = np.zeros_like(tokens)
-        token_ids[:, 1:] = tokens[:, :-1]
+        token_ids = shift_right(np, tokens, START)
         return {"images": images, "token_ids": token_ids}, tokens
-
-    def _compiled_helpers(self, helpers):
-        # Not an attribute that Keras tracks: the helpers contain the model.
-        object.__setattr__(self, "_helpers", helpers)
 
     def _run(self, what, images, labels, batch_size):
         images, labels = np.asarray(images), np.asarray(labels)
         self.check_images(images)
         tasks.check_shape(self.task, labels, self.image_shape)
         self.task.check_labels(labels)
-        if what not in self._helpers:
-            self._helpers[what] = Inference(self, what)
         inputs = {"images": images, "labels": labels}
-        return self._helpers[what].predict(inputs, batch_size=batch_size, verbose=0)
+        inference = kept(self, Inference, what)
+        return inference.predict(inputs, batch_size=batch_size, verbose=0)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -372,19 +367,17 @@ class UViMStageOne(keras.Model):
         return cls(**{**config, "task": task})
 
 
-class Inference(keras.Model):
-    """A part of the first stage as a Keras model, whose `predict` compiles it."""
+class Inference(CompiledFunction):
+    """The codes of images and labels, or what the base model makes of them."""
 
-    def __init__(self, stage_one, what):
-        super().__init__(dtype=stage_one.dtype_policy, autocast=False)
-        self.stage_one = stage_one
+    def __init__(self, owner, what):
+        super().__init__(owner)
         self.what = what
-        self.built = True
 
     def call(self, inputs):
         if self.what == "codes":
-            return self.stage_one.encode_labels(inputs["images"], inputs["labels"])
-        images, model = inputs["images"], self.stage_one
+            return self.owner.encode_labels(inputs["images"], inputs["labels"])
+        images, model = inputs["images"], self.owner
         result = model({"images": images, "labels": inputs["labels"]})
         return model.task.outputs(images, result["logits"])
 

@@ -9,15 +9,15 @@ import numpy as np
 from keras import ops
 
 from keras_reward import objective
-from keras_reward.codecs.colors import (
+from keras_reward.codecs.panoptic import (
+    canonical_segments,
+    panoptic_from_logits,
+)
+from keras_reward.forms.colors import (
     guided_filter,
     lab_to_rgb,
     lightness_of,
     rgb_to_lab,
-)
-from keras_reward.codecs.panoptic import (
-    canonical_segments,
-    panoptic_from_logits,
 )
 
 AB_SCALE = 110.0  # Lab's a and b of sRGB colours, divided by it, are within [-1, 1]

@@ -3,18 +3,12 @@
 import keras
 from keras import ops
 
-from keras_reward.policies.decoding import likeliest
+from keras_reward.drawing import draw_categorical, likeliest
+from keras_reward.nests import host_array, repeat_rows
 from keras_reward.policies.language_tasks import task_of
-from keras_reward.policies.policy import repeat_rows
-from keras_reward.policies.targets import (
-    as_references,
-    check_vocabulary,
-    host_array,
-    mean_over_references,
-    tokens_of_references,
-)
-from keras_reward.policies.token_sampling import sample_tokens
 from keras_reward.policies.tokens import TokenPolicy
+from keras_reward.sequences.references import check_vocabulary
+from keras_reward.sequences.writing import put_token
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -34,13 +28,13 @@ class CausalLMPolicy(TokenPolicy):
 
     A sample is the generated part alone: `(batch, n, T)` token ids that start at the
     left, end with the first end token, and are padded behind it. An answer that has
-    not ended after T tokens, or at position L, is cut there. The prompt is never
-    scored.
+    not ended after T tokens, or at position L, is cut there. The prompt has no part
+    in the likelihood.
 
-    An image is encoded once for all samples, in sampling and scoring. Sampling goes
-    through the task's cache, prefilled once per prompt; scoring is one pass over the
-    whole sequences. Dropout in the decoder is always off, so that what is sampled is
-    what is scored. Only what is trainable is tuned: after `backbone.enable_lora(rank)`
+    An image is encoded once for all samples and their likelihood. Sampling goes through
+    the task's cache, prefilled once per prompt; the likelihood is one pass over the
+    whole sequences. Dropout in the decoder is always off, so that both are of the same
+    distribution. Only what is trainable is tuned: after `backbone.enable_lora(rank)`
     that is the adapters.
 
     Args:
@@ -49,9 +43,10 @@ class CausalLMPolicy(TokenPolicy):
             does. Default: those at which the task's own `generate` stops, from its
             tokenizer.
         pad_token_id: what samples are padded with. Default: the tokenizer's, or 0.
-        score_chunk: number of positions whose logits exist at once when samples are
-            scored. Default None: all, `(batch * n, T, vocabulary)`. A smaller number
-            needs less memory, and time to compute logits anew for the gradient.
+        logits_chunk: number of positions whose logits exist at once when the likelihood
+            of samples is computed. Default None: all, `(batch * n, T, vocabulary)`. A
+            smaller number needs less memory, and time to compute logits anew for the
+            gradient.
         codec: how token ids become what a reward sees, see `Policy`. Default: the
             reward sees them as they are, `(rows, T)`.
         name: optional name.
@@ -85,12 +80,12 @@ class CausalLMPolicy(TokenPolicy):
         max_new_tokens=None,
         end_token_ids=None,
         pad_token_id=None,
-        score_chunk=None,
+        logits_chunk=None,
         codec=None,
         name=None,
         **kwargs,
     ):
-        super().__init__(score_chunk, codec=codec, name=name, **kwargs)
+        super().__init__(logits_chunk, codec=codec, name=name, **kwargs)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ValueError(
                 "`max_new_tokens` must be a positive number, or None. "
@@ -141,8 +136,7 @@ class CausalLMPolicy(TokenPolicy):
         check_prompts(host_array(mask))
         for key in keys:
             if key.endswith("token_ids"):
-                size = self.task.backbone.vocabulary_size
-                check_vocabulary(key, x[key], size)
+                check_vocabulary(key, x[key], self.vocabulary_size)
 
     def encode(self, x, training=False):
         """The prompts, and what the model makes of their images or input texts.
@@ -165,8 +159,13 @@ class CausalLMPolicy(TokenPolicy):
             "lengths": count(mask),
         }
 
-    def new_tokens(self, context):
-        """T, the most tokens of a sample."""
+    @property
+    def vocabulary_size(self):
+        return self.task.backbone.vocabulary_size
+
+    def length_limit(self, context=None):
+        if context is None:
+            return self.max_new_tokens
         room = context["token_ids"].shape[1] - 1
         return min(self.max_new_tokens or room, room)
 
@@ -183,7 +182,7 @@ class CausalLMPolicy(TokenPolicy):
 
         def draw(logits, position):
             uniform = ops.take(noise, position, axis=1)[:, None]
-            return sample_tokens(self.scaled(logits), uniform)[:, 0]
+            return draw_categorical(self.scaled(logits), uniform)[:, 0]
 
         return self.generate(context, num_samples, draw)
 
@@ -202,12 +201,11 @@ class CausalLMPolicy(TokenPolicy):
         Returns:
             `(batch, num_samples, T)` int32, the generated tokens.
         """
-        rows = repeated(context, num_samples)
-        cache = repeated(self.task.prefill(context), num_samples)
+        rows = repeat_rows(context, num_samples)
+        cache = repeat_rows(self.task.prefill(context), num_samples)
         lengths, token_ids = rows["lengths"], rows["token_ids"]
         length = token_ids.shape[1]
-        limits = ops.minimum(lengths + self.new_tokens(context), length)
-        positions = ops.arange(length, dtype="int32")
+        limits = ops.minimum(lengths + self.length_limit(context), length)
 
         def unfinished(position, token_ids, done, cache):
             return ops.logical_and(position < length, ops.logical_not(ops.all(done)))
@@ -218,7 +216,7 @@ class CausalLMPolicy(TokenPolicy):
             in_prompt = position < lengths
             token = ops.where(done, self.pad_id, choose(logits, position))
             token = ops.where(in_prompt, ops.take(token_ids, position, axis=1), token)
-            token_ids = ops.where(positions == position, token[:, None], token_ids)
+            token_ids = put_token(token_ids, token, position)
             ended = ops.logical_and(self.is_end(token), ops.logical_not(in_prompt))
             full = position + 1 >= limits
             done = ops.logical_or(done, ops.logical_or(ended, full))
@@ -233,7 +231,7 @@ class CausalLMPolicy(TokenPolicy):
     def answers(self, token_ids, lengths, num_samples):
         """What stands behind the prompts, moved to the left: `(batch, n, T)`."""
         room = token_ids.shape[1]
-        steps = ops.arange(self.new_tokens({"token_ids": token_ids}), dtype="int32")
+        steps = ops.arange(self.length_limit({"token_ids": token_ids}), dtype="int32")
         places = lengths[:, None] + steps
         tokens = ops.take_along_axis(token_ids, ops.minimum(places, room - 1), axis=1)
         tokens = ops.where(places < room, tokens, self.pad_id)
@@ -256,7 +254,7 @@ class CausalLMPolicy(TokenPolicy):
     def states(self, context, samples):
         """Hidden states `(batch, n, T, width)`, each from before its token."""
         n, steps = samples.shape[1:]
-        rows = repeated(context, n)
+        rows = repeat_rows(context, n)
         lengths = rows["lengths"][:, None]
         length = rows["token_ids"].shape[1]
         answers = ops.reshape(samples, (-1, steps))
@@ -279,38 +277,8 @@ class CausalLMPolicy(TokenPolicy):
         return self.scaled(self.task.logits(hidden))
 
     def scaled(self, logits):
-        """Logits that are sampled from and scored, in float32."""
+        """Logits in float32, divided by the temperature."""
         return ops.cast(logits, "float32") / self.temperature
-
-    def target_log_prob(self, context, targets):
-        """Mean log-probability `(batch,)` of reference answers.
-
-        Args:
-            context: what `encode` returned.
-            targets: `(batch, T')` or `(batch, references, T')` int token ids in the
-                form of samples: left-aligned, ended and padded. Padding at the end,
-                and a token that is not in the vocabulary, are left out. Of several
-                references one that is all padding is absent. If no token ends an
-                answer, one of T tokens has no padding.
-        """
-        length = self.new_tokens(context)
-        targets = as_references(self, targets, length)
-        size = self.task.backbone.vocabulary_size
-        known = ops.logical_and(targets >= 0, targets < size)
-        # What stands in for the others must not end the answer.
-        word = next((i for i in range(size) if i not in self.end_ids), 0)
-        log_probs, _ = self.token_scores(context, ops.where(known, targets, word)[None])
-        tokens, present = tokens_of_references(
-            targets, self.pad_id, self.end_ids, length
-        )
-        mask = ops.logical_and(self.mask(context, targets), tokens)
-        mask = ops.logical_and(mask, known)
-        return mean_over_references(log_probs[0], mask, present)
-
-    def check_targets(self, targets):
-        """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
-        as_references(self, targets, self.max_new_tokens)
-        check_vocabulary("y", targets, self.task.backbone.vocabulary_size)
 
     def get_config(self):
         # Once bound, the ids that were found: when Keras loads a file, the tokenizer
@@ -322,11 +290,6 @@ class CausalLMPolicy(TokenPolicy):
             "end_token_ids": self.end_ids if bound else self.end_token_ids,
             "pad_token_id": self.pad_id if bound else self.pad_token_id,
         }
-
-
-def repeated(structure, n):
-    """Each row of the tensors of a nest `n` times in a row."""
-    return keras.tree.map_structure(lambda leaf: repeat_rows(leaf, n), structure)
 
 
 def count(mask):

@@ -80,7 +80,7 @@ class GaussianPolicy(FactorizedPolicy):
     def transform(self, context, noise):
         return context[:, None] + ops.exp(self.current_log_stddev()) * noise
 
-    def token_log_prob(self, context, samples):
+    def position_log_probs(self, context, samples):
         log_stddev = self.current_log_stddev()
         # Samples are outcomes: the density is differentiated at fixed values.
         samples = ops.stop_gradient(ops.convert_to_tensor(samples))

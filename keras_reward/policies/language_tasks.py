@@ -9,10 +9,15 @@ imported: tasks are told apart by the names of their classes and arguments.
 each of its samples.
 """
 
-import inspect
 import math
 
 from keras import ops
+
+from keras_reward.backend.keras_private import (
+    build_cache,
+    build_cache_arguments,
+    empty_caches,
+)
 
 
 class TextTask:
@@ -35,8 +40,7 @@ class TextTask:
 
     def prefill(self, context):
         """The cache with the keys and values of the prompts, rows in axis 0."""
-        _, cache = self.model._build_cache(context["token_ids"])
-        return cache
+        return build_cache(self.model, context["token_ids"])
 
     def step(self, rows, cache, tokens, position):
         """One token further.
@@ -91,10 +95,12 @@ class PaliGemmaTask(TextTask):
         return {"images": self.backbone.vit_encoder(x["images"], training=training)}
 
     def prefill(self, context):
-        _, cache = self.model._build_cache(
-            context["token_ids"], context["images"], context["padding_mask"]
+        return build_cache(
+            self.model,
+            context["token_ids"],
+            context["images"],
+            context["padding_mask"],
         )
-        return cache
 
     def step(self, rows, cache, tokens, position):
         place = position + self.backbone.image_sequence_length
@@ -158,14 +164,14 @@ class Gemma3Task(TextTask):
         return ops.reshape(embeddings, (-1, *embeddings.shape[2:]))
 
     def prefill(self, context):
-        _, cache = self.model._build_cache(
+        return build_cache(
+            self.model,
             context["token_ids"],
             self.images(context),
             context.get("vision_mask"),
             context["padding_mask"],
             context.get("vision_indices"),
         )
-        return cache
 
     def step(self, rows, cache, tokens, position):
         # As in PaliGemma, the prefill is right about the prompt.
@@ -218,9 +224,7 @@ class BartTask(TextTask):
 
     def prefill(self, context):
         # Of the first argument KerasHub uses the shape.
-        empty = self.model._initialize_cache(
-            context["encoded_mask"], context["token_ids"]
-        )
+        empty = empty_caches(self.model, context["encoded_mask"], context["token_ids"])
         _, _, own, cross = self.decode(context, empty, context["token_ids"], 0, 0)
         return own, cross
 
@@ -270,12 +274,8 @@ def task_of(model):
     for name in class_names(model):
         if name in FAMILIES:
             return FAMILIES[name](model)
-    build_cache = getattr(model, "_build_cache", None)
-    if (
-        build_cache is not None
-        and hasattr(model, "call_with_cache")
-        and list(inspect.signature(build_cache).parameters) == ["token_ids"]
-    ):
+    of_text_alone = build_cache_arguments(model) == ["token_ids"]
+    if of_text_alone and hasattr(model, "call_with_cache"):
         return TextTask(model)
     raise ValueError(
         "CausalLMPolicy tunes KerasHub's CausalLM tasks of text alone (GPT-2, Gemma, "

@@ -4,14 +4,16 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.forms.captions import (
+    check_ids,
+    counted_lengths,
+    counted_references,
+)
 from keras_reward.rewards.ngrams import (
     build_table,
-    check_ids,
     count_matches,
     document_frequencies,
     look_up_ngrams,
-    scored_captions,
-    scored_references,
 )
 from keras_reward.rewards.reward import Reward
 
@@ -40,21 +42,21 @@ class CIDErReward(Reward):
     is absent, so that images may have different numbers of references; one that
     consists of the end token is an empty reference, and counts. A candidate whose image
     has no reference gets 0. All words need ids of their own: one id for all unknown
-    words makes them match each other, and changes the score.
+    words makes them match each other, and changes the reward.
 
-    Does not punish: captions that break off, where the end token is not scored (see
-    `score_end_token`); repeated words, except that the length penalty is felt beyond a
+    Does not punish: captions that break off, where the end token does not count (see
+    `count_end_token`); repeated words, except that the length penalty is felt beyond a
     few; odd grammar made of frequent phrases. `CIDErReward(...) + RepetitionReward()`
     closes the second hole, `+ 0.1 * LengthReward(...)` the first as well.
 
     Args:
         end_id: id of the end token. Default None: captions end at padding alone.
         pad_id: id of padding. Default 0. It may be the same as `end_id`.
-        score_end_token: whether the end token counts as a word. Default True, as is
-            usual in tuning: else captions that break off ("a man on a") score as well
+        count_end_token: whether the end token counts as a word. Default True, as is
+            usual in tuning: else captions that break off ("a man on a") earn as much
             as whole ones, and the model learns to write them. All references then end
             with it, whether or not it is in the array; candidates only if they
-            produced it. With False, or without `end_id`, the reward is the score as it
+            produced it. With False, or without `end_id`, the reward is CIDEr-D as it
             is published.
         name: optional name. Default "cider".
 
@@ -72,7 +74,7 @@ class CIDErReward(Reward):
         [[5, 6, 7, 8, 1], [5, 6, 9, 1, 0]],
         [[5, 2, 3, 4, 1], [0, 0, 0, 0, 0]],
     ])
-    reward = CIDErReward(end_id=1, score_end_token=False)
+    reward = CIDErReward(end_id=1, count_end_token=False)
     reward.adapt(references)
     reward(references, np.array([[5, 6, 7, 8, 1], [9, 9, 1, 0, 0]]))  # [6.01, 0.0]
     ```
@@ -83,11 +85,11 @@ class CIDErReward(Reward):
     "Self-critical Sequence Training for Image Captioning".
     """
 
-    def __init__(self, end_id=None, pad_id=0, score_end_token=True, name=None):
+    def __init__(self, end_id=None, pad_id=0, count_end_token=True, name=None):
         super().__init__(name=name)
         self.end_id = end_id
         self.pad_id = pad_id
-        self.score_end_token = score_end_token
+        self.count_end_token = count_end_token
         self._probes = None
         self._variables = []
 
@@ -148,10 +150,10 @@ class CIDErReward(Reward):
         ]
 
     def _references(self, xp, ids):
-        """References as scored: `(ids, lengths, present)`."""
+        """References as they count: `(ids, lengths, present)`."""
         ids = check_ids(self.name, ids, ("rows", "references", "tokens"), "references")
-        return scored_references(
-            xp, ids, self.end_id, self.pad_id, self.score_end_token
+        return counted_references(
+            xp, ids, self.end_id, self.pad_id, self.count_end_token
         )
 
     def _squared_idf(self, ids, lengths):
@@ -205,8 +207,8 @@ class CIDErReward(Reward):
     def call(self, y_true, y_pred):
         self._check_adapted()
         ids = check_ids(self.name, y_pred, ("rows", "tokens"), "captions")
-        lengths = scored_captions(
-            ops, ids, self.end_id, self.pad_id, self.score_end_token
+        lengths = counted_lengths(
+            ops, ids, self.end_id, self.pad_id, self.count_end_token
         )
         own_counts = count_matches(ids, ids, lengths, ORDERS)
         squares = self._squared_idf(ids, lengths)
@@ -232,7 +234,7 @@ class CIDErReward(Reward):
             **super().get_config(),
             "end_id": self.end_id,
             "pad_id": self.pad_id,
-            "score_end_token": self.score_end_token,
+            "count_end_token": self.count_end_token,
         }
         if self._variables:
             config["probes"] = self._probes

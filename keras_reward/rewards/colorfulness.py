@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_reward.codecs.colors import rgb_to_lab
+from keras_reward.forms.colors import rgb_to_lab
 from keras_reward.rewards.reward import Reward
 
 
@@ -200,7 +200,7 @@ class HueEntropyReward(ColorReward):
 class ColorfulnessReward(ColorReward):
     """Vivid and various colours: `VividnessReward() * HueEntropyReward()`.
 
-    Converts to Lab once for both, and logs both as parts `vividness` and
+    Converts to Lab once for both, and logs both as components `vividness` and
     `hue_entropy`.
 
     Does not punish: colours that do not fit the content. A network that knows the
@@ -230,7 +230,7 @@ class ColorfulnessReward(ColorReward):
     Reference: Pinto et al. 2023, "Tuning computer vision models with task rewards".
     """
 
-    part_names = ("vividness", "hue_entropy")
+    component_names = ("vividness", "hue_entropy")
 
     def __init__(self, threshold=10.0, bins=7, name=None):
         super().__init__(name=name)

@@ -14,7 +14,7 @@ class Combination(Reward):
     def __init__(self, rewards, name=None):
         super().__init__(name=name)
         self.rewards = [as_reward(reward) for reward in rewards]
-        names = self.part_names
+        names = self.component_names
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(
@@ -24,11 +24,11 @@ class Combination(Reward):
             )
 
     @property
-    def part_names(self):
+    def component_names(self):
         return tuple(name for reward in self.rewards for name in reward.log_names())
 
     def log_names(self):
-        return super().log_names() if self._name else self.part_names
+        return super().log_names() if self._name else self.component_names
 
     @property
     def uses_inputs(self):
@@ -58,16 +58,17 @@ class Combination(Reward):
         return [reward.prepare(y_true) for reward in self.rewards]
 
     def call(self, y_true, y_pred, inputs=None):
-        scores, parts = [], {}
+        values, components = [], {}
         for reward, targets in zip(self.rewards, y_true, strict=True):
-            score, inner = reward.evaluate(targets, y_pred, inputs)
-            scores.append(score)
+            value, inner = reward.evaluate(targets, y_pred, inputs)
+            values.append(value)
             if reward.name in reward.log_names():
-                parts[reward.name] = score
-            parts.update({reward.part_log_name(k): v for k, v in inner.items()})
-        return self.merge(scores), parts
+                components[reward.name] = value
+            for name, component in inner.items():
+                components[reward.component_log_name(name)] = component
+        return self.merge(values), components
 
-    def merge(self, scores):
+    def merge(self, values):
         """One reward from the list of the terms' rewards, `(rows,)` each."""
         raise NotImplementedError
 
@@ -100,7 +101,7 @@ class SumReward(Combination):
     from keras_reward import HueEntropyReward, VividnessReward
 
     reward = VividnessReward() + 0.5 * HueEntropyReward()
-    reward.part_names  # ("vividness", "hue_entropy")
+    reward.component_names  # ("vividness", "hue_entropy")
     ```
     """
 
@@ -114,11 +115,11 @@ class SumReward(Combination):
                 f"Received: {len(self.weights)} weights, {len(self.rewards)} rewards"
             )
 
-    def merge(self, scores):
-        total = ops.zeros_like(scores[0]) + self.offset
-        for weight, score in zip(self.weights, scores, strict=True):
+    def merge(self, values):
+        total = ops.zeros_like(values[0]) + self.offset
+        for weight, value in zip(self.weights, values, strict=True):
             if weight != 0.0:
-                total = total + weight * score
+                total = total + weight * value
         return total
 
     def get_config(self):
@@ -145,10 +146,10 @@ class ProductReward(Combination):
         name: optional name.
     """
 
-    def merge(self, scores):
-        product = scores[0]
-        for score in scores[1:]:
-            product = product * score
+    def merge(self, values):
+        product = values[0]
+        for value in values[1:]:
+            product = product * value
         return product
 
     def __repr__(self):

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.rewards.boxes import agree, best_ious, read_boxes, standardize_format
+from keras_reward.forms.boxes import best_ious, read_boxes, standardize_format
+from keras_reward.nests import may_be_equal
 from keras_reward.rewards.coco_classes import COCO_CLASS_COUNTS
 from keras_reward.rewards.reward import Reward
 
@@ -14,7 +15,7 @@ COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 def matched_iou(y_true, y_pred, iou_threshold=0.5, bounding_box_format="xyxy"):
     """IoU of each predicted box with the ground-truth box that it matches.
 
-    This is what a confidence score should predict: the target of the confidence loss
+    This is what the score of a box should predict: the target of the confidence loss
     that goes with `MeanAveragePrecisionReward`. As in the published code, a duplicate
     has the IoU with its own best ground-truth box, like the match itself.
 
@@ -102,7 +103,7 @@ def inverse_frequency(class_counts, class_smoothing):
 class DetectionReward(Reward):
     """Base class of rewards that match predicted boxes with the ground truth."""
 
-    part_names = ("matches", "duplicates")
+    component_names = ("matches", "duplicates")
 
     def __init__(self, iou_thresholds, duplicate_penalty, bounding_box_format, name):
         super().__init__(name=name)
@@ -127,18 +128,18 @@ class DetectionReward(Reward):
     def call(self, y_true, y_pred):
         boxes = read_boxes(y_pred, self.bounding_box_format, "y_pred")
         rows, truth_rows = boxes["area"].shape[0], y_true["area"].shape[0]
-        if not agree((rows,), (truth_rows,)):
+        if not may_be_equal((rows,), (truth_rows,)):
             raise ValueError(
                 f"Reward {self.name!r} needs as many rows of targets as of outputs. "
                 f"Received: {truth_rows} rows in y_true, {rows} in y_pred"
             )
         hits, matches = map(self.share_passed, best_ious(y_true, boxes))
-        parts = matches_and_duplicates(hits, matches)
+        counts = matches_and_duplicates(hits, matches)
         found, repeated = matches_and_duplicates(
             hits * self.weights(boxes["labels"]), matches * y_true["weights"]
         )
         reward = found - self.duplicate_penalty * repeated
-        return reward, dict(zip(self.part_names, parts, strict=True))
+        return reward, dict(zip(self.component_names, counts, strict=True))
 
     def share_passed(self, iou):
         """Share of the thresholds that each IoU is strictly above."""
@@ -164,7 +165,7 @@ class RecallReward(DetectionReward):
     that belong to a ground-truth box, the best is its match, the others are
     duplicates. The reward is matches minus `duplicate_penalty` times duplicates, for
     more than one threshold their mean. It is a count, not divided by the number of
-    boxes. Logs the parts `matches` and `duplicates`.
+    boxes. Logs the components `matches` and `duplicates`.
 
     Does not punish: false positives, that is boxes that overlap no ground-truth box of
     their class, so that a model that may predict many boxes earns by predicting all it
@@ -224,7 +225,7 @@ class MeanAveragePrecisionReward(DetectionReward):
     much as frequent ones. A match weighs by the class of the ground truth, a duplicate
     by the predicted class; the weights are proportional to
     `1 / (count + class_smoothing * sum of counts)` and have mean 1 over all classes.
-    Logs the parts `matches` and `duplicates`, which are numbers of boxes without
+    Logs the components `matches` and `duplicates`, which are numbers of boxes without
     weights.
 
     Does not punish: false positives and confidences that say nothing, though average

@@ -19,7 +19,7 @@ class PSNRReward(Reward):
     `max_val` counts as that, so that the reward is finite for any finite input.
 
     Does not punish: blur. The mean of all plausible outputs has the best expected
-    score, however little it looks like any of them. Add a reward that looks at more
+    reward, however little it looks like any of them. Add a reward that looks at more
     than single values, such as a `ModelReward`.
 
     Args:

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_reward.rewards.reward import Reward, is_integer
+from keras_reward.nests import is_integer
+from keras_reward.rewards.reward import Reward
 
 
 class OverlapReward(Reward):

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_reward.rewards.ngrams import caption_lengths, check_ids, count_matches
+from keras_reward.forms.captions import caption_lengths, check_ids
+from keras_reward.rewards.ngrams import count_matches
 from keras_reward.rewards.reward import Reward
 
 

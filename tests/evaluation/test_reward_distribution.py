@@ -5,6 +5,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from backends import trains
 from keras import ops
 from scipy import special
 from tiny import classifier, inputs, to_numpy, weights_of
@@ -186,6 +187,7 @@ def test_examples_that_cannot_be_scored_are_left_out():
         none.quantiles()
 
 
+@trains
 def test_sampling_leaves_the_tuner_as_it_was():
     tuned = RewardTuning(classifier(), reward=value, seed=0)
     tuned.compile(keras.optimizers.SGD(0.1))

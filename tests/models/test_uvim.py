@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gradients import differentiate
 from keras import ops
-from sequences import Reference
+from sequences import InNumPy
 from tiny import compiled, to_numpy, weights_of
 from uvim_models import (
     SIZE,
@@ -143,20 +143,20 @@ def test_a_step_ascends_the_expected_reward_of_decoded_codes():
 
     slots = np.ones((2, 5), "bool")
     slots[:, 0] = False
-    reference = Reference(model.language_model, allowed=slots)
+    in_numpy = InNumPy(model.language_model, allowed=slots)
 
     def probabilities():
         log_probs = [
-            [sum(reference.token_log_probs(x, tokens)) for tokens in TOKENS.tolist()]
+            [sum(in_numpy.token_log_probs(x, tokens)) for tokens in TOKENS.tolist()]
             for x in np.float64(pixels(images))
         ]
         return np.exp(log_probs)
 
     weights = [
-        reference.encoder,
-        reference.head,
-        reference.embedding,
-        reference.positions,
+        in_numpy.encoder,
+        in_numpy.head,
+        in_numpy.embedding,
+        in_numpy.positions,
     ]
     exact = differentiate(lambda _: (probabilities() * earned).sum(1).mean(), weights)
     policy = Everything()

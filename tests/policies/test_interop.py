@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny import randomize
 
+pytestmark = pytest.mark.hub
 CLASSES = 3
 
 

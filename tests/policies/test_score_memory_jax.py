@@ -11,7 +11,7 @@ from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 SAMPLES, LENGTH, WORDS, IMAGE = 8, 32, 4096, 8
 
 
-def bytes_needed(score_chunk):
+def bytes_needed(logits_chunk):
     """Temporaries of one training step about one image."""
     sizes = {"num_layers": 1, "num_heads": 2, "mlp_dim": 16}
     encoder = VisionTransformer((IMAGE, IMAGE, 3), patch_size=4, width=16, **sizes)
@@ -19,7 +19,7 @@ def bytes_needed(score_chunk):
     tuned = RewardTuning(
         model,
         reward=lambda y_true, y_pred: ops.cast(y_pred[:, 0], "float32"),
-        policy=AutoregressivePolicy(score_chunk=score_chunk),
+        policy=AutoregressivePolicy(logits_chunk=logits_chunk),
         num_samples=SAMPLES,
         seed=0,
     )

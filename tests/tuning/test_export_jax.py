@@ -12,8 +12,10 @@ from keras_reward import (
     CategoricalPolicy,
     ColorfulnessReward,
     ColorPalette,
+    Entropy,
     GaussianPolicy,
     RewardTuning,
+    StandardizedBaseline,
 )
 
 
@@ -40,12 +42,12 @@ CASES = {
     "greedy": (
         CategoricalPolicy(codec=PALETTE),
         PALETTE.num_colors,
-        {"baseline": "greedy", "update": "first", "entropy_weight": 0.1},
+        {"baseline": "greedy", "update": "first", "terms": [Entropy(0.1)]},
     ),
     "gaussian": (
         GaussianPolicy(codec=paint, learn_stddev=True),
         1,
-        {"baseline": "moving_average", "scale_advantages": True},
+        {"baseline": StandardizedBaseline("moving_average")},
     ),
 }
 

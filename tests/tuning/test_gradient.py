@@ -14,7 +14,7 @@ import pytest
 from keras import ops
 from tiny import weights_of
 
-from keras_reward import GaussianPolicy, RewardTuning
+from keras_reward import Entropy, GaussianPolicy, RewardTuning
 
 SEED = 31337
 STEPS = 60  # independent estimates of the gradient
@@ -157,11 +157,11 @@ def test_sample_weight_weighs_the_gradient_of_an_input():
     np.testing.assert_allclose(moved[1], -0.5 * moved[0], atol=1e-6)
 
 
-def test_entropy_weight_adds_the_gradient_of_the_entropy():
+def test_the_entropy_term_adds_the_gradient_of_the_entropy():
     def nothing(y_true, y_pred):
         return 0.0 * ops.cast(y_pred[:, 0], "float32")
 
-    tuned = RewardTuning(linear_model(6, 2, 3), reward=nothing, entropy_weight=0.5)
+    tuned = RewardTuning(linear_model(6, 2, 3), reward=nothing, terms=[Entropy(0.5)])
     # H = -sum p log p, so dH/dlogit_k = -p_k (log p_k + H); mean over two positions.
     exact = np.zeros((2, 6))
     for x in INPUTS:

@@ -6,7 +6,13 @@ import pytest
 from keras import ops
 from tiny import classifier, inputs, to_numpy, two_layers, weights_of
 
-from keras_reward import CategoricalPolicy, GaussianPolicy, Reward, RewardTuning
+from keras_reward import (
+    CategoricalPolicy,
+    Entropy,
+    GaussianPolicy,
+    Reward,
+    RewardTuning,
+)
 
 BACKEND = keras.config.backend()
 # How `fit` may run a step. XLA is what Keras chooses for TensorFlow on a GPU.
@@ -101,7 +107,7 @@ def test_compiled_equals_eager(baseline):
             policy=GivenNoise(),
             baseline=baseline,
             num_samples=3,
-            entropy_weight=0.01,
+            terms=[Entropy(0.01)],
         )
         tuned.compile(keras.optimizers.Adam(0.05), **mode)
         history = tuned.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
@@ -224,8 +230,8 @@ def test_sampled_and_scored_probability_agree(model_training):
     np.testing.assert_allclose(ratio, 1.0, rtol=1e-5)
 
 
-def test_samples_follow_the_probabilities_that_are_scored():
-    """The sampler against the scores, by counting."""
+def test_samples_follow_the_likelihood():
+    """The sampler against the likelihood, by counting."""
     model = classifier(classes=4)
     policy = CategoricalPolicy().bind(model, temperature=0.7)
     context = policy.encode(inputs(2))
@@ -233,7 +239,8 @@ def test_samples_follow_the_probabilities_that_are_scored():
     samples = to_numpy(policy.sample(context, draws, seed=5))
     for row in range(2):
         every = np.tile(np.arange(4), (2, 1))
-        p = np.exp(to_numpy(policy.token_log_prob(context, every)))
+        likelihood = policy.likelihood(context, every)
+        p = np.exp(to_numpy(likelihood.position_log_probs))
         counted = np.bincount(samples[row], minlength=4) / draws
         error = np.sqrt(p[row] * (1 - p[row]) / draws)
         assert (np.abs(counted - p[row]) < 4 * error).all()

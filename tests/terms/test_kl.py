@@ -1,4 +1,4 @@
-"""Closeness to a reference: the divergence and its gradient against exact sums."""
+"""Closeness to a reference model: divergence and gradient against exact sums."""
 
 import itertools
 import zipfile
@@ -10,10 +10,11 @@ import pytest
 from gradients import differentiate
 from keras import ops
 from scipy import special
-from sequences import Reference, SequenceModel, images
+from sequences import InNumPy, SequenceModel, images
 from tiny import classifier, inputs, randomize, to_numpy, weights_of
 
 from keras_reward import (
+    KL,
     AutoregressivePolicy,
     BernoulliPolicy,
     CategoricalPolicy,
@@ -22,8 +23,8 @@ from keras_reward import (
     RewardTuning,
     objective,
 )
-from keras_reward.reference import copy_model
-from keras_reward.reference.lora import adapters_off
+from keras_reward.terms.lora_base import adapters_off
+from keras_reward.terms.reference_model import copy_model
 
 STEPS, COPIES = 40, 150
 X = images(2)
@@ -37,10 +38,10 @@ class Nothing(Reward):
         return ops.zeros_like(keras.tree.flatten(y_pred)[0][:, 0], dtype="float32")
 
 
-def tuner(model, rate=1.0, num_samples=3, **arguments):
-    defaults = {"reward": Nothing(), "kl_weight": 1.0, "reference": "copy"}
-    arguments = {**defaults, **arguments}
-    tuned = RewardTuning(model, num_samples=num_samples, seed=0, **arguments)
+def tuner(model, rate=1.0, reference="copy", weight=1.0, save=False, **arguments):
+    terms = [] if reference is None else [KL(reference, weight, save)]
+    defaults = {"reward": Nothing(), "num_samples": 3, "terms": terms}
+    tuned = RewardTuning(model, seed=0, **{**defaults, **arguments})
     tuned.compile(keras.optimizers.SGD(rate))
     return tuned
 
@@ -101,10 +102,7 @@ def test_a_step_descends_the_divergence_of_sequences(setting):
     policy = AutoregressivePolicy(slot_mask=slots)
     tuned = tuner(model, policy=policy, reference=other, **setting)
     temperature = tuned.temperature
-    ours, theirs = (
-        Reference(model, temperature, slots),
-        Reference(other, temperature, slots),
-    )
+    ours, theirs = (InNumPy(m, temperature, slots) for m in (model, other))
     start = [w.astype("float64") for w in model.get_weights()]
 
     def divergence(weights):
@@ -158,7 +156,7 @@ def test_normal_distributions_have_their_closed_form():
     ours, theirs = model(0), model(0)
     theirs.set_weights([w + 0.1 for w in theirs.get_weights()])
     policy = GaussianPolicy(stddev=0.7, learn_stddev=True)
-    tuned = tuner(ours, reference=theirs, policy=policy, kl_weight=0.0, rate=0.0)
+    tuned = tuner(ours, reference=theirs, policy=policy, weight=0.0, rate=0.0)
     policy.log_stddev.assign(np.log(0.6))  # the reference keeps 0.7
     x = inputs(4)
     logs = tuned.train_on_batch(np.repeat(x, 2000, 0), return_dict=True)
@@ -195,8 +193,8 @@ def fit(tuned, epochs=2):
 
 
 def test_weight_0_only_watches():
-    watched = tuner(classifier(positions=4), reward=value, kl_weight=0.0)
-    alone = tuner(classifier(positions=4), reward=value, kl_weight=0.0, reference=None)
+    watched = tuner(classifier(positions=4), reward=value, weight=0.0)
+    alone = tuner(classifier(positions=4), reward=value, reference=None)
     history, plain = fit(watched), fit(alone)
     assert history["kl"][1] > history["kl"][0] > 0 and "kl" not in plain
     for a, b in zip(weights_of(watched.model), weights_of(alone.model), strict=True):
@@ -206,8 +204,8 @@ def test_weight_0_only_watches():
 
 
 def test_a_weight_keeps_the_model_close():
-    far = fit(tuner(classifier(positions=4), reward=value, kl_weight=0.0), 6)
-    near = fit(tuner(classifier(positions=4), reward=value, kl_weight=2.0), 6)
+    far = fit(tuner(classifier(positions=4), reward=value, weight=0.0), 6)
+    near = fit(tuner(classifier(positions=4), reward=value, weight=2.0), 6)
     assert near["kl"][-1] < 0.5 * far["kl"][-1]
 
 
@@ -227,7 +225,7 @@ def test_the_reference_is_no_constant_of_the_compiled_step():
     second = float(tuned.train_on_batch(inputs(16), return_dict=True)["kl"])
     assert first == pytest.approx(0.0, abs=1e-6) and second > 0.1
     replaced = randomize(classifier(positions=4), seed=3)
-    tuned.set_reference(replaced)
+    tuned.terms[0].set_reference_model(replaced)
     tuned.reset_metrics()
     third = float(tuned.train_on_batch(inputs(16), return_dict=True)["kl"])
     assert abs(third - second) > 0.01
@@ -263,7 +261,9 @@ def test_the_base_of_adapters_is_the_model_without_them():
     for a, b in zip(runs[0][1], runs[1][1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     tuned = tuner(model, reference="lora_base")
-    assert [v.shape for v in tuned.reference.variables] == [(20,)]  # the bias alone
+    assert [v.shape for v in tuned.terms[0].frozen_variables] == [
+        (20,)
+    ]  # the bias alone
 
 
 # Files.
@@ -293,11 +293,11 @@ def start(**arguments):
 
 @pytest.mark.parametrize("save", [False, True])
 def test_a_loaded_run_goes_on_as_the_uninterrupted_one(tmp_path, save):
-    whole = start(save_reference=save)
+    whole = start(save=save)
     fit(whole, 1)
     whole.save(tmp_path / "tuned.keras")
     size = sum(weight.size for weight in classifier(positions=4).get_weights())
-    plain = start(reference=None, kl_weight=0.0)
+    plain = start(reference=None)
     fit(plain, 1)
     plain.save(tmp_path / "plain.keras")
     extra = saved_sizes(tmp_path / "tuned.keras") - saved_sizes(
@@ -306,9 +306,9 @@ def test_a_loaded_run_goes_on_as_the_uninterrupted_one(tmp_path, save):
     assert extra == size * save
     loaded = keras.models.load_model(tmp_path / "tuned.keras")
     if not save:
-        with pytest.raises(ValueError, match="set_reference"):
+        with pytest.raises(ValueError, match="set_reference_model"):
             fit(loaded, 1)
-        loaded.set_reference(classifier(positions=4))
+        loaded.terms[0].set_reference_model(classifier(positions=4))
     np.testing.assert_allclose(fit(loaded, 2)["kl"], fit(whole, 2)["kl"], rtol=1e-5)
     for a, b in zip(weights_of(loaded.model), weights_of(whole.model), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -335,9 +335,9 @@ def test_weights_that_are_loaded_do_not_change_the_reference(tmp_path):
     fit(tuned, 2)
     tuned.save_weights(tmp_path / "tuned.weights.h5")
     other = start()
-    kept = weights_of(other.reference.model)
+    kept = weights_of(other.terms[0].reference.model)
     other.load_weights(tmp_path / "tuned.weights.h5")
-    for a, b in zip(kept, weights_of(other.reference.model), strict=True):
+    for a, b in zip(kept, weights_of(other.terms[0].reference.model), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -353,8 +353,8 @@ def test_a_copy_has_the_weights_and_policy_of_its_own():
         np.testing.assert_array_equal(a, b)
     policy = CategoricalPolicy(codec=lambda x, samples: samples)  # not in any file
     tuned = tuner(classifier(positions=4), reward=value, policy=policy)
-    assert tuned.reference.policy is not policy
-    assert tuned.reference.policy.model is tuned.reference.model
+    assert tuned.terms[0].reference.policy is not policy
+    assert tuned.terms[0].reference.policy.model is tuned.terms[0].reference.model
     fit(tuned, 1)
 
 
@@ -365,8 +365,7 @@ class Unbuilt(keras.Model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reference": None}, "needs a `reference`"),
-        ({"kl_weight": -1.0}, "must not be negative"),
+        ({"weight": -1.0}, "must be a number, at least 0"),
         ({"reference": "base"}, r"one of \('copy', 'lora_base'\)"),
         ({"reference": Unbuilt()}, "a built keras.Model"),
         ({"reference": "lora_base"}, "enable_lora"),
@@ -387,6 +386,10 @@ def test_models_that_cannot_be_copied():
     model = keras.Sequential([keras.layers.Dense(3)])
     with pytest.raises(ValueError, match="has none yet"):
         tuner(model)
-    plain = tuner(classifier(), reference=None, kl_weight=0.0)
-    with pytest.raises(ValueError, match="made with a `reference`"):
-        plain.set_reference(classifier())
+
+
+def test_a_term_belongs_to_one_tuning():
+    term = KL("copy")
+    tuner(classifier(), terms=[term])
+    with pytest.raises(ValueError, match="belongs to another RewardTuning"):
+        tuner(classifier(), terms=[term])

@@ -12,7 +12,7 @@ from keras_reward import (
     GaussianPolicy,
     RewardTuning,
 )
-from keras_reward.callbacks import OfficialScores
+from keras_reward.callbacks import OfficialMetrics
 from keras_reward.evaluation import (
     Cider,
     CocoDetection,
@@ -79,12 +79,12 @@ def tuner(codec, positions):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_epoch_logs_the_score_of_the_greedy_outputs(name, tmp_path):
+def test_every_epoch_logs_the_metric_of_the_greedy_outputs(name, tmp_path):
     evaluator, score, y, codec, positions = CASES[name]
     tuned = tuner(codec, positions)
     x = inputs(IMAGES)
     callbacks = [
-        OfficialScores(evaluator(), (x, y), batch_size=2),
+        OfficialMetrics(evaluator(), (x, y), batch_size=2),
         keras.callbacks.ModelCheckpoint(
             tmp_path / "best.weights.h5",
             monitor=name,
@@ -141,10 +141,10 @@ def test_data_in_any_form_gives_the_same_batches(form):
         "PyDataset": Batches(x, y),
         "tensors": [tuple(map(ops.convert_to_tensor, batch)) for batch in batches],
     }[form]
-    callback = OfficialScores(Recorder(), data, batch_size=2)
+    callback = OfficialMetrics(Recorder(), data, batch_size=2)
     tuned = tuner(None, 6)
     callback.set_model(tuned)
-    assert callback.scores() == {"images": IMAGES}
+    assert callback.results() == {"images": IMAGES}
     predicted = np.concatenate([out for _, out in callback.evaluator.seen])
     np.testing.assert_array_equal(predicted, tuned.predict(x, verbose=0))
     np.testing.assert_array_equal(

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_reward.nests import may_be_equal
+
 BOX_FORMATS = (
     *("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw"),
     *("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh"),
@@ -92,7 +94,7 @@ def _check_boxes(detections, role):
     boxes = ops.convert_to_tensor(detections["boxes"])
     labels = ops.convert_to_tensor(detections[label_key])
     shape, label_shape = tuple(boxes.shape), tuple(labels.shape)
-    if len(shape) != 3 or shape[-1] != 4 or not agree(shape[:2], label_shape):
+    if len(shape) != 3 or shape[-1] != 4 or not may_be_equal(shape[:2], label_shape):
         raise ValueError(
             f"`{role}` must hold `boxes` of shape (rows, N, 4) and `{label_key}` of "
             f"shape (rows, N). Received: boxes of shape {shape}, "
@@ -104,13 +106,6 @@ def _check_boxes(detections, role):
             "Received: dtype bool"
         )
     return boxes, labels
-
-
-def agree(shape, other):
-    """Whether two shapes can be equal; None stands for an unknown length."""
-    return len(shape) == len(other) and all(
-        None in pair or pair[0] == pair[1] for pair in zip(shape, other, strict=True)
-    )
 
 
 def _standardize_labels(labels):

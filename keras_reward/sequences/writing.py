@@ -18,8 +18,6 @@ def write_tokens(model, context, n, choose):
         Token ids `(batch, n, max_length)` int32, padded after the first end token, and
         the number of steps it took.
     """
-    rows = (ops.shape(keras.tree.flatten(context)[0])[0], n)
-    positions = ops.arange(model.max_length, dtype="int32")
 
     def unfinished(position, token_ids, last, ended, cache):
         inside = position < model.max_length
@@ -30,23 +28,49 @@ def write_tokens(model, context, n, choose):
     def step(position, token_ids, last, ended, cache):
         hidden, cache = model.next_hidden(context, cache, last, position)
         token = ops.where(ended, model.pad_id, choose(hidden, position))
-        if model.end_id is not None:
-            ended = ops.logical_or(ended, token == model.end_id)
-        here = positions == position
-        token_ids = ops.where(here, ops.expand_dims(token, -1), token_ids)
+        ended = has_ended(model, ended, token)
+        token_ids = put_token(token_ids, token, position)
         return position + 1, token_ids, token, ended, cache
 
     start = (
-        ops.zeros((), "int32"),
-        ops.full((*rows, model.max_length), model.pad_id, "int32"),
-        ops.full(rows, model.start_id, "int32"),
-        ops.zeros(rows, "bool"),
+        *nothing_written(model, (batch_size(context), n)),
         model.start_cache(context, n),
     )
     position, token_ids, *_ = ops.while_loop(unfinished, step, start)
     return token_ids, position
 
 
-def likeliest(logits):
-    """The index of the largest logit in the last axis, int32."""
-    return ops.cast(ops.argmax(logits, axis=-1), "int32")
+def nothing_written(model, rows):
+    """How a loop starts: position 0, padding, the start token, and none has ended.
+
+    Args:
+        model: a sequence model.
+        rows: `(batch, n)`.
+
+    Returns:
+        A scalar, `(batch, n, max_length)`, `(batch, n)`, int32, and `(batch, n)` bool.
+    """
+    return (
+        ops.zeros((), "int32"),
+        ops.full((*rows, model.max_length), model.pad_id, "int32"),
+        ops.full(rows, model.start_id, "int32"),
+        ops.zeros(rows, "bool"),
+    )
+
+
+def batch_size(context):
+    """Number of inputs that a context is about."""
+    return ops.shape(keras.tree.flatten(context)[0])[0]
+
+
+def put_token(token_ids, token, position):
+    """`token_ids` `(..., length)` with `token` `(...)` at `position`, a scalar."""
+    here = ops.arange(token_ids.shape[-1], dtype="int32") == position
+    return ops.where(here, ops.expand_dims(token, -1), token_ids)
+
+
+def has_ended(model, ended, token):
+    """`ended` after one more token, both `(batch, n)`."""
+    if model.end_id is None:
+        return ended
+    return ops.logical_or(ended, token == model.end_id)

@@ -1,4 +1,4 @@
-"""Drawing tokens, of which some may be forbidden, with one uniform number per draw."""
+"""Drawing from categorical distributions with one uniform number per draw."""
 
 import math
 
@@ -9,7 +9,7 @@ from keras import ops
 UNITS = 2.0**30
 
 
-def sample_tokens(logits, uniform):
+def draw_categorical(logits, uniform):
     """Inverts the cumulative distribution at given uniform numbers.
 
     Given the same numbers, every backend draws the same classes. One number per draw
@@ -17,9 +17,8 @@ def sample_tokens(logits, uniform):
     blocks of classes and then within the block that is hit, so that nothing of shape
     (draws, classes) is made, nor all cumulative sums.
 
-    Sums are in whole numbers. Floating-point sums, as in `sample_categorical`, may
-    fall, or rise at a class of probability 0, by rounding; with these such a class is
-    never drawn.
+    Sums are in whole numbers. Floating-point sums may fall, or rise at a class of
+    probability 0, by rounding; with whole numbers such a class is never drawn.
 
     Args:
         logits: `(..., classes)` float32.
@@ -33,10 +32,10 @@ def sample_tokens(logits, uniform):
 
     ```python
     import numpy as np
-    from keras_reward.policies.token_sampling import sample_tokens
+    from keras_reward.drawing import draw_categorical
 
     logits = np.log(np.array([[0.5, 0.25, 0.25]], "float32"))
-    sample_tokens(logits, np.array([[0.4, 0.6, 0.9]], "float32"))  # [[0, 1, 2]]
+    draw_categorical(logits, np.array([[0.4, 0.6, 0.9]], "float32"))  # [[0, 1, 2]]
     ```
     """
     logits, uniform = ops.convert_to_tensor(logits), ops.convert_to_tensor(uniform)
@@ -84,3 +83,8 @@ def count_up_to(cumulative, target):
     """How many of the sums `(..., m)` are at most each target: `(..., n)`, int32."""
     below = ops.expand_dims(cumulative, -2) <= ops.expand_dims(target, -1)
     return ops.sum(ops.cast(below, "int32"), axis=-1)
+
+
+def likeliest(logits):
+    """The index of the largest logit in the last axis, int32."""
+    return ops.cast(ops.argmax(logits, axis=-1), "int32")

@@ -1,14 +1,16 @@
-"""Supervised losses on a model's own samples, beside the reward's."""
+"""A supervised loss on the model's own boxes: how good each one is."""
 
 import keras
 from keras import ops
 
 from keras_reward.codecs.boxes import BOX_TOKENS, CONFIDENCE, BoxCodec
+from keras_reward.nests import repeat_rows
 from keras_reward.rewards.detection import matched_iou
+from keras_reward.terms.term import Term
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class ConfidenceLoss:
+class ConfidenceLoss(Term):
     """Teaches a detector to say how good the box is that it has just written.
 
     The cross-entropy of the two confidence tokens of each box that the model sampled:
@@ -23,8 +25,9 @@ class ConfidenceLoss:
     where `RewardTuning` sums the log-likelihood of tokens. At its best the loss is the
     entropy of its targets, above 0.
 
-    For `RewardTuning(..., auxiliary_loss=ConfidenceLoss())` with an
-    `AutoregressivePolicy` whose codec is a `BoxCodec`. Logged as `confidence_loss`.
+    For `RewardTuning(..., terms=[ConfidenceLoss()])` with an `AutoregressivePolicy`
+    whose codec is a `BoxCodec`, and `y` a dict of `boxes` and `labels`. Logged as
+    `confidence_loss`. `sample_weight` does not weigh it.
 
     Args:
         weight: of this loss beside the reward's. Default 0.3, as in the paper.
@@ -39,78 +42,64 @@ class ConfidenceLoss:
     codec = BoxCodec(num_classes=10, image_size=64, max_boxes=8, num_buckets=65)
     policy = AutoregressivePolicy(codec=codec)
     loss = ConfidenceLoss(weight=0.3)
-    # RewardTuning(model, reward=..., policy=policy, auxiliary_loss=loss)
+    # RewardTuning(model, reward=..., policy=policy, terms=[loss])
     ```
 
     Reference: Pinto et al. 2023, "Tuning computer vision models with task rewards",
     section 4.2, and the `detection_reward.py` published with it.
     """
 
-    def __init__(self, weight=0.3, iou_threshold=0.5, name="confidence_loss"):
-        if weight < 0 or not 0 <= iou_threshold < 1:
+    def __init__(self, weight=0.3, iou_threshold=0.5, name="confidence_loss", **kwargs):
+        super().__init__(weight, name=name, **kwargs)
+        if not 0 <= iou_threshold < 1:
             raise ValueError(
-                "`weight` must not be negative, and `iou_threshold` must be from 0 to "
-                f"below 1. Received: weight={weight}, iou_threshold={iou_threshold}"
+                "`iou_threshold` must be from 0 to below 1. "
+                f"Received: iou_threshold={iou_threshold}"
             )
-        self.weight = weight
         self.iou_threshold = iou_threshold
-        self.name = name
 
-    def alternatives(self, policy, samples):
-        """For each confidence token the other one, for all other tokens themselves.
+    def bind(self, tuner):
+        find_codec(tuner.policy)
+        if not tuner.policy.takes_choices:
+            raise ValueError(
+                "ConfidenceLoss needs a policy that says how likely other tokens are, "
+                "such as AutoregressivePolicy. "
+                f"Received: {type(tuner.policy).__name__}"
+            )
 
-        Args:
-            policy: an `AutoregressivePolicy` with a `BoxCodec`.
-            samples: `(batch, n, T)` int32 token ids.
-
-        Returns:
-            `(batch, n, T)` int32.
-        """
+    def choices(self, policy, samples):
+        """The samples with "wrong", and with "right", as every confidence."""
         codec = find_codec(policy)
-        wrong, right = codec.wrong_id, codec.right_id
-        other = ops.where(samples == wrong, right, samples)
-        return ops.where(samples == right, wrong, other)
+        is_confidence = ops.logical_or(
+            samples == codec.wrong_id, samples == codec.right_id
+        )
+        return [
+            ops.where(is_confidence, token, samples)
+            for token in (codec.wrong_id, codec.right_id)
+        ]
 
-    def call(self, policy, y, samples, outputs, log_probs, alternative_log_probs):
-        """The loss.
-
-        Args:
-            policy: an `AutoregressivePolicy` with a `BoxCodec`.
-            y: dict of `boxes` and `labels` of the ground truth, `(batch * n, ...)`.
-            samples: `(batch, n, T)` int32 token ids.
-            outputs: what they decode to, `(batch * n, ...)`.
-            log_probs: `(batch, n, T)` float32, log-probabilities of the samples.
-            alternative_log_probs: those of the `alternatives`.
-
-        Returns:
-            Scalar, float32.
-        """
-        codec = find_codec(policy)
-        iou = matched_iou(y, outputs, self.iou_threshold, codec.bounding_box_format)
+    def loss(self, update):
+        codec = find_codec(update.policy)
+        samples, outputs = update.rollout.samples, update.rollout.outputs
         n, boxes = samples.shape[1], codec.max_boxes
+        iou = matched_iou(
+            repeat_rows(update.y, n),
+            outputs,
+            self.iou_threshold,
+            codec.bounding_box_format,
+        )
         target = ops.stop_gradient(ops.reshape(iou, (-1, n, boxes)))
         is_box = ops.reshape(outputs["labels"] >= 0, (-1, n, boxes))
-
-        is_right = codec.split(samples)[..., CONFIDENCE] == codec.right_id
-        written = codec.split(log_probs)[..., CONFIDENCE]
-        other = codec.split(alternative_log_probs)[..., CONFIDENCE]
-        right = ops.where(is_right, written, other)
-        wrong = ops.where(is_right, other, written)
+        wrong, right = (
+            codec.split(log_probs)[..., CONFIDENCE]
+            for log_probs in update.likelihood.choice_log_probs
+        )
         cross_entropy = -(target * right + (1.0 - target) * wrong)
-
         of_boxes = ops.where(is_box, cross_entropy, 0.0)
         return BOX_TOKENS * ops.mean(ops.sum(of_boxes, axis=-1))
 
     def get_config(self):
-        return {
-            "weight": self.weight,
-            "iou_threshold": self.iou_threshold,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+        return {**super().get_config(), "iou_threshold": self.iou_threshold}
 
 
 def find_codec(policy):

@@ -1,16 +1,17 @@
-"""The field's own score of the greedy outputs, after every epoch."""
+"""The field's own metrics of the greedy outputs, after every epoch."""
 
 import keras
 import numpy as np
 
-from keras_reward.batches import batches_of, to_numpy
+from keras_reward.batches import batches_of
+from keras_reward.nests import to_numpy
 
 
-class OfficialScores(keras.callbacks.Callback):
-    """Adds official scores to the logs of every epoch.
+class OfficialMetrics(keras.callbacks.Callback):
+    """Adds official metrics to the logs of every epoch.
 
     After each epoch it predicts the data in batches (`RewardTuning` predicts greedy
-    outputs, in the form that rewards see) and has an evaluator score all of them
+    outputs, in the form that rewards see) and has an evaluator measure all of them
     together. Every number that the evaluator returns enters the logs as `val_` and its
     name (`val_map`, `val_pq`, `val_cider`), for `ModelCheckpoint`, `EarlyStopping` and
     the history; put this callback in front of those that read it.
@@ -29,7 +30,7 @@ class OfficialScores(keras.callbacks.Callback):
     import keras
     import numpy as np
     from keras_reward import RecallReward, RewardTuning
-    from keras_reward.callbacks import OfficialScores
+    from keras_reward.callbacks import OfficialMetrics
     from keras_reward.evaluation import CocoDetection
 
     class Detector(keras.Model):  # one box an image
@@ -43,11 +44,11 @@ class OfficialScores(keras.callbacks.Callback):
 
     boxes = np.array([[0, 0, 20, 20], [5, 5, 30, 40]], "float32")
     y = {"boxes": boxes[:, None], "labels": np.zeros((2, 1), "int32")}
-    scores = OfficialScores(CocoDetection(), (boxes, y))
-    scores.set_model(Detector())
-    scores.scores()["map"]  # 1.0
+    metrics = OfficialMetrics(CocoDetection(), (boxes, y))
+    metrics.set_model(Detector())
+    metrics.results()["map"]  # 1.0
     best = keras.callbacks.ModelCheckpoint("best.keras", monitor="val_map", mode="max")
-    callbacks = [scores, best]  # for `fit`
+    callbacks = [metrics, best]  # for `fit`
     ```
     """
 
@@ -58,11 +59,11 @@ class OfficialScores(keras.callbacks.Callback):
         self.batch_size = batch_size
 
     def on_epoch_end(self, epoch, logs=None):
-        for name, value in self.scores().items():
+        for name, value in self.results().items():
             if np.ndim(value) == 0 and not isinstance(value, (dict, str)):
                 logs[f"val_{name}"] = float(value)
 
-    def scores(self):
+    def results(self):
         """Predicts the data and returns what the evaluator says of it: a dict."""
         count, batches = batches_of(self.data, self.batch_size)
         verbose = (self.params or {}).get("verbose", 0)

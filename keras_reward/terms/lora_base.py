@@ -1,4 +1,4 @@
-"""The tuned model with its LoRA adapters off, as the reference."""
+"""The tuned model with its LoRA adapters off, as the reference model."""
 
 import contextlib
 
@@ -6,12 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.reference.frozen import MISSING, Reference
+from keras_reward.backend.keras_private import flatten_layers
+from keras_reward.terms.reference_model import MISSING, ReferenceModel
 
 ADAPTED = ("kernel", "embeddings")  # names of weights that Keras's layers adapt
 
 
-class AdaptersOff(Reference):
+class LoRABase(ReferenceModel):
     """The tuned model without its LoRA adapters: no second copy of what they adapt.
 
     Of other weights that are tuned too, such as biases, it keeps the values at the
@@ -32,7 +33,7 @@ class AdaptersOff(Reference):
     def __init__(self, model, policy):
         if not lora_layers(model):
             raise ValueError(
-                '`reference="lora_base"` is the model with its adapters off: give its '
+                '`KL("lora_base")` is the model with its adapters off: give its '
                 "layers adapters first, with `layer.enable_lora(rank)` or "
                 f"`backbone.enable_lora(rank)`. Received: model {model.name!r}, no "
                 "layer of which has any"
@@ -61,9 +62,9 @@ class AdaptersOff(Reference):
         layers = lora_layers(self.model)
         return not any(getattr(layer, "quantization_mode", None) for layer in layers)
 
-    def part_log_probs(self, x, samples):
+    def position_log_probs(self, x, samples):
         with adapters_off(self.model), self.start_values():
-            return super().part_log_probs(x, samples)
+            return super().position_log_probs(x, samples)
 
     def start_values(self):
         """Within it, weights that are tuned beside the adapters are as at the start."""
@@ -127,7 +128,8 @@ def take_out(layer, name, places):
     for variable, value in zip(adapters, values, strict=True):
         variable.assign(value)
     twice = ops.convert_to_numpy(getattr(layer, name))
-    getattr(layer, f"_{name}").assign(merged - (twice - merged))
+    (base,) = [variable for variable in layer.variables if variable.name == name]
+    base.assign(merged - (twice - merged))
 
 
 def adapted_names(layer):
@@ -147,7 +149,7 @@ def adapters_of(model):
 
 def lora_layers(model):
     """The layers of a model that have LoRA adapters."""
-    layers = model._flatten_layers()
+    layers = flatten_layers(model)
     return [layer for layer in layers if getattr(layer, "lora_enabled", False)]
 
 

@@ -1,16 +1,16 @@
-"""Token ids that the ground truth gives: their form, and how they are averaged."""
+"""Reference captions and other token ids of the ground truth: form, padding, mean."""
 
 from keras import ops
 
 from keras_reward import objective
-from keras_reward.rewards.reward import is_integer
+from keras_reward.nests import host_array, is_integer
 
 
-def as_references(policy, targets, max_length=None):
+def as_references(reader, targets, max_length=None):
     """Targets `(batch, [references,] T)` as `(batch, references, T)` int32.
 
     Args:
-        policy: whose name stands in the message.
+        reader: name of what reads them, for the message.
         targets: integer token ids.
         max_length: the largest T. Default None: any.
     """
@@ -24,9 +24,9 @@ def as_references(policy, targets, max_length=None):
             received = f"shape {shape}, dtype {targets.dtype}"
         most = "" if max_length is None else f", with at most {max_length} tokens"
         raise ValueError(
-            f"With `mle_weight`, {type(policy).__name__} needs `y` of integer token "
-            "ids, padded: shape (batch, tokens) or (batch, references, tokens)"
-            f"{most}. Received: y of {received}"
+            f"For its likelihood, {reader} needs `y` of integer token ids, padded: "
+            f"shape (batch, tokens) or (batch, references, tokens){most}. "
+            f"Received: y of {received}"
         )
     targets = ops.cast(targets, "int32")
     return targets if len(shape) == 3 else ops.expand_dims(targets, 1)
@@ -75,14 +75,6 @@ def mean_over_references(log_probs, mask, present):
     present = ops.cast(present, "float32")
     log_prob = objective.sequence_log_prob(log_probs, mask) * present
     return ops.sum(log_prob, axis=1) / ops.maximum(ops.sum(present, axis=1), 1.0)
-
-
-def host_array(tensor):
-    """The values of a tensor as a NumPy array; None inside a compiled function."""
-    try:
-        return ops.convert_to_numpy(tensor)
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        return None
 
 
 def check_vocabulary(key, token_ids, size):

@@ -4,7 +4,8 @@ import functools
 
 import keras
 
-from keras_reward.callbacks.added import with_callbacks
+from keras_reward.nests import are_arrays
+from keras_reward.tuning.default_callbacks import with_callbacks
 
 
 class CheckedFitting:
@@ -15,28 +16,27 @@ class CheckedFitting:
     that runs on the host.
     """
 
-    # A model that is its own policy need not have the methods that check.
-
     def check_x(self, x=None, *args, **kwargs):
         """Has the policy look at inputs that are arrays or tensors."""
-        if are_arrays(x) and hasattr(self.policy, "check_inputs"):
+        if are_arrays(x):
             self.policy.check_inputs(x)
 
     def check_x_and_y(self, x=None, y=None, *args, **kwargs):
-        """As `check_x`, and at the targets that `mle_weight` scores."""
+        """As `check_x`, and has the terms look at the targets."""
         self.check_x(x)
-        if self.mle_weight and are_arrays(y) and hasattr(self.policy, "check_targets"):
-            self.policy.check_targets(y)
+        if are_arrays(y):
+            for term in self.terms:
+                term.check_targets(self.policy, y)
 
-    def ready_reference(self):
-        """What a reference leaves to do between loading a file and training."""
-        if self.reference is not None:
-            self.reference.ready()
+    def ready_terms(self):
+        """What terms leave to do between loading a file and training."""
+        for term in self.terms:
+            term.before_training()
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         self.check_x_and_y(*args, **kwargs)
-        self.ready_reference()
+        self.ready_terms()
         args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
         return super().fit(*args, **kwargs)
 
@@ -54,7 +54,7 @@ class CheckedFitting:
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
         self.check_x_and_y(*args, **kwargs)
-        self.ready_reference()
+        self.ready_terms()
         result = super().train_on_batch(*args, **kwargs)
         self.reward.raise_failure()
         return result
@@ -64,9 +64,3 @@ class CheckedFitting:
         result = super().test_on_batch(*args, **kwargs)
         self.reward.raise_failure()
         return result
-
-
-def are_arrays(data):
-    """Whether all leaves of a nest are NumPy arrays or tensors."""
-    leaves = keras.tree.flatten(data)
-    return all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)

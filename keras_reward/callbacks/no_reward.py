@@ -1,14 +1,14 @@
-"""A warning when nothing can be scored."""
+"""A warning when no output has a reward."""
 
 import warnings
 
 import keras
 
 
-class UnscoredWarning(keras.callbacks.Callback):
-    """Warns once if no row of the epoch so far could be scored.
+class NoRewardWarning(keras.callbacks.Callback):
+    """Warns once if no sample of the epoch so far has a finite reward.
 
-    `RewardTuning` adds it by itself. Training goes on: with all advantages 0 the
+    `RewardTuning` adds it. Training goes on: with all advantages 0 the
     reward moves no weight.
     """
 
@@ -19,7 +19,7 @@ class UnscoredWarning(keras.callbacks.Callback):
         self.warned = False
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.warned or (logs or {}).get("unscored", 0.0) < 1.0:
+        if self.warned or (logs or {}).get("no_reward", 0.0) < 1.0:
             return
         self.warned = True
         warnings.warn(

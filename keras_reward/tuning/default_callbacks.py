@@ -1,12 +1,12 @@
-"""The callbacks that tuning adds by itself."""
+"""The callbacks that `RewardTuning` adds to those of the user."""
 
 import inspect
 
 import keras
 
 from keras_reward.callbacks.host_failure import HostFailure
+from keras_reward.callbacks.no_reward import NoRewardWarning
 from keras_reward.callbacks.progress import RewardProgress
-from keras_reward.callbacks.unscored import UnscoredWarning
 
 
 def with_callbacks(method, model, args, kwargs):
@@ -22,7 +22,7 @@ def with_callbacks(method, model, args, kwargs):
     callbacks = bound.arguments.get("callbacks")
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []
-        callbacks.append(UnscoredWarning())
+        callbacks.append(NoRewardWarning())
         if model.reward.runs_on_host:
             callbacks.append(HostFailure())
         has_bar = any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks)

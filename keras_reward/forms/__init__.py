@@ -1,0 +1,1 @@
+"""What outputs look like: boxes, colours, panoptic maps, captions, pictures."""

@@ -1,0 +1,148 @@
+"""Closeness to a reference model."""
+
+import types
+
+import keras
+from keras import ops
+
+from keras_reward import objective
+from keras_reward.nests import deserialized
+from keras_reward.terms.lora_base import LoRABase
+from keras_reward.terms.reference_model import MISSING, ReferenceModel, copy_model
+from keras_reward.terms.term import Term
+
+KINDS = ("copy", "lora_base")
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class KL(Term):
+    """The Kullback-Leibler divergence of the tuned model from a reference model.
+
+    The reference model is frozen. It costs one more forward pass; nothing is sampled
+    from it. Logged as `kl`, in nats per output, also with weight 0. How its gradient is
+    estimated: `objective.kl_weights`.
+
+    Args:
+        reference_model: what the model is kept close to. `"copy"` (default): the model
+            as it is when `RewardTuning` is made. `"lora_base"`: the model with its LoRA
+            adapters off, which costs no second copy. Or a built `keras.Model` of the
+            same outputs.
+        weight: what it is multiplied by. Default 0.05.
+        save: if True, a copy or model enters the checkpoint. Default False: after
+            loading, give it back by `set_reference_model` before training goes on.
+            `"lora_base"` is restored from the checkpoint in any case.
+        name: what it is logged as. Default `"kl"`.
+
+    Raises:
+        ValueError: if the weight is negative, or when bound, if `reference_model` is
+            none of these.
+
+    Example:
+
+    ```python
+    import keras
+    from keras_reward import KL, RewardTuning
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    tuned = RewardTuning(
+        model, reward=lambda y_true, y_pred: y_pred * 1.0, terms=[KL("copy", 0.1)]
+    )
+    ```
+    """
+
+    def __init__(
+        self, reference_model="copy", weight=0.05, save=False, name="kl", **kwargs
+    ):
+        super().__init__(weight, name=name, **kwargs)
+        self.save = save
+        # Keras looks for models in all attributes, but not within this one: a frozen
+        # model has no part in the tuner's weights and files.
+        self.held = types.SimpleNamespace(
+            given=reference_model, reference=None, tuner=None
+        )
+
+    @property
+    def reference(self):
+        """The `ReferenceModel`; None before the term has a `RewardTuning`."""
+        return self.held.reference
+
+    def bind(self, tuner):
+        other = self.held.tuner
+        if other is not None and other is not tuner:
+            raise ValueError(
+                f"This {type(self).__name__} belongs to another RewardTuning already. "
+                "Make a new one for each. "
+                f"Received: terms for model {tuner.model.name!r}, with one of model "
+                f"{other.model.name!r}"
+            )
+        self.held.tuner = tuner
+        self.set_reference_model(self.held.given)
+
+    def make_reference(self, identifier):
+        """The `ReferenceModel` that an identifier stands for."""
+        model, policy = self.held.tuner.model, self.held.tuner.policy
+        if isinstance(identifier, str) and identifier == MISSING:
+            return ReferenceModel(None, None, self.save)
+        if isinstance(identifier, str) and identifier == "lora_base":
+            return LoRABase(model, policy)
+        if isinstance(identifier, str) and identifier == "copy":
+            identifier = copy_model(model)
+        moving = identifier is model
+        if moving or not isinstance(identifier, keras.Model) or not identifier.built:
+            raise ValueError(
+                f"`reference_model` must be one of {KINDS}, or a built keras.Model "
+                "that is not the tuned one itself. "
+                f"Received: reference_model={identifier!r}"
+            )
+        return ReferenceModel(identifier, policy.twin(identifier), self.save)
+
+    def set_reference_model(self, reference_model):
+        """Another reference model, for example after loading a file without it.
+
+        Args:
+            reference_model: as in the constructor.
+        """
+        self.held.reference = self.make_reference(reference_model)
+        # What was compiled is for the variables of the one before.
+        self.held.tuner.train_function = None
+
+    def loss(self, update):
+        """A scalar whose gradient estimates that of the divergence, its value without
+        meaning, and the estimate of the divergence, without gradient."""
+        samples = update.rollout.samples
+        log_probs = update.likelihood.position_log_probs
+        known = update.no_gradient(self.reference.position_log_probs, update.x, samples)
+        ratios = ops.stop_gradient(log_probs) - known
+        weights = objective.kl_weights(ratios, update.policy.ordered)
+        surrogate = -objective.weighted_likelihood_loss(
+            log_probs, weights, None, update.sample_weight
+        )
+        return surrogate, {self.name: ops.mean(objective.kl_estimate(ratios))}
+
+    @property
+    def frozen_variables(self):
+        return self.reference.variables
+
+    @property
+    def saved_variables(self):
+        return self.reference.saved_variables
+
+    def before_training(self):
+        self.reference.ready()
+
+    def before_saving(self):
+        self.reference.restore()
+
+    def before_loading(self):
+        self.reference.begin_loading()
+
+    def get_config(self):
+        given = self.reference.get_config() if self.reference else self.held.given
+        if isinstance(given, keras.Model):
+            given = keras.saving.serialize_keras_object(given)
+        return {**super().get_config(), "reference_model": given, "save": self.save}
+
+    @classmethod
+    def from_config(cls, config):
+        given = deserialized(config["reference_model"])
+        return cls(**{**config, "reference_model": given})
