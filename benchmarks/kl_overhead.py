@@ -1,8 +1,8 @@
-"""What a reference costs: a step of `fit` with `kl_weight` beside one without.
+"""What a reference model costs: a step of `fit` with a `KL` term beside one without.
 
 A model from images to sequences, as in the captioning example, and a factorised one.
-The steps take turns, each in a process of its own. A reference is one more forward pass
-of the model; the goal is less than 1.6 times the step without.
+The steps take turns, each in a process of its own. A reference model is one more
+forward pass; the goal is less than 1.6 times the step without.
 
     python benchmarks/kl_overhead.py --backends jax tensorflow torch
 """
@@ -54,15 +54,18 @@ def step(kind, reference, lora):
     import numpy
     from keras import ops
 
-    from keras_reward import RewardTuning
+    from keras_reward import KL, RewardTuning
 
     def even(y_true, y_pred):
         axes = tuple(range(1, len(y_pred.shape)))
         return ops.mean(ops.cast(y_pred % 2 == 0, "float32"), axis=axes)
 
-    keep = {} if reference == "none" else {"reference": reference, "kl_weight": 0.1}
     tuned = RewardTuning(
-        make_model(kind, lora), reward=even, num_samples=8, seed=0, **keep
+        make_model(kind, lora),
+        reward=even,
+        num_samples=8,
+        terms=[] if reference == "none" else [KL(reference, 0.1)],
+        seed=0,
     )
     tuned.compile(keras.optimizers.Adam(1e-5))
 

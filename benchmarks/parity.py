@@ -27,8 +27,8 @@ import rewards_captioning as captions
 from PIL import Image
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests" / "helpers"))
-import detection_reference
-import panoptic_reference
+import detection_in_numpy
+import panoptic_in_numpy
 from tiny import compiled, to_numpy
 
 from keras_reward import (
@@ -39,7 +39,7 @@ from keras_reward import (
     matched_iou,
 )
 from keras_reward.evaluation import coco_detection, panoptic_quality
-from keras_reward.evaluation.coco_detection import SCORES
+from keras_reward.evaluation.coco_detection import METRICS
 from keras_reward.rewards.coco_classes import COCO_CLASS_COUNTS
 from keras_reward.rewards.detection import COCO_THRESHOLDS
 
@@ -69,7 +69,7 @@ def check_captions(folder, count=2000):
             words[::3] = generator.integers(2, ids.max(), len(words[::3])).tolist()
         words = words[:39]
         candidates[row, : len(words) + 1] = [*words, captions.END]
-    reward = CIDErReward(end_id=captions.END, score_end_token=False)
+    reward = CIDErReward(end_id=captions.END, count_end_token=False)
     reward.adapt(ids)
     ours = evaluate(reward, references, candidates)
     theirs = captions.reference(ids, references, candidates, samples=1)()
@@ -113,11 +113,11 @@ def check_detection(folder):
     pairs = {
         "recall reward": (
             evaluate(RecallReward(**settings), y_true, y_pred),
-            detection_reference.reward(y_true, y_pred, [0.5], **rules),
+            detection_in_numpy.reward(y_true, y_pred, [0.5], **rules),
         ),
         "mAP reward": (
             evaluate(MeanAveragePrecisionReward(**weighted), y_true, y_pred),
-            detection_reference.reward(
+            detection_in_numpy.reward(
                 y_true, y_pred, COCO_THRESHOLDS, counts=counts, **rules
             ),
         ),
@@ -127,13 +127,13 @@ def check_detection(folder):
                 y_true,
                 y_pred,
             ),
-            detection_reference.published_reward(
+            detection_in_numpy.published_reward(
                 y_true, y_pred, COCO_THRESHOLDS, counts=counts, **rules
             ),
         ),
         "matched IoU": (
             to_numpy(matched_iou(y_true, y_pred, **settings)),
-            detection_reference.matched_iou(y_true, y_pred, **rules),
+            detection_in_numpy.matched_iou(y_true, y_pred, **rules),
         ),
     }
     return [
@@ -192,11 +192,11 @@ def check_panoptic(folder, chunk=20):
         ]
     )
     theirs = [
-        panoptic_reference.reward(*pair, stuff, reward.max_segments)[0]
+        panoptic_in_numpy.reward(*pair, stuff, reward.max_segments)[0]
         for pair in zip(y_true, y_pred, strict=True)
     ]
     quality = panoptic_quality(y_true, y_pred, stuff_classes=stuff)["per_class"]
-    expected = panoptic_reference.panoptic_quality(y_true, y_pred, stuff)
+    expected = panoptic_in_numpy.panoptic_quality(y_true, y_pred, stuff)
     assert set(quality) == set(expected)
     difference = max(
         abs(quality[label][name] - value)
@@ -231,9 +231,9 @@ def check_coco_api(folder):
         metrics = coco_detection(
             y_true, as_dictionary(truth, found, kind), "xywh", iou_type=kind
         )
-        ours = np.array([metrics[name] for name in SCORES])
+        ours = np.array([metrics[name] for name in METRICS])
         difference = np.abs(ours - expected[kind]["recomputed"]).max()
-        results.append((f"COCO API's example, {kind}", len(SCORES), difference, 1e-9))
+        results.append((f"COCO API's example, {kind}", len(METRICS), difference, 1e-9))
     return results
 
 

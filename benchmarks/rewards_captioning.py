@@ -66,20 +66,17 @@ def library(ids, references, captions):
     import keras
 
     from keras_reward import CIDErReward
-    from keras_reward.policies.policy import repeat_rows
+    from keras_reward.nests import repeat_rows
 
-    reward = CIDErReward(end_id=END, pad_id=PAD, score_end_token=False)
+    reward = CIDErReward(end_id=END, pad_id=PAD, count_end_token=False)
     reward.adapt(ids)
 
     @jax.jit
     def evaluate(tables, references, captions):
         mapping = zip(reward.variables, tables, strict=True)
         with keras.StatelessScope(state_mapping=list(mapping)):
-            prepared = reward.prepare(references)
-            repeated = keras.tree.map_structure(
-                lambda tensor: repeat_rows(tensor, SAMPLES), prepared
-            )
-            return reward.evaluate(repeated, captions)[0]
+            rows = repeat_rows(reward.prepare(references), SAMPLES)
+            return reward.evaluate(rows, captions)[0]
 
     tables = [variable.value for variable in reward.variables]
     references, captions = map(jax.numpy.asarray, (references, captions))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from timing import in_turns
 
-from keras_reward.policies.policy import repeat_rows
+from keras_reward.nests import repeat_rows
 from keras_reward.rewards.panoptic import PanopticQualityReward
 
 BATCH, SAMPLES, SIZE, SEGMENTS, CLASSES = 8, 4, 512, 64, 20
@@ -111,8 +111,7 @@ def jitted_reward():
     reward = PanopticQualityReward(max_segments=SEGMENTS)
 
     def evaluate(y_true, y_pred):
-        prepared = reward.prepare(y_true)
-        rows = jax.tree.map(lambda tensor: repeat_rows(tensor, SAMPLES), prepared)
+        rows = repeat_rows(reward.prepare(y_true), SAMPLES)
         return reward.evaluate(rows, y_pred)[0]
 
     return jax.jit(evaluate)

@@ -37,7 +37,7 @@ from colorization import (
 from keras import ops
 from shared_uvim import PUBLISHED, build_language_model, build_stage_one, load
 
-from keras_reward import ColorfulnessReward, ColorPalette, RewardTuning
+from keras_reward import KL, ColorfulnessReward, ColorPalette, RewardTuning
 from keras_reward.codecs import rgb_to_lab
 from keras_reward.models import CodeUsage, ColorizationTask, UViM
 
@@ -359,8 +359,7 @@ def tune(uvim, photos, preset, seed):
         uvim,
         reward=ColorfulnessReward(),
         num_samples=preset.num_samples,
-        kl_weight=preset.kl_weight,
-        reference="copy" if preset.kl_weight else None,
+        terms=[KL("copy", preset.kl_weight)] if preset.kl_weight else [],
         seed=seed,
     )
     tuned.compile(optimizer(rate))

@@ -33,7 +33,7 @@ from keras_reward import (
     RecallReward,
     RewardTuning,
 )
-from keras_reward.callbacks import OfficialScores
+from keras_reward.callbacks import OfficialMetrics
 from keras_reward.data import CocoBoxes, Scenes, coco_files
 from keras_reward.evaluation import CocoDetection, reward_distribution
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
@@ -157,11 +157,11 @@ class Task:
         if args.reward == "recall":
             # Average recall is over the same thresholds.
             self.reward = RecallReward(iou_thresholds=COCO_THRESHOLDS)
-            self.auxiliary_loss, self.score = None, "class"
+            self.score = "class"
         else:
             counts = "coco" if len(self.class_names) == 80 else None
             self.reward = MeanAveragePrecisionReward(class_counts=counts)
-            self.auxiliary_loss, self.score = ConfidenceLoss(), "confidence"
+            self.score = "confidence"
 
     def training(self, stage, transform=None):
         """Batches for a stage, and for how many epochs, each a pass over the images."""
@@ -204,7 +204,7 @@ class Task:
             model,
             reward=self.reward,
             policy=AutoregressivePolicy(codec=self.codec(score)),
-            auxiliary_loss=self.auxiliary_loss,
+            terms=[ConfidenceLoss()] if self.score == "confidence" else [],
             num_samples=self.preset.num_samples,
             seed=self.seed,
         )
@@ -256,7 +256,7 @@ def tune(model, task):
     history = tuner.fit(
         data,
         epochs=epochs,
-        callbacks=[OfficialScores(CocoDetection(), task.watched)],
+        callbacks=[OfficialMetrics(CocoDetection(), task.watched)],
     )
     names = ("reward", "val_ar_100", "val_map", "confidence_loss")
     return {name: history.history[name] for name in names if name in history.history}

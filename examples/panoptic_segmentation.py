@@ -30,7 +30,7 @@ from keras import ops
 from shared_uvim import PUBLISHED, build_language_model, build_stage_one, load
 
 from keras_reward import PanopticQualityReward, RewardTuning
-from keras_reward.callbacks import OfficialScores
+from keras_reward.callbacks import OfficialMetrics
 from keras_reward.data import CocoPanoptic, Scenes, coco_files
 from keras_reward.data.scenes import STUFF_CLASSES
 from keras_reward.evaluation import PanopticQuality
@@ -292,7 +292,7 @@ def tune(uvim, task):
     history = tuned.fit(
         **data,
         validation_data=task.held_out,
-        callbacks=[OfficialScores(PanopticQuality(task.stuff_classes), task.held_out)],
+        callbacks=[OfficialMetrics(PanopticQuality(task.stuff_classes), task.held_out)],
     ).history
     return {name: history[name] for name in ("reward", "val_reward", "val_pq")}
 

@@ -1,9 +1,9 @@
-"""How much memory `score_chunk` saves: temporaries of one compiled training step.
+"""How much memory `logits_chunk` saves: temporaries of one compiled training step.
 
 One image, 8 samples, 128 tokens, 30,522 words, as JAX's compiler plans them on this
 machine's device.
 
-    python benchmarks/score_memory.py
+    python benchmarks/logits_memory.py
 """
 
 import os
@@ -28,24 +28,24 @@ def zero(y_true, y_pred):
     return keras.ops.zeros(keras.ops.shape(y_pred)[:1])
 
 
-def bytes_needed(score_chunk):
+def bytes_needed(logits_chunk):
     """Temporaries of a step about one image."""
     encoder = VisionTransformer((IMAGE, IMAGE, 3), patch_size=8, width=WIDTH)
     model = VisionEncoderDecoder(encoder, WORDS, LENGTH, end_id=1)
-    policy = AutoregressivePolicy(score_chunk=score_chunk)
+    policy = AutoregressivePolicy(logits_chunk=logits_chunk)
     tuned = RewardTuning(model, reward=zero, policy=policy, num_samples=SAMPLES, seed=0)
     tuned.compile(keras.optimizers.SGD(0.1))
     return temporaries(tuned, keras.ops.zeros((1, IMAGE, IMAGE, 3)))
 
 
 def main():
-    print(f"{'score_chunk':>12} {'temporaries':>12} {'to plain':>9}")
+    print(f"{'logits_chunk':>12} {'temporaries':>12} {'to plain':>9}")
     plain = None
-    for score_chunk in CHUNKS:
-        size = bytes_needed(score_chunk)
+    for logits_chunk in CHUNKS:
+        size = bytes_needed(logits_chunk)
         plain = plain or size
         print(
-            f"{score_chunk!s:>12} {size / 2**20:8.0f} MiB {size / plain:9.2f}",
+            f"{logits_chunk!s:>12} {size / 2**20:8.0f} MiB {size / plain:9.2f}",
             flush=True,
         )
 
