@@ -27,7 +27,7 @@ def bytes_needed(logits_chunk):
     return temporaries(tuned, np.zeros((1, IMAGE, IMAGE, 3), "float32"))
 
 
-def test_scoring_in_chunks_needs_at_most_half_the_memory():
+def test_logits_in_chunks_need_at_most_half_the_memory():
     plain, chunks = bytes_needed(None), bytes_needed(4)
     logits = 4 * SAMPLES * LENGTH * WORDS  # float32, of all tokens of all samples
     assert plain > logits
