@@ -1,26 +1,26 @@
 """From rewards to advantages: how much better than its baseline a sample did.
 
-Every function maps rewards of shape `(batch, samples)` to advantages of the same
-shape, float32. A reward that is not finite (NaN: "no reward") gets advantage
-0 and is left out of the baseline of its group, the samples of the same input.
+The baselines map rewards of shape `(batch, samples)` to advantages of the same shape,
+float32. A group is the samples of one input. A reward that is not finite (NaN: "no
+reward") gets advantage 0 and is left out of the baseline of its group.
 
-Unbiased means: the average of `advantage * grad(log_prob)` is the gradient of the
-expected reward. A baseline keeps that if it does not depend on the sample that it
-is subtracted from (Williams 1992, "Simple statistical gradient-following algorithms").
+Unbiased means that the average of `advantage * grad(log_prob)` is the gradient of the
+expected reward. A baseline is unbiased if it does not depend on the sample that it is
+subtracted from (Williams 1992, "Simple statistical gradient-following algorithms").
 """
 
 from keras import ops
 
 
 def split_finite(rewards):
-    """Separates the rewards that count from those that could not be computed.
+    """Separates finite rewards from those that are NaN or infinite.
 
     Args:
-        rewards: `(batch, samples)`, may hold NaN or infinities.
+        rewards: `(batch, samples)`, may contain NaN or infinities.
 
     Returns:
-        `(values, finite)`: the rewards with 0 where they are not finite, and the
-        boolean mask of those that are finite, both `(batch, samples)`.
+        `(values, finite)`: the rewards, with 0 where they are not finite, and a
+        boolean mask of the finite ones, both `(batch, samples)`.
     """
     rewards = ops.cast(rewards, "float32")
     finite = ops.isfinite(rewards)
@@ -31,9 +31,9 @@ def leave_one_out(rewards):
     """Each reward minus the mean reward of the *other* samples of its input.
 
     `A_i = r_i - sum_{j != i} r_j / (n - 1)`, unbiased (Kool et al. 2019, "Buy 4
-    REINFORCE samples, get a baseline for free!"). With two samples this is the
-    method of Pinto et al. 2023, section 3, applied to both of them. An input with a
-    single finite reward has no baseline and gets advantage 0.
+    REINFORCE samples, get a baseline for free!"). With two samples, this is the
+    method of Pinto et al. 2023, section 3, applied to both. An input with a single
+    finite reward has no baseline, so its advantage is 0.
 
     Args:
         rewards: `(batch, samples)`.
@@ -59,7 +59,7 @@ def mean(rewards):
     """Each reward minus the mean reward of all samples of its input, itself included.
 
     `A_i = r_i - mean(r)`. Equals the leave-one-out advantage times `(n - 1) / n`, so
-    the gradient is right in direction and too short by that factor.
+    the gradient has the right direction but is too small by that factor.
 
     Args:
         rewards: `(batch, samples)`.
@@ -95,13 +95,13 @@ def greedy(rewards, greedy_rewards):
 def moving_average(rewards, average):
     """Each reward minus an average of the rewards of *earlier* batches.
 
-    Unbiased: the average must not contain the batch itself. `update_average` moves
-    it on afterwards.
+    Unbiased if the average does not contain the batch itself. Call `update_average`
+    afterwards.
 
     Args:
         rewards: `(batch, samples)`.
-        average: scalar, the average before this batch. NaN stands for "no batch
-            yet" and leaves the rewards as they are; so does 0.
+        average: scalar, the average before this batch. NaN means "no batch yet" and
+            leaves the rewards unchanged, as 0 does.
 
     Returns:
         Advantages, `(batch, samples)`.
@@ -115,9 +115,9 @@ def update_average(average, rewards, momentum=0.9):
     """The moving average after another batch.
 
     Args:
-        average: scalar, the average before. NaN stands for "no batch yet".
+        average: scalar, the average before this batch. NaN means "no batch yet".
         rewards: `(batch, samples)`.
-        momentum: weight of the past, 0.9: the average looks back about ten batches.
+        momentum: weight of the past. With 0.9 the average looks back about ten batches.
 
     Returns:
         Scalar; unchanged if no reward of the batch is finite.
@@ -133,13 +133,13 @@ def update_average(average, rewards, momentum=0.9):
 def scale_by_std(advantages, rewards, epsilon=1e-6):
     """Advantages divided by the standard deviation of their group's rewards.
 
-    Makes the step independent of the reward's scale, at a price: inputs whose
-    samples differ little weigh as much as those where they differ a lot, which
-    biases the gradient (Liu et al. 2025, arXiv 2503.20783). Off by default.
+    Makes the step independent of the scale of the reward. The price is a biased
+    gradient: inputs whose rewards differ little count as much as those whose rewards
+    differ a lot (Liu et al. 2025, arXiv 2503.20783). Off by default.
 
     Args:
         advantages: `(batch, samples)` or `(batch, samples, ...)`.
-        rewards: `(batch, samples)`, the rewards they come from.
+        rewards: `(batch, samples)`, the rewards that they come from.
         epsilon: added to the deviation, in units of the reward.
 
     Returns:
@@ -166,23 +166,24 @@ def reward_std(rewards):
 
 
 def no_signal(rewards):
-    """Which inputs teach nothing, because all their samples earn the same.
+    """Which inputs give no gradient, because all their samples have the same reward.
 
     Args:
         rewards: `(batch, samples)`.
 
     Returns:
-        `(batch,)` boolean. True as well where no reward is finite.
+        `(batch,)` boolean. Also True where no reward is finite.
     """
     values, _, _ = _centered(rewards)
     return ops.all(values == 0.0, axis=1)
 
 
 def _centered(rewards):
-    """Rewards minus the best of their group, 0 where not finite; mask; finite count.
+    """Rewards minus the best of their group, the mask of finite ones, and their number.
 
-    No difference between rewards of a group depends on the shift. It makes equal
-    rewards exactly 0, where a sum and a division would leave rounding errors behind.
+    The shift does not change differences within a group. It makes equal rewards exactly
+    0, where a sum and a division would leave rounding errors. Rewards that are not
+    finite become 0.
     """
     values, finite = split_finite(rewards)
     best = ops.max(ops.where(finite, values, -float("inf")), axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Baselines: what rewards are compared with, and so how good each sample was."""
+"""Baselines: what the rewards of samples are compared with."""
 
 import inspect
 import math
@@ -11,17 +11,17 @@ from keras_reward.nests import deserialized
 
 
 class Baseline(keras.layers.Layer):
-    """Base class: from the rewards of samples to their advantages.
+    """Base class: turns the rewards of samples into their advantages.
 
     Subclass it and implement `advantages`. State, such as an average over batches, is
-    a weight that is not trained, made by `add_weight` in `__init__` and assigned in
-    `advantages`. It is saved with the tuning.
+    a non-trainable weight that is made with `add_weight` in `__init__` and assigned in
+    `advantages`. It is saved with the tuner.
 
     Args:
         name: optional name.
 
     Attributes:
-        min_samples: the fewest samples of an input that it works with. Default 1.
+        min_samples: the fewest samples per input that it needs. Default 1.
 
     Example:
 
@@ -54,13 +54,13 @@ class Baseline(keras.layers.Layer):
         """How much better than the baseline each sample did. Runs without gradient.
 
         Args:
-            rewards: `(batch, samples)` float32, not finite where there is none.
+            rewards: `(batch, samples)` float32, not finite where there is no reward.
             greedy_rewards: only if the signature has it: `(batch,)`, the rewards of
-                the greedy outputs, which are then decoded in each step.
+                the greedy outputs, which are then computed in each step.
 
         Returns:
-            `(batch, samples)`, or one for each position of the samples,
-            `(batch, samples, ...)`. What is not finite counts as 0.
+            `(batch, samples)`, or one advantage for each position of the samples,
+            `(batch, samples, ...)`. Values that are not finite count as 0.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement `advantages(self, rewards)`."
@@ -174,13 +174,13 @@ class MovingAverageBaseline(Baseline):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class StandardizedBaseline(Baseline):
-    """Another baseline, and the standard deviation as the unit of advantages.
+    """Another baseline, whose advantages are divided by the standard deviation.
 
-    It biases the gradient, see `advantages.scale_by_std`.
+    This biases the gradient, see `advantages.scale_by_std`.
 
     Args:
-        baseline: the baseline that is scaled, as `RewardTuning` takes it. Default
-            `"leave_one_out"`.
+        baseline: the baseline that is scaled, in any form that `RewardTuning` takes.
+            Default `"leave_one_out"`.
         epsilon: added to the deviation, in units of the reward. Default 1e-6.
         name: optional name.
 
@@ -218,7 +218,7 @@ class StandardizedBaseline(Baseline):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class NoBaseline(Baseline):
-    """Nothing is subtracted: advantages are the rewards themselves."""
+    """No baseline: the advantages are the rewards themselves."""
 
     def advantages(self, rewards):
         return rewards
@@ -229,8 +229,8 @@ class FunctionBaseline(Baseline):
     """A plain function of rewards; what `baseline=function` makes.
 
     Args:
-        function: takes rewards `(batch, samples)` and returns advantages, in
-            `keras.ops`. To be loaded from a saved file it must be registered with
+        function: takes rewards `(batch, samples)` and returns advantages, written in
+            `keras.ops`. To load it from a saved file, register it with
             `keras.saving.register_keras_serializable`.
         name: optional name.
 
@@ -277,7 +277,7 @@ BASELINES = {
 
 
 def get(identifier):
-    """A baseline from what users pass.
+    """The baseline that an identifier stands for.
 
     Args:
         identifier: a name in `BASELINES`, None, a function of rewards

@@ -1,11 +1,11 @@
-"""The objective: log-probabilities of outputs, weighted.
+"""The objective: weighted log-probabilities of outputs.
 
 Maximum likelihood and reward tuning ascend the same quantity,
 
     mean over the batch of  weight * log P(output | x; theta),
 
-and differ only in whose outputs these are and how they are weighted: the ground
-truth with weight 1, or the model's own samples with their advantages as weights
+and differ only in the outputs and their weights: the ground truth with weight 1, or
+the model's own samples with their advantages as weights
 (Pinto et al. 2023, "Tuning computer vision models with task rewards", section 3).
 """
 
@@ -15,8 +15,8 @@ from keras import ops
 def categorical_log_prob(logits, indices):
     """Log-probability of each index under a softmax, in float32.
 
-    Gathers first and subtracts the log-sum-exp after, so that no copy of all
-    log-probabilities is made.
+    Gathers before subtracting the log-sum-exp, so that the log-probabilities of the
+    other classes are never stored.
 
     Args:
         logits: `(..., classes)`.
@@ -57,10 +57,10 @@ def categorical_entropy(logits):
 
 
 def categorical_likelihood(logits, indices, entropy_gradient=False):
-    """Log-probability and entropy of softmax distributions, from one exponential.
+    """Log-probabilities and entropies of softmax distributions in one pass.
 
-    As `categorical_log_prob` and `categorical_entropy`, for where both are needed and
-    logits are large.
+    As `categorical_log_prob` and `categorical_entropy` together, but the exponential of
+    the logits is computed only once.
 
     Args:
         logits: `(..., classes)`.
@@ -87,8 +87,8 @@ def sequence_log_prob(token_log_probs, mask=None):
 
     Args:
         token_log_probs: `(batch, samples, ...)`, any number of token axes.
-        mask: as `token_log_probs`, True or 1 for the tokens that belong to the
-            output. Default: all do.
+        mask: shaped like `token_log_probs`, True or 1 for the tokens that belong to
+            the output. Default: all tokens.
 
     Returns:
         `(batch, samples)`.
@@ -102,23 +102,23 @@ def sequence_log_prob(token_log_probs, mask=None):
 
 
 def weighted_likelihood_loss(log_probs, weights, mask=None, sample_weight=None):
-    """The loss of both stages: minus the mean of `weight * log P(output)`.
+    """Minus the mean of `weight * log P(output)`.
 
-    With the ground truth and weights 1 it is the negative log-likelihood. With own
-    samples and their advantages its gradient is the Reinforce estimate (Pinto et al.
-    2023, algorithm 2): per sequence if `log_probs` and `weights` are
-    `(batch, samples)`, per token if both have token axes, weighing every token by an
+    With the ground truth and weights of 1, this is the negative log-likelihood. With
+    the model's samples and their advantages, its gradient is the Reinforce estimate
+    (Pinto et al. 2023, algorithm 2): per sequence if `log_probs` and `weights` are
+    `(batch, samples)`, per token if both have token axes, so that each token has an
     advantage of its own.
 
     Args:
         log_probs: `(batch, samples)` or `(batch, samples, ...)` with token axes.
-        weights: `(batch, samples)`, or the shape of `log_probs`. Held constant: no
-            gradient flows into them.
-        mask: as `log_probs`; which tokens belong to the output. Default: all.
+        weights: `(batch, samples)`, or the shape of `log_probs`. No gradient flows into
+            them.
+        mask: shaped like `log_probs`, which tokens belong to the output. Default: all.
         sample_weight: `(batch,)`, the weight of each input. Default: 1.
 
     Returns:
-        Scalar: the sum over tokens, and the mean over inputs and samples.
+        Scalar: summed over tokens, averaged over inputs and samples.
 
     Example:
 
@@ -146,8 +146,8 @@ def reward_loss(likelihood, advantages, sample_weight=None):
 
     Args:
         likelihood: a `Likelihood` of samples `(batch, n, ...)`.
-        advantages: `(batch, n)`, or one for each position, `(batch, n, ...)`, of which
-            those that do not count are left out.
+        advantages: `(batch, n)`, or one for each position, `(batch, n, ...)`.
+            Positions that do not count are ignored.
         sample_weight: `(batch,)`, the weight of each input. Default: 1.
 
     Returns:
@@ -160,18 +160,18 @@ def reward_loss(likelihood, advantages, sample_weight=None):
 
 
 def kl_estimate(log_ratios):
-    """Estimates of the Kullback-Leibler divergence from a reference model, by sample.
+    """Estimates the Kullback-Leibler divergence from a reference model, by sample.
 
-    For a sample of the policy with log-ratios `d = log p - log q` of its positions, p
-    of the policy and q of the reference model, the sum over positions of
+    Let `d = log p - log q` be the log-ratio at a position, with p the policy's
+    probability and q the reference model's. The estimate is the sum over positions of
 
         exp(-d) - 1 + d.
 
-    Unbiased for `KL(p || q)`, since `E[exp(-d)] = 1` under p given what was drawn
-    before; never negative; and, near the reference model, of far lower variance than d
-    alone, since the two vary against each other (Schulman 2020, "Approximating KL
-    Divergence", the estimator k3). Far from it, where q gives much probability to what
-    p hardly ever draws, rare samples make up the mean.
+    It is an unbiased estimate of `KL(p || q)`, since `E[exp(-d)] = 1` under p given the
+    earlier positions. It is never negative. Near the reference model its variance is
+    far lower than that of d alone, since `exp(-d)` and d are negatively correlated
+    (Schulman 2020, "Approximating KL Divergence", the estimator k3). Far from it, where
+    q is large for outputs that p rarely draws, rare samples dominate the mean.
 
     Args:
         log_ratios: `(batch, samples, ...)`, 0 where a position does not count.
@@ -197,27 +197,28 @@ def _kl_of_positions(log_ratios):
 
 
 def kl_weights(log_ratios, ordered=False):
-    """Weights of log-probabilities whose gradient is that of the divergence.
+    """Weights of log-probabilities that give the gradient of the divergence.
 
     The gradient of `KL(p || q)` is the mean over samples of `sum_t G_t grad log p_t`,
     with `d_t = log p_t - log q_t` and
 
         G_t = d_t + sum over later positions s of (exp(-d_s) - 1 + d_s).
 
-    What was drawn before position t does not depend on it and is left out, and what
-    comes later is estimated as in `kl_estimate`: both lower the variance and leave the
-    mean. So does the mean of the other samples of the input, which is subtracted as in
-    `advantages.leave_one_out`. To differentiate `kl_estimate` itself would follow
-    another divergence (Tang & Munos 2025, "On a few pitfalls in KL divergence gradient
-    estimation for RL"). At the reference model every weight is exactly 0.
+    Earlier positions do not depend on position t and are left out, and later ones are
+    estimated as in `kl_estimate`. Both lower the variance without changing the mean. So
+    does subtracting the mean of the other samples of the input, as in
+    `advantages.leave_one_out`. Differentiating `kl_estimate` itself would give the
+    gradient of another divergence (Tang & Munos 2025, "On a few pitfalls in KL
+    divergence gradient estimation for RL"). If the policy equals the reference model,
+    every weight is exactly 0.
 
     Args:
         log_ratios: `(batch, samples, ...)`, 0 where a position does not count.
         ordered: whether the positions in the last axis are drawn one after the other,
-            each given those before. Default False: independently of one another.
+            each given the earlier ones. Default False: they are independent.
 
     Returns:
-        As `log_ratios`, to be multiplied by log-probabilities and added to a loss.
+        Weights of the shape of `log_ratios`.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""A rollout, what a step draws and earns, and the update that takes one."""
+"""A rollout, which holds samples and their rewards, and the update that uses it."""
 
 from typing import Any, NamedTuple
 
@@ -8,16 +8,16 @@ from keras_reward.nests import may_be_equal, merge_rows, split_rows, take_rows
 
 
 class Rollout(NamedTuple):
-    """What was drawn and what it earned, without gradient.
+    """Samples, their rewards and their advantages, without gradient.
 
-    n is the number of samples whose likelihood an update changes: `num_samples`, or 1
-    with `update="first"`.
+    `n` is the number of samples whose likelihood an update changes: `num_samples`, or
+    1 with `update="first"`.
 
     Attributes:
         samples: `(batch, n, ...)`.
-        outputs: what they decode to, a nest of `(batch * n, ...)`.
+        outputs: what the samples decode to, a nest of `(batch * n, ...)`.
         advantages: `(batch, n)`, or one for each position, `(batch, n, ...)`.
-        rewards: `(batch, num_samples)` of all samples, NaN where there is none.
+        rewards: `(batch, num_samples)` of all samples, NaN where there is no reward.
         components: dict of `(batch, num_samples)` by the name of the component.
     """
 
@@ -29,7 +29,7 @@ class Rollout(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What a term of the loss is given.
+    """What the terms of the loss get.
 
     Attributes:
         policy: the `Policy` of the tuned model.
@@ -37,11 +37,11 @@ class Update(NamedTuple):
         y: targets, `(batch, ...)`, or None.
         context: what `policy.encode(x)` returned.
         rollout: a `Rollout`.
-        likelihood: the `Likelihood` of its samples under the model as it is now, with
+        likelihood: the `Likelihood` of its samples under the current model, with
             gradient. Its `choice_log_probs` are those of the term's own `choices`.
         sample_weight: `(batch,)`, the weight of each input, or None.
-        no_gradient: calls a function, `no_gradient(function, *args)`, and lets no
-            gradient through it.
+        no_gradient: calls a function without gradient, as
+            `no_gradient(function, *args)`.
     """
 
     policy: Any

@@ -1,4 +1,4 @@
-"""What `fit` shows, says and measures while it tunes."""
+"""Callbacks for reward tuning."""
 
 from keras_reward.callbacks.host_failure import HostFailure
 from keras_reward.callbacks.no_reward import NoRewardWarning

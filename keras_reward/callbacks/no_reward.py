@@ -8,8 +8,8 @@ import keras
 class NoRewardWarning(keras.callbacks.Callback):
     """Warns once if no sample of the epoch so far has a finite reward.
 
-    `RewardTuning` adds it. Training goes on: with all advantages 0 the
-    reward moves no weight.
+    `RewardTuning` adds it. Training continues, but all advantages are 0, so the reward
+    does not change the weights.
     """
 
     async_safe = True  # reads its own logs only

@@ -1,4 +1,4 @@
-"""The field's own metrics of the greedy outputs, after every epoch."""
+"""Official metrics of the greedy outputs, after every epoch."""
 
 import keras
 import numpy as np
@@ -10,11 +10,11 @@ from keras_reward.nests import to_numpy
 class OfficialMetrics(keras.callbacks.Callback):
     """Adds official metrics to the logs of every epoch.
 
-    After each epoch it predicts the data in batches (`RewardTuning` predicts greedy
-    outputs, in the form that rewards see) and has an evaluator measure all of them
-    together. Every number that the evaluator returns enters the logs as `val_` and its
-    name (`val_map`, `val_pq`, `val_cider`), for `ModelCheckpoint`, `EarlyStopping` and
-    the history; put this callback in front of those that read it.
+    After each epoch, the model predicts the data in batches (`RewardTuning` predicts
+    greedy outputs, in the form that rewards see), and an evaluator computes the metrics
+    of all of them. They are added to the logs with the prefix `val_` (`val_map`,
+    `val_pq`, `val_cider`), for `ModelCheckpoint`, `EarlyStopping` and the history. Put
+    this callback before those that read them.
 
     Args:
         evaluator: from `keras_reward.evaluation`, or any object with `reset_state()`,
@@ -22,7 +22,7 @@ class OfficialMetrics(keras.callbacks.Callback):
         data: `(x, y)` arrays or nests of them, or an iterable of such batches: a
             `keras.utils.PyDataset`, a `tf.data.Dataset`, a PyTorch `DataLoader`, a
             list.
-        batch_size: of predictions where `data` is arrays. Default 32.
+        batch_size: batch size of predictions if `data` is arrays. Default 32.
 
     Example:
 
@@ -64,7 +64,7 @@ class OfficialMetrics(keras.callbacks.Callback):
                 logs[f"val_{name}"] = float(value)
 
     def results(self):
-        """Predicts the data and returns what the evaluator says of it: a dict."""
+        """Predicts the data and returns the evaluator's results: a dict."""
         count, batches = batches_of(self.data, self.batch_size)
         verbose = (self.params or {}).get("verbose", 0)
         bar = keras.utils.Progbar(count, verbose=verbose, unit_name="batch")

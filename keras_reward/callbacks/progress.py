@@ -1,4 +1,4 @@
-"""The progress bar, with the reward in front."""
+"""A progress bar that shows the reward first."""
 
 import keras
 
@@ -25,7 +25,7 @@ class RewardProgress(keras.callbacks.ProgbarLogger):
 
 
 def reward_first(logs):
-    """A copy of the logs: `reward`, `val_reward`, then the others as they were."""
+    """A copy of the logs: `reward`, `val_reward`, then the others in their order."""
     logs = dict(logs or {})
     lead = {name: logs[name] for name in ("reward", "val_reward") if name in logs}
     return {**lead, **logs}

@@ -1,4 +1,4 @@
-"""Between samples of a policy and what a reward sees."""
+"""Codecs, which convert between the samples of a policy and what a reward sees."""
 
 from keras_reward.codecs.boxes import BoxCodec
 from keras_reward.codecs.colors import ColorPalette

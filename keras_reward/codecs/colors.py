@@ -1,4 +1,4 @@
-"""A palette of colour bins: what a colorizer chooses from, as images."""
+"""A palette of colour bins, from which a colorizer chooses."""
 
 import math
 
@@ -21,7 +21,7 @@ def gamut_colors(spacing):
     """Points of a square (a, b) grid that sRGB can show at some lightness.
 
     Args:
-        spacing: distance of grid points in Lab units. The grid contains (0, 0).
+        spacing: distance between grid points in Lab units. The grid contains (0, 0).
 
     Returns:
         NumPy float32 array `(colors, 2)`, grey first, then by growing chroma.
@@ -46,11 +46,11 @@ class ColorPalette:
     """Colour bins: a grid of the (a, b) plane, as far as sRGB can show it.
 
     The codec of colorizers that choose one of `num_colors` colours for each cell of a
-    coarse grid, while the lightness comes from the grey input image. As in Zhang et
-    al. 2016, "Colorful image colorization".
+    coarse grid, while the lightness comes from the grey input image, as in Zhang et al.
+    2016, "Colorful image colorization".
 
     Args:
-        spacing: distance of neighbouring bins in Lab units. Default 20.0.
+        spacing: distance between neighbouring bins in Lab units. Default 20.0.
 
     Attributes:
         num_colors: number of bins.
@@ -83,8 +83,8 @@ class ColorPalette:
 
         Args:
             images: `(batch, H, W, 3)` float RGB in [0, 1].
-            grid: `(rows, columns)` of cells; H and W must be multiples. Default: one
-                cell for each pixel.
+            grid: `(rows, columns)` of cells; H and W must be multiples of these.
+                Default: one cell for each pixel.
 
         Returns:
             `(batch, rows, columns)` int32.
@@ -103,10 +103,10 @@ class ColorPalette:
         return ops.cast(ops.argmin(distance, axis=-1), "int32")
 
     def decode(self, inputs, samples):
-        """Paints the lightness of the input images in the sampled colours.
+        """Combines the lightness of the input images with the sampled colours.
 
-        Colours are interpolated between the centres of cells, and shrunk in chroma
-        where sRGB cannot show them (`lab_to_rgb`), so that lightness is kept.
+        Colours are interpolated between the centres of cells. Where sRGB cannot show
+        them, their chroma is reduced (`lab_to_rgb`), so that the lightness is kept.
 
         Args:
             inputs: `(batch, H, W, 1)` or `(batch, H, W, 3)` float images in [0, 1].
@@ -134,9 +134,9 @@ class ColorPalette:
 
 
 def resize(planes, height, width):
-    """Bilinear interpolation `(rows, h, w)` to `(rows, height, width)`.
+    """Bilinear interpolation of `(rows, h, w)` to `(rows, height, width)`.
 
-    As two small matrix products, so that planes need no channel axis.
+    Computed as two small matrix products, so that planes need no channel axis.
     """
     vertical = interpolation_matrix(planes.shape[1], height)
     horizontal = interpolation_matrix(planes.shape[2], width)

@@ -1,4 +1,4 @@
-"""COCO's official detection metrics, from the dictionaries that rewards see."""
+"""COCO's official detection metrics, for the dictionaries that rewards see."""
 
 import contextlib
 import io
@@ -15,11 +15,10 @@ METRICS = (
 
 
 class CocoDetection:
-    """Mean average precision and average recall over a dataset, as COCO counts them.
+    """Mean average precision and average recall over a dataset, as COCO defines them.
 
-    The computation is that of pycocotools' `COCOeval`; needs pycocotools
-    (`pip install keras-reward[coco]`). Collects batches, like a Keras metric, but on
-    the host.
+    Uses `COCOeval` of pycocotools (`pip install keras-reward[coco]`). Collects batches,
+    like a Keras metric, but on the host.
 
     Args:
         bounding_box_format: Keras's name of the format of all boxes. Default `"xyxy"`.
@@ -43,7 +42,7 @@ class CocoDetection:
     """
 
     def __init__(self, bounding_box_format="xyxy", image_size=None, iou_type="bbox"):
-        import_pycocotools()  # rather now than after an epoch
+        import_pycocotools()  # fails now, not after an epoch
         self.bounding_box_format = standardize_format(bounding_box_format)
         if self.bounding_box_format.startswith("rel_") and image_size is None:
             raise ValueError(
@@ -127,7 +126,7 @@ class CocoDetection:
         return len(labels), found
 
     def shape(self, shape):
-        """What an annotation says about one box or mask."""
+        """The part of an annotation that describes one box or mask."""
         if self.iou_type == "bbox":
             return {"bbox": shape.tolist(), "area": float(shape[2] * shape[3])}
         mask = import_pycocotools().mask
@@ -141,8 +140,8 @@ class CocoDetection:
         Returns:
             dict of COCO's twelve numbers as floats: `map` (IoU 0.50 to 0.95), `map_50`,
             `map_75`, `map_small`, `map_medium`, `map_large`, `ar_1`, `ar_10`, `ar_100`
-            (average recall with so many boxes per image), `ar_small`, `ar_medium`,
-            `ar_large`, where -1 stands for no ground truth of that kind; and
+            (average recall with this many boxes per image), `ar_small`, `ar_medium`,
+            `ar_large`, which are -1 without ground truth of that kind; and
             `ap_per_class`, a dict from the label of each class with ground truth to
             its `map`.
         """
@@ -159,7 +158,7 @@ class CocoDetection:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        # Of (thresholds, recalls, classes, areas, numbers of boxes).
+        # Axes: (thresholds, recalls, classes, areas, numbers of boxes).
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         per_class = {
             label: float(precision[:, :, k].mean())
@@ -170,10 +169,10 @@ class CocoDetection:
         return {**metrics, "ap_per_class": per_class}
 
     def dataset(self, annotations, labels):
-        """Annotations as pycocotools wants them."""
+        """Annotations in the form that pycocotools needs."""
         dataset = import_pycocotools().coco.COCO()
         dataset.dataset = {
-            # pycocotools reads the sizes, but encoded masks bring their own.
+            # pycocotools reads the sizes, but encoded masks have their own.
             "images": [
                 {"id": image, "height": 0, "width": 0} for image in range(self.images)
             ],
@@ -193,15 +192,14 @@ def coco_detection(
     """COCO's official detection metrics of predicted boxes.
 
     Args:
-        y_true: the ground truth of all images, as `CocoDetection.update_state` takes
-            it.
-        y_pred: the predictions with `scores` or `confidence`, likewise.
+        y_true: the ground truth of all images, as for `CocoDetection.update_state`.
+        y_pred: the predictions in the same form, with `scores` or `confidence`.
         bounding_box_format: Keras's name of the format of all boxes. Default `"xyxy"`.
         image_size: `(height, width)` in pixels, for relative formats.
         iou_type: `"bbox"` (the default), or `"segm"` to compare masks.
 
     Returns:
-        dict, as `CocoDetection.result` describes it.
+        dict, as returned by `CocoDetection.result`.
 
     Example:
 
@@ -222,7 +220,7 @@ def coco_detection(
 
 
 def import_pycocotools():
-    """The package with the modules used here, or an error that says how to get it."""
+    """The package with the modules used here, or an error on how to install it."""
     try:
         import pycocotools.coco
         import pycocotools.cocoeval
@@ -236,9 +234,9 @@ def import_pycocotools():
 
 
 def to_array(value):
-    """A NumPy array from one, from a list or from a tensor of any backend."""
+    """A NumPy array from an array, a list or a tensor of any backend."""
     if isinstance(value, (np.ndarray, list, tuple)):
-        return np.asarray(value)  # keeps float64, which decides at thresholds
+        return np.asarray(value)  # keeps float64, which matters at thresholds
     return keras.ops.convert_to_numpy(value)
 
 
@@ -267,7 +265,7 @@ def check_lengths(role, labels, columns):
 
 
 def to_left_top_width_height(boxes, bounding_box_format, image_size):
-    """COCO's own format, in pixels and float64: `(images, N, 4)`.
+    """Converts boxes to COCO's format, in pixels and float64: `(images, N, 4)`.
 
     Boxes with NaN and inverted ones become empty, so that they count as wrong.
     """

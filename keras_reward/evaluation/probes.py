@@ -1,4 +1,4 @@
-"""What the samples and the greedy output of a tuner earn, as compiled functions."""
+"""Compiled functions for the rewards of a tuner's samples and greedy outputs."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ STATE_BITS = 2**30 - 1  # fits the seed's dtype on every backend
 
 
 class Probe(CompiledFunction):
-    """Base class: what a tuner's model does, without touching a run's metrics.
+    """Base class: runs a tuner's model without changing the metrics of a run.
 
     Args:
         owner: a `RewardTuning`.
@@ -23,12 +23,12 @@ class Probe(CompiledFunction):
 
 
 class Sampler(Probe):
-    """Draws samples of each input, and says what they earn and how likely they are.
+    """Draws samples of each input, and computes their rewards and log-probabilities.
 
     Args:
         owner: a `RewardTuning`.
         num_samples: number of samples of each input that one call draws.
-        with_outputs: whether to return what the samples decode to, too.
+        with_outputs: whether to return what the samples decode to as well.
     """
 
     def __init__(self, owner, num_samples, with_outputs=False):
@@ -52,7 +52,7 @@ class Sampler(Probe):
         Args:
             x: inputs.
             y: targets, or None.
-            seeds: list of ints from 0; the same ones draw the same samples.
+            seeds: list of non-negative ints; the same seeds draw the same samples.
         """
         state = np.random.SeedSequence(seeds).generate_state(2) & STATE_BITS
         variable = self.seed_generator.state
@@ -61,7 +61,7 @@ class Sampler(Probe):
 
 
 class Greedy(Probe):
-    """The greedy output of each input, decoded, and its reward with all components."""
+    """The decoded greedy output of each input, its reward and all components."""
 
     def call(self, inputs):
         x, y = inputs["x"], inputs.get("y")

@@ -1,1 +1,1 @@
-"""What outputs look like: boxes, colours, panoptic maps, captions, pictures."""
+"""The forms of outputs: boxes, colours, panoptic maps, captions, pictures."""

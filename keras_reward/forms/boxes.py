@@ -1,4 +1,4 @@
-"""Boxes as rewards see them: formats, labels, and which one overlaps which."""
+"""Boxes as rewards see them: formats, labels and overlaps."""
 
 import keras
 from keras import ops
@@ -10,7 +10,7 @@ BOX_FORMATS = (
     *("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh"),
 )
 LARGEST_COORDINATE = 1e18  # sums of areas stay below float32's 3e38
-TIE = 1.0 - 1e-6  # IoUs that differ by less differ by rounding alone
+TIE = 1.0 - 1e-6  # IoUs that differ by less only differ by rounding
 
 
 def standardize_format(bounding_box_format):
@@ -29,7 +29,7 @@ def corners(boxes, bounding_box_format):
     """Left, top, right and bottom of boxes, as four separate planes.
 
     Boxes relative to the image's size stay relative, since intersection over union
-    does not change when an axis is scaled. (Keras's own converter asks for the size.)
+    does not change when an axis is scaled. (Keras's own converter needs the size.)
 
     Args:
         boxes: `(..., N, 4)`, a tensor or a NumPy array.
@@ -50,15 +50,15 @@ def corners(boxes, bounding_box_format):
 
 
 def read_boxes(detections, bounding_box_format, role):
-    """Boxes and labels out of a dictionary, made safe to compare.
+    """Reads boxes and labels from a dictionary, and makes them safe to compare.
 
     Padding, inverted boxes and boxes with NaN become empty: they overlap nothing.
 
     Args:
         detections: dict of `boxes` `(rows, N, 4)` and `labels` or `classes`
-            `(rows, N)`; other keys are not looked at.
+            `(rows, N)`; other keys are ignored.
         bounding_box_format: a name in `BOX_FORMATS`.
-        role: what to call the dictionary in error messages.
+        role: name of the dictionary in error messages.
 
     Returns:
         dict of `left`, `top`, `right`, `bottom`, `area` (float32) and `labels`
@@ -109,9 +109,9 @@ def _check_boxes(detections, role):
 
 
 def _standardize_labels(labels):
-    """Labels in int32, -1 for every padding. KerasCV's are whole floats."""
+    """Labels in int32, -1 for any padding. KerasCV's labels are whole floats."""
     if keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype)):
-        largest = 2.0**30  # any class number above is unknown just as well
+        largest = 2.0**30  # a larger class number is just as unknown
         # NaN compares as False.
         labels = ops.where(labels >= 0, ops.minimum(labels, largest), -1.0)
     return ops.maximum(ops.cast(labels, "int32"), -1)
@@ -120,18 +120,18 @@ def _standardize_labels(labels):
 def best_ious(truth, boxes):
     """The IoU with which boxes are matched.
 
-    Each predicted box goes to the ground-truth box of its class with which it has the
-    highest IoU, the first one on ties, whatever the threshold. So one pass over the
-    pairs serves all thresholds.
+    Each predicted box is assigned to the ground-truth box of its class with which it
+    has the highest IoU, the first one on ties. This does not depend on the threshold,
+    so one pass over the pairs is enough for all thresholds.
 
     Args:
         truth: ground truth as `read_boxes` returns it, `(rows, G)` each.
-        boxes: predictions likewise, `(rows, M)` each.
+        boxes: predictions in the same form, `(rows, M)` each.
 
     Returns:
-        `(predicted, matched)`: `(rows, M)`, each prediction's IoU with the box it goes
-        to, and `(rows, G)`, each ground-truth box's highest IoU with a prediction that
-        goes to it. 0 where there is none.
+        `(predicted, matched)`: `(rows, M)`, the IoU of each prediction with the box
+        that it is assigned to, and `(rows, G)`, the highest IoU of each ground-truth
+        box with a prediction that is assigned to it. 0 where there is none.
     """
     if 0 in (truth["area"].shape[1], boxes["area"].shape[1]):
         return ops.zeros_like(boxes["area"]), ops.zeros_like(truth["area"])
@@ -145,8 +145,9 @@ def best_ious(truth, boxes):
     iou = ops.where(same, shared / (g["area"] + p["area"] - shared), 0.0)
 
     predicted = ops.max(iou, axis=1)
-    # The first maximum by two plain reductions, which vectorise where argmax does not.
-    # `TIE` keeps this right if a compiler computes `iou` twice and rounds differently.
+    # Finds the first maximum with two plain reductions, which vectorise; argmax does
+    # not. With `TIE` this is correct even if a compiler computes `iou` twice and rounds
+    # differently.
     number = ops.arange(ops.shape(truth["area"])[1], dtype="int32")[None, :, None]
     best = iou >= TIE * predicted[:, None, :]
     chosen = ops.min(ops.where(best, number, 2**30), axis=1)

@@ -1,7 +1,7 @@
-"""Captions and other sequences of padded token ids: their length, and their references.
+"""Captions and other sequences of padded token ids: lengths and references.
 
-Functions with a first argument `xp` run on tensors (`xp=keras.ops`) and on the host
-(`xp=numpy`) alike.
+Functions with a first argument `xp` run on tensors (`xp=keras.ops`) or on the host
+(`xp=numpy`).
 """
 
 import numpy as np
@@ -17,10 +17,10 @@ def check_ids(name, ids, shape, what):
         name: the reward's name, for the message.
         ids: an integer array or tensor.
         shape: the names of its axes, for the message.
-        what: what the ids are, for the message.
+        what: name of the ids, for the message.
 
     Raises:
-        ValueError: if `ids` has another rank or is not of an integer dtype.
+        ValueError: if `ids` has the wrong rank or is not of an integer dtype.
     """
     received = tuple(getattr(ids, "shape", ()))
     if len(received) != len(shape) or not is_integer(ids):
@@ -57,7 +57,7 @@ def counted_lengths(xp, ids, end_id, pad_id, count_end_token):
 
     Args:
         xp, ids, end_id, pad_id: as in `caption_lengths`.
-        count_end_token: whether the end token counts, where there is one.
+        count_end_token: whether the end token counts, if there is one.
     """
     lengths = caption_lengths(xp, ids, end_id, pad_id)
     if end_id is None or not count_end_token:
@@ -68,10 +68,10 @@ def counted_lengths(xp, ids, end_id, pad_id, count_end_token):
 
 
 def counted_references(xp, ids, end_id, pad_id, count_end_token):
-    """References as they count.
+    """The words of references that count.
 
-    With `count_end_token` each ends with the end token, whether or not the array has
-    it: what people wrote is complete.
+    With `count_end_token`, each reference ends with the end token, whether or not the
+    array has it, since captions by people are complete.
 
     Args:
         xp: `keras.ops` or `numpy`.
@@ -79,9 +79,9 @@ def counted_references(xp, ids, end_id, pad_id, count_end_token):
         end_id, pad_id, count_end_token: as in `counted_lengths`.
 
     Returns:
-        `(ids, lengths, present)`: `(images, references, T + 1)`, and which of the
-        references are there at all, not padding alone; what the others hold means
-        nothing.
+        `(ids, lengths, present)`: `(images, references, T + 1)`, then
+        `(images, references)` each. A reference that is all padding is not present;
+        its other values have no meaning.
     """
     ids = xp.pad(ids, [(0, 0), (0, 0), (0, 1)], constant_values=pad_id)
     present = ids[..., 0] != pad_id

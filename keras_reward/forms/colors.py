@@ -26,7 +26,7 @@ WHITE = np.array([0.95047, 1.0, 1.08883])
 XYZ_TO_RGB = np.linalg.inv(RGB_TO_XYZ)
 
 
-# CIE 15: where the cube root of Lab becomes a line, and that line.
+# CIE 15: where the cube root of Lab becomes linear, and the linear part.
 LAB_EDGE = (6.0 / 29.0) ** 3
 
 
@@ -36,7 +36,7 @@ LAB_OFFSET = 4.0 / 29.0
 
 
 def power(x, exponent):
-    """`x ** exponent` for x > 0, by the exponential and the logarithm."""
+    """`x ** exponent` for x > 0, as the exponential of a multiple of the logarithm."""
     return ops.exp(exponent * ops.log(x))
 
 
@@ -64,11 +64,11 @@ def inverse_lab_curve(f):
 
 
 def rgb_to_lab(images, stack=True):
-    """sRGB to CIE Lab (D65).
+    """Converts sRGB to CIE Lab (D65).
 
     Args:
         images: `(..., 3)` float RGB in [0, 1].
-        stack: False returns the three planes as a tuple, without joining them.
+        stack: if False, returns a tuple of the three planes instead of one tensor.
 
     Returns:
         `(..., 3)` float32: L in [0, 100], a, b; or a tuple of three `(...)`.
@@ -93,7 +93,7 @@ def rgb_to_lab(images, stack=True):
 
 
 def lab_to_linear(lightness, a, b):
-    """Lab planes to planes of linear RGB, outside [0, 1] where out of gamut."""
+    """Converts Lab planes to linear RGB planes, outside [0, 1] if out of gamut."""
     y = (lightness + 16.0) / 116.0
     x, z = y + a / 500.0, y - b / 200.0
     light = [inverse_lab_curve(f) for f in (x, y, z)]
@@ -104,11 +104,11 @@ def lab_to_linear(lightness, a, b):
 
 
 def lab_to_rgb(lightness, a, b, gamut_steps=7):
-    """CIE Lab (D65) to sRGB, with chroma shrunk where a screen cannot show it.
+    """Converts CIE Lab (D65) to sRGB, with less chroma where it does not fit.
 
-    A colour outside sRGB is moved straight towards the grey of its lightness until
-    it can be shown: lightness and the direction of (a, b) stay as asked for. How far
-    is found by bisection.
+    A colour outside sRGB is moved straight towards the grey of its lightness until it
+    fits: lightness and the direction of (a, b) do not change. The distance is found by
+    bisection.
 
     Args:
         lightness, a, b: Lab planes of one shape `(...)` (or shapes that broadcast).
@@ -183,17 +183,17 @@ def to_gray(images):
 def guided_filter(maps, guide, radius, epsilon=1e-3):
     """Smooths maps except across the edges of a guide, such as colours by lightness.
 
-    Within a window the map becomes the guide times a slope plus an offset, by least
-    squares. Each pixel takes the mean of the slopes and of the offsets of all windows
-    that it lies in.
+    In each window, the map is fitted by a slope times the guide plus an offset, with
+    least squares. Each pixel uses the mean slope and offset of all windows that it lies
+    in.
 
     Args:
         maps: `(batch, height, width, channels)`.
         guide: `(batch, height, width, 1)`, in [0, 1].
-        radius: of the windows in pixels: they are squares of side `2 * radius + 1`, cut
-            off at the border. With 0 the maps stay as they are.
-        epsilon: variance of the guide in a window that counts as half an edge. In
-            windows of less, maps become even.
+        radius: radius of the windows in pixels. They are squares of side
+            `2 * radius + 1`, cut off at the border. With 0, the maps do not change.
+        epsilon: variance of the guide at which a slope is halved. In windows with a
+            smaller variance, the maps become flat.
 
     Returns:
         Float32, of the shape of `maps`.
@@ -209,7 +209,7 @@ def guided_filter(maps, guide, radius, epsilon=1e-3):
 
 
 def window_means(maps, radius):
-    """Means over squares around each pixel, of what lies within the map."""
+    """Means over the part of the square around each pixel that lies in the map."""
     side = 2 * radius + 1
     maps = ops.average_pool(maps, (side, 1), strides=1, padding="same")
     return ops.average_pool(maps, (1, side), strides=1, padding="same")

@@ -1,34 +1,34 @@
-"""Panoptic maps: the segments of each map, numbered, and how maps overlap."""
+"""Panoptic maps: numbering the segments of each map, and the overlaps of two maps."""
 
 from keras import ops
 
-SLOTS_PER_SEGMENT = 32  # so sparse a hash table takes few rounds to fill
-# Odd constants with bits all over, for a hash of (class, instance) in 32 bits.
+SLOTS_PER_SEGMENT = 32  # a hash table this sparse takes few rounds to fill
+# Odd constants with well-mixed bits, for a hash of (class, instance) in 32 bits.
 MIX_CLASS, MIX_INSTANCE, MIX_AGAIN = 0x27D4EB2F, 0x165667B1, 0x2C1B3C6D
 
 
 def rank_segments(maps, is_void, max_segments, stuff_classes=()):
-    """Numbers the segments of each map from 1 on.
+    """Numbers the segments of each map, starting at 1.
 
-    A hash table for each map. In every round, the pixels that have no slot yet probe
-    the next one. An empty slot goes to the first pixel, in reading order, that probes
-    it, and so to its segment. The pixels that find their own class and instance in a
-    slot keep it: nothing but equal ids puts two pixels in one slot. All pixels of a
-    segment probe the same slots at the same time, and in the end they would probe all
-    of them; so the rounds go on until every pixel has its slot or the table is full.
+    Uses a hash table for each map. In every round, the pixels without a slot probe the
+    next one. An empty slot is given to the first pixel, in reading order, that probes
+    it, and so to its segment. A pixel keeps a slot that has its class and instance, so
+    only pixels with equal ids share a slot. All pixels of a segment probe the same
+    slots in the same rounds, and would finally probe all of them. The rounds end when
+    every pixel has a slot or the table is full.
 
     Args:
         maps: int32 class and instance, `(rows, height, width, 2)`.
         is_void: pixels that belong to no segment, `(rows, height, width)`.
-        max_segments: how many segments of a map get a number of their own: those that
-            come first in reading order.
+        max_segments: number of segments of a map that get a number of their own: the
+            first ones in reading order.
         stuff_classes: classes whose instances count as 0.
 
     Returns:
         dict: `ranks` `(rows, height, width)` int32: 0 for void, 1 to `max_segments`,
-        and one more for segments beyond; `classes` and `instances`
-        `(rows, max_segments)` of ranks 1 and up, 0 where there is none; `dropped`
-        `(rows,)` float32, the number of segments beyond.
+        and `max_segments + 1` for all further segments; `classes` and `instances`
+        `(rows, max_segments)` of ranks from 1, 0 where there is none; `dropped`
+        `(rows,)` float32, the number of further segments.
     """
     shape = ops.shape(maps)
     pixels = shape[1] * shape[2]
@@ -37,7 +37,7 @@ def rank_segments(maps, is_void, max_segments, stuff_classes=()):
     slots = 1 << (SLOTS_PER_SEGMENT * max_segments - 1).bit_length()
     slot_of_pixel, last = fill_table(maps, is_void, slots, stuff_classes)
 
-    # `last` counts pixels from the end, so that 0 and up is taken and -1 is free.
+    # `last` counts pixels from the end: a slot is free if it is -1, otherwise taken.
     largest, slot_of_rank = ops.top_k(last, max_segments)
     first_pixel = ops.expand_dims(pixels - 1 - ops.maximum(largest, 0), -1)
     keys = ops.take_along_axis(maps, first_pixel, axis=1)
@@ -78,12 +78,12 @@ def fill_table(maps, is_void, slots, stuff_classes):
 
     Returns:
         `(slot_of_pixel, last)`: `(rows, pixels)` int32, `slots` for a pixel without
-        slot; and `(rows, slots)` int32, the place of the slot's first pixel counted
+        slot; and `(rows, slots)` int32, the index of the slot's first pixel, counted
         from the end of the map, -1 for a free slot.
     """
     rows, pixels = ops.shape(maps)[0], ops.shape(maps)[1]
-    # One number a pixel, for the sake of memory: below `slots`, the slot that a waiting
-    # pixel probes next; from there on, `slots` more than the slot that it has.
+    # One number per pixel, to save memory: below `slots`, it is the slot that a waiting
+    # pixel probes next; otherwise, `slots` plus the slot of the pixel.
     state = ops.where(is_void, 2 * slots, first_probe(maps, slots, stuff_classes))
     last = ops.cast(ops.zeros((rows, slots)) - 1, "int32")
     starts = row_starts(maps[..., 0], slots)
@@ -101,7 +101,7 @@ def fill_table(maps, is_void, slots, stuff_classes):
             rows * slots + 1,
         )
         claims = ops.reshape(ops.maximum(claims[:-1], -1), (-1, slots))
-        # Of ints, Keras's `segment_max` is a float on NumPy.
+        # On NumPy, Keras's `segment_max` of ints is a float.
         last = ops.where(last < 0, ops.cast(claims, "int32"), last)
         first_pixel = pixels - 1 - ops.maximum(last, 0)
 
@@ -148,7 +148,7 @@ def row_starts(tensor, width):
 
 
 def joint_counts(first, second, first_size, second_size):
-    """How many pixels have each pair of values.
+    """Counts the pixels with each pair of values.
 
     Args:
         first, second: int32 in `[0, first_size)` and `[0, second_size)`, of one shape
@@ -160,7 +160,7 @@ def joint_counts(first, second, first_size, second_size):
     rows = ops.shape(first)[0]
     first = ops.reshape(first, (rows, -1))
     second = ops.reshape(second, (rows, -1))
-    # One flat scatter for all rows: a batched one takes many times as long on a CPU.
+    # One flat scatter for all rows: a batched one is many times slower on a CPU.
     pairs = first * second_size + second
     pairs = ops.reshape(pairs + row_starts(first, first_size * second_size), (-1,))
     counts = ops.segment_sum(

@@ -1,4 +1,4 @@
-"""Pictures of inputs and outputs: what can be drawn, and a sheet of it."""
+"""Pictures of inputs and outputs, and sheets of pictures."""
 
 import io
 
@@ -18,7 +18,7 @@ def input_images(x):
 
 
 def as_rgb(images):
-    """Images of one or three channels, floats in [0, 1] or bytes: `(..., 3)` bytes."""
+    """Converts grey or RGB images, floats in [0, 1] or bytes, to bytes `(..., 3)`."""
     if images.dtype.kind == "f":
         images = np.clip(np.nan_to_num(images), 0.0, 1.0) * 255.0 + 0.5
     images = images.astype("uint8")
@@ -26,14 +26,14 @@ def as_rgb(images):
 
 
 def output_images(outputs, images, bounding_box_format="xyxy"):
-    """Outputs as pictures, or None if they are none.
+    """Draws outputs as pictures; None if they cannot be drawn.
 
     Args:
         outputs: nest of arrays in rows, as a reward sees them: images, a dict of
             `boxes` and `labels`, or maps of integers `(rows, H, W[, channels])`, of
             which the first channel is drawn.
         images: the input images of each row, or None.
-        bounding_box_format: of `boxes`, one of Keras's names.
+        bounding_box_format: Keras's name of the format of `boxes`.
 
     Returns:
         `(rows, H, W, 3)` bytes, or None.
@@ -70,7 +70,7 @@ def output_images(outputs, images, bounding_box_format="xyxy"):
 
 
 def draw_sheet(cells):
-    """A PNG of pictures with captions.
+    """Draws a PNG of pictures with captions.
 
     Args:
         cells: list of rows, each a list of `(picture or None, text)`; a picture is
@@ -88,7 +88,7 @@ def draw_sheet(cells):
         for panel, (picture, text) in zip(row, line, strict=False):
             if picture is not None:
                 panel.imshow(picture, interpolation="nearest")
-            # As it is: "$" in a caption is no formula.
+            # A "$" in a caption does not start a formula.
             panel.set_title(text, fontsize=8, wrap=True, parse_math=False)
         for panel in row:
             panel.axis("off")

@@ -1,4 +1,4 @@
-"""How a model's output is a probability distribution."""
+"""How a model's output defines a probability distribution."""
 
 from keras_reward.nests import deserialized
 from keras_reward.policies.autoregressive import AutoregressivePolicy
@@ -26,10 +26,10 @@ def get(identifier, model, temperature=1.0):
 
     Args:
         identifier: `"auto"`, a name from `POLICIES`, a `Policy`, or its serialised
-            config. `"auto"`: a model that has the methods of the policy protocol gets
-            a `ModelPolicy`; a KerasHub `CausalLM` or `Seq2SeqLM` gets a
-            `CausalLMPolicy`, a sequence model an `AutoregressivePolicy`; any other
-            model's output is read as logits over its last axis.
+            config. With `"auto"`, a model that has the methods of the policy protocol
+            gets a `ModelPolicy`, a KerasHub `CausalLM` or `Seq2SeqLM` a
+            `CausalLMPolicy`, and a sequence model an `AutoregressivePolicy`; the output
+            of any other model is read as logits over its last axis.
         model: the `keras.Model` to read.
         temperature: divides the logits.
 

@@ -1,4 +1,4 @@
-"""Models that write a sequence token by token, as policies."""
+"""The policy of models that generate a sequence token by token."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ from keras_reward.sequences.sequence_model import (
 )
 from keras_reward.sequences.writing import batch_size, write_tokens
 
-# How many of the inputs have their slot masks looked at before a loop over all.
+# Number of inputs whose slot masks are checked before training or prediction.
 CHECKED_INPUTS = 8
 
 
@@ -28,46 +28,46 @@ class AutoregressivePolicy(TokenPolicy):
     `pad_id`, and the methods `encode`, `hidden_states`, `logits`, `start_cache` and
     `next_hidden`. With `policy="auto"` such a model gets this policy.
 
-    The encoder runs once a step, and what it returns is held once per image, for all
-    samples, in sampling and for their likelihood. Samples are drawn with a key/value
-    cache, and their likelihood is computed in one teacher-forced pass. The decoder runs
-    with `training=False` always, so that both are of the same distribution.
+    The encoder runs once per step. Its output is stored once per image and shared by
+    all samples, for sampling and for their likelihood. Samples are drawn with a
+    key/value cache, and their likelihood is computed in one teacher-forced pass. The
+    decoder always runs with `training=False`, so that both use the same distribution.
 
-    A sample is `(batch, n, T)` int32 token ids with `T = model.max_length`: the first
-    end token included, `pad_id` after it. Its log-probability is the sum over its
-    tokens through the first end token, or over all of them if it never ends. Padding
-    and the start token are tokens like others before that: a model that was trained
-    never to write them does not, and a slot mask forbids them altogether.
+    A sample is `(batch, n, T)` int32 token ids with `T = model.max_length`, with
+    `pad_id` after the first end token. Its log-probability is the sum over its tokens
+    up to and including the first end token, or over all of them if there is none.
+    Before the end, padding and the start token are ordinary tokens. A model that was
+    trained without them does not write them; a slot mask can forbid them.
 
     Args:
-        logits_chunk: number of positions whose logits exist at once when the likelihood
-            of samples is computed. Default None: all, `(batch * n, T, vocabulary)`. A
-            smaller number needs less memory, and time to compute logits anew for the
-            gradient.
+        logits_chunk: number of positions whose logits are in memory at once when the
+            likelihood of samples is computed. Default None: all of them,
+            `(batch * n, T, vocabulary)`. A smaller number needs less memory, but the
+            logits are recomputed for the gradient.
         slot_mask: which tokens are allowed at which position: a bool array
-            `(T, vocabulary)`, or a function of the model's inputs that returns one for
-            each of them, `(batch, T, vocabulary)`. A forbidden token is never drawn
-            and has probability 0, in samples, likelihood and the greedy output alike.
-            Every position must allow a token. A compiled step cannot look at what a
-            function returns: where `fit` and its like get arrays, it is called with
-            the first inputs and looked at beforehand. At a position that allows
-            nothing after all, any token is drawn. Default None: the `slot_mask` of the
-            codec or of the model, if one has it, else all are allowed.
-        position_mask: which positions count in log-probability, likelihood and entropy:
-            a bool array `(T,)`. The others are sampled but not trained, such as the
+            `(T, vocabulary)`, or a function of the model's inputs that returns one mask
+            per input, `(batch, T, vocabulary)`. A forbidden token has probability 0 and
+            is never drawn, nor is it in the greedy output. Every position must allow a
+            token. Since a compiled step cannot check what a function returns, `fit`,
+            `evaluate` and `predict` check it on the first inputs if they get arrays. If
+            a position allows no token, any token is drawn. Default None: the
+            `slot_mask` of the codec or of the model if it has one, else all tokens are
+            allowed.
+        position_mask: which positions count in the log-probability and the entropy: a
+            bool array `(T,)`. The others are sampled but not trained, such as the
             confidence of boxes, on which no reward depends. Default None: the codec's
-            `position_mask` if it has one, else all count.
-        codec: how token ids become what a reward sees, see `Policy`. Where it says
-            `uses_token_probs`, its `decode` is given, for predictions, the argument
-            `token_probs` `(batch, 1, T)`: how likely each written token was. Default
-            None: the model's method `decode`, if it has one as `UViM` does, which
-            returns rows `(batch * n, ...)`; else the token ids themselves.
+            `position_mask` if it has one, else all positions count.
+        codec: how token ids become what a reward sees, see `Policy`. If it has
+            `uses_token_probs` set, its `decode` gets the argument `token_probs`
+            `(batch, 1, T)` in predictions, the probability of each token. Default None:
+            the model's method `decode` if it has one, as `UViM` does, which returns
+            rows `(batch * n, ...)`; else the token ids themselves.
         name: optional name.
 
     Raises:
-        ValueError: if `logits_chunk` is not a positive int; if a mask has another
-            shape, or a position without any allowed token; from `bind`, if the model is
-            no sequence model.
+        ValueError: if `logits_chunk` is not a positive int; if a mask has the wrong
+            shape, or a position without any allowed token; in `bind`, if the model is
+            not a sequence model.
 
     Example:
 
@@ -142,7 +142,7 @@ class AutoregressivePolicy(TokenPolicy):
             self.slots_of(first)
 
     def slots_of(self, x):
-        """What a slot mask that is a function says of inputs, checked."""
+        """The masks that a `slot_mask` function returns for inputs, checked."""
         allowed = self.slot_mask(x)
         slots = (self.model.max_length, self.model.vocabulary_size)
         check_slot_mask(allowed, ("batch", *slots))
@@ -152,8 +152,8 @@ class AutoregressivePolicy(TokenPolicy):
         """One encoder pass.
 
         Returns:
-            Dict of `"model"`: what the model's `encode` returned, and, where the slot
-            mask depends on the inputs, `"allowed"`: `(batch, T, vocabulary)` bool.
+            Dict of `"model"`, the result of the model's `encode`, and, if the slot mask
+            depends on the inputs, `"allowed"`, `(batch, T, vocabulary)` bool.
         """
         context = {"model": self.model.encode(x, training=training)}
         if callable(self.slot_mask):
@@ -191,7 +191,7 @@ class AutoregressivePolicy(TokenPolicy):
         return self.write(context, 1, lambda logits, _: likeliest(logits))[:, 0]
 
     def write(self, context, n, choose):
-        """Sequences whose tokens `choose(logits, position)` picks: `(batch, n, T)`."""
+        """Writes sequences `(batch, n, T)`; `choose(logits, position)` picks tokens."""
         allowed = self.allowed_tokens(context)
 
         def choose_allowed(hidden, position):
@@ -240,12 +240,12 @@ class AutoregressivePolicy(TokenPolicy):
 
 
 def check_slot_mask(mask, expected):
-    """Raises if a slot mask has another shape, or a position without any token.
+    """Raises if a slot mask has the wrong shape, or a position without any token.
 
     Args:
-        mask: bool array or tensor. Values are looked at outside of compiled
-            functions only.
-        expected: its shape; a name where any size will do.
+        mask: bool array or tensor. Values are only checked outside of compiled
+            functions.
+        expected: its shape; a name stands for any size.
     """
     shape = tuple(getattr(mask, "shape", ()))
     fits = len(shape) == len(expected) and all(
@@ -255,7 +255,7 @@ def check_slot_mask(mask, expected):
     if not fits:
         described = ", ".join(map(str, expected))
         raise ValueError(
-            "`slot_mask` says of every token whether it is allowed at a position: "
+            "`slot_mask` must say for every position which tokens are allowed: "
             f"shape ({described}). Received: shape {shape}"
         )
     some = host_array(ops.any(mask, axis=-1))
@@ -268,10 +268,10 @@ def check_slot_mask(mask, expected):
 
 
 def check_position_mask(mask, length):
-    """Raises if a position mask has another shape, or no True in it."""
+    """Raises if a position mask has the wrong shape, or no True value."""
     if mask.shape != (length,) or not mask.any():
         raise ValueError(
-            "`position_mask` says of every position whether it counts: shape "
+            "`position_mask` must say for every position whether it counts: shape "
             f"({length},), with at least one that does. Received: shape {mask.shape}, "
             f"{int(mask.sum())} that count"
         )

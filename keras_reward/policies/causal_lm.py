@@ -1,4 +1,4 @@
-"""KerasHub's language models as policies: prompt in, generated text out."""
+"""The policy of KerasHub's language models, which answer a prompt."""
 
 import keras
 from keras import ops
@@ -13,52 +13,52 @@ from keras_reward.sequences.writing import put_token
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class CausalLMPolicy(TokenPolicy):
-    """The text that a KerasHub `CausalLM` or `Seq2SeqLM` writes after a prompt.
+    """The text that a KerasHub `CausalLM` or `Seq2SeqLM` generates after a prompt.
 
-    For the tasks of text alone (GPT-2, Gemma, Llama, ...), PaliGemma and Gemma 3 with
+    Works with text-only tasks (GPT-2, Gemma, Llama, ...), PaliGemma and Gemma 3 with
     images, and Bart. Inputs are what the task's own preprocessor makes for generation:
 
     ```text
     x = model.preprocessor.generate_preprocess({"images": photos, "prompts": prompts})
     ```
 
-    a dict of `token_ids` and `padding_mask` `(batch, L)`, True in the prompt (for Bart
-    the same of the decoder, and of the encoder), and images where the task has them.
-    L is the most tokens of prompt and answer together; prompts may differ in length.
+    This is a dict of `token_ids` and `padding_mask` `(batch, L)`, True in the prompt
+    (for Bart, both of the decoder and of the encoder), and of images if the task has
+    them. L is the maximum length of prompt and answer together; prompts may differ in
+    length.
 
-    A sample is the generated part alone: `(batch, n, T)` token ids that start at the
-    left, end with the first end token, and are padded behind it. An answer that has
-    not ended after T tokens, or at position L, is cut there. The prompt has no part
-    in the likelihood.
+    A sample is the answer alone: `(batch, n, T)` token ids that start at the left, end
+    with the first end token, and are padded after it. An answer that has not ended
+    after T tokens, or at position L, is cut there. The prompt does not count in the
+    likelihood.
 
-    An image is encoded once for all samples and their likelihood. Sampling goes through
-    the task's cache, prefilled once per prompt; the likelihood is one pass over the
-    whole sequences. Dropout in the decoder is always off, so that both are of the same
-    distribution. Only what is trainable is tuned: after `backbone.enable_lora(rank)`
-    that is the adapters.
+    An image is encoded once for all samples and their likelihood. Sampling uses the
+    task's cache, prefilled once per prompt; the likelihood is computed in one pass over
+    the whole sequences. Dropout in the decoder is always off, so that both use the same
+    distribution. Only trainable weights are tuned: after `backbone.enable_lora(rank)`
+    these are the adapters.
 
     Args:
-        max_new_tokens: T, the most tokens of an answer. Default: L - 1.
-        end_token_ids: ids of the tokens that end an answer, an empty tuple if none
-            does. Default: those at which the task's own `generate` stops, from its
+        max_new_tokens: T, the maximum length of an answer in tokens. Default: L - 1.
+        end_token_ids: ids of the tokens that end an answer, an empty tuple if there
+            are none. Default: those at which the task's own `generate` stops, from its
             tokenizer.
-        pad_token_id: what samples are padded with. Default: the tokenizer's, or 0.
-        logits_chunk: number of positions whose logits exist at once when the likelihood
-            of samples is computed. Default None: all, `(batch * n, T, vocabulary)`. A
-            smaller number needs less memory, and time to compute logits anew for the
-            gradient.
+        pad_token_id: id that samples are padded with. Default: the tokenizer's, or 0.
+        logits_chunk: number of positions whose logits are in memory at once when the
+            likelihood of samples is computed. Default None: all of them,
+            `(batch * n, T, vocabulary)`. A smaller number needs less memory, but the
+            logits are recomputed for the gradient.
         codec: how token ids become what a reward sees, see `Policy`. Default: the
-            reward sees them as they are, `(rows, T)`.
+            reward sees the token ids, `(rows, T)`.
         name: optional name.
 
     Raises:
-        ValueError: when bound to a model that is no such task or has no end token; in
-            `encode`, for missing keys, images of the wrong size, token ids that are
-            not in the vocabulary, an empty prompt, and one that leaves no room for an
-            answer. The last three are seen outside of compiled functions only:
-            `fit`, `train_on_batch`, `evaluate` and `predict` look at arrays and
-            tensors beforehand. Where they get a data set, `check_inputs` may be called
-            with a batch of it.
+        ValueError: in `bind`, for a model that is not such a task or has no end token;
+            in `encode`, for missing keys, images of the wrong size, token ids outside
+            the vocabulary, an empty prompt, and a prompt that leaves no room for an
+            answer. The last three are only checked outside of compiled functions:
+            `fit`, `train_on_batch`, `evaluate` and `predict` check arrays and tensors
+            before they start. For a dataset, call `check_inputs` with a batch of it.
 
     Example:
 
@@ -114,8 +114,8 @@ class CausalLMPolicy(TokenPolicy):
         """Raises a ValueError if `x` is not what the model can answer.
 
         Args:
-            x: inputs, see the class. Values are looked at outside of compiled
-                functions only, shapes always.
+            x: inputs, see the class. Shapes are always checked, values only outside of
+                compiled functions.
         """
         keys = (*self.task.keys, *self.task.other_keys)
         missing = [key for key in keys if not isinstance(x, dict) or key not in x]
@@ -139,7 +139,7 @@ class CausalLMPolicy(TokenPolicy):
                 check_vocabulary(key, x[key], self.vocabulary_size)
 
     def encode(self, x, training=False):
-        """The prompts, and what the model makes of their images or input texts.
+        """The prompts, and the encoded images or input texts.
 
         Args:
             x: a dict, see the class.
@@ -190,7 +190,7 @@ class CausalLMPolicy(TokenPolicy):
         return self.generate(context, 1, lambda logits, _: likeliest(logits))[:, 0]
 
     def generate(self, context, num_samples, choose):
-        """Writes token by token, through the task's cache.
+        """Generates answers token by token, with the task's cache.
 
         Args:
             context: what `encode` returned.
@@ -229,7 +229,7 @@ class CausalLMPolicy(TokenPolicy):
         return self.answers(token_ids, lengths, num_samples)
 
     def answers(self, token_ids, lengths, num_samples):
-        """What stands behind the prompts, moved to the left: `(batch, n, T)`."""
+        """The tokens after the prompts, moved to the left: `(batch, n, T)`."""
         room = token_ids.shape[1]
         steps = ops.arange(self.length_limit({"token_ids": token_ids}), dtype="int32")
         places = lengths[:, None] + steps
@@ -238,7 +238,7 @@ class CausalLMPolicy(TokenPolicy):
         return ops.reshape(tokens, (-1, num_samples, steps.shape[0]))
 
     def is_end(self, tokens):
-        """Which tokens end an answer: bool, as `tokens`."""
+        """Which tokens end an answer: bool, of the shape of `tokens`."""
         found = ops.zeros_like(tokens, dtype="bool")
         for end_id in self.end_ids:
             found = ops.logical_or(found, tokens == end_id)
@@ -252,14 +252,14 @@ class CausalLMPolicy(TokenPolicy):
         return ops.logical_and(open_still, steps < room[:, None, None])
 
     def states(self, context, samples):
-        """Hidden states `(batch, n, T, width)`, each from before its token."""
+        """Hidden states `(batch, n, T, width)` at the position before each token."""
         n, steps = samples.shape[1:]
         rows = repeat_rows(context, n)
         lengths = rows["lengths"][:, None]
         length = rows["token_ids"].shape[1]
         answers = ops.reshape(samples, (-1, steps))
         written = count(ops.reshape(self.mask(context, samples), (-1, steps)))
-        # Each position's place in the answer; negative within the prompt.
+        # The index of each position in the answer; negative within the prompt.
         places = ops.arange(length, dtype="int32") - lengths
         inside = ops.clip(places, 0, steps - 1)
         token_ids = ops.where(
@@ -281,8 +281,8 @@ class CausalLMPolicy(TokenPolicy):
         return ops.cast(logits, "float32") / self.temperature
 
     def get_config(self):
-        # Once bound, the ids that were found: when Keras loads a file, the tokenizer
-        # has no vocabulary yet while the policy is made and bound.
+        # After `bind`, the ids that were found: when Keras loads a file, the tokenizer
+        # has no vocabulary yet when the policy is made and bound.
         bound = self.task is not None
         return {
             **super().get_config(),
@@ -313,7 +313,7 @@ def end_tokens_of(tokenizer, task, model):
 
 
 def check_prompts(mask):
-    """Raises if a prompt is empty or as long as the maximum."""
+    """Raises if a prompt is empty or fills all positions."""
     if mask is None:
         return
     lengths = mask.astype("int32").sum(-1)

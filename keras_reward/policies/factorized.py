@@ -1,7 +1,7 @@
 """Policies whose output positions are independent given the input.
 
-The model's output is the distribution: one forward pass serves samples, likelihood
-and the greedy output.
+The model's output defines the distribution: one forward pass is enough for samples,
+their likelihood and the greedy output.
 """
 
 import keras
@@ -18,7 +18,7 @@ SMALLEST_PROBABILITY = 1e-7  # as Keras's losses clip probabilities
 class FactorizedPolicy(Policy):
     """Base class of policies over independent positions.
 
-    Encodes by calling the model, and draws noise of the shape of the samples.
+    `encode` calls the model, and the noise has the shape of the samples.
     """
 
     min_rank = 1
@@ -50,7 +50,7 @@ class FactorizedPolicy(Policy):
         raise NotImplementedError
 
     def sample_shape(self, context):
-        """Shape of one sample of each input, batch axis left out."""
+        """Shape of a sample, without the batch axis."""
         return tuple(context.shape[1:])
 
     def noise(self, context, num_samples, seed):
@@ -87,7 +87,7 @@ class FactorizedPolicy(Policy):
 
         Args:
             context: what `encode` returned.
-            targets: `(batch, ...)`, shaped as one sample of each input.
+            targets: `(batch, ...)`, with the shape of one sample of each input.
         """
         shape = getattr(targets, "shape", None)
         expected = self.sample_shape(context)
@@ -104,7 +104,7 @@ class FactorizedPolicy(Policy):
         return objective.sequence_log_prob(log_probs, mask)[:, 0]
 
     def targets_and_mask(self, context, targets):
-        """Targets `(batch, 1, ...)` that have a probability; which count, or None."""
+        """Valid targets `(batch, 1, ...)`, and a mask of those that count, or None."""
         return targets, None
 
     def entropy(self, context):
@@ -184,7 +184,7 @@ class CategoricalPolicy(FactorizedPolicy):
                 f"integers. Received: y of dtype {dtype}"
             )
         targets = ops.cast(targets, "int32")
-        # Labels outside the classes mark what is not labelled, as in the rewards.
+        # Labels outside the classes mark unlabelled positions, as in the rewards.
         labelled = ops.logical_and(targets >= 0, targets < context.shape[-1])
         return ops.where(labelled, targets, 0), labelled
 
@@ -200,7 +200,7 @@ class CategoricalPolicy(FactorizedPolicy):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class BernoulliPolicy(FactorizedPolicy):
-    """Yes or no at each position: one logit each.
+    """A yes or no at each position: one logit each.
 
     For binary masks and multi-label classifiers: the model returns `(batch, ...)`
     and a sample has the same shape, 0 or 1, int32.
@@ -278,7 +278,7 @@ def refuse_activation(policy, model, activation):
         )
 
 
-# Layers after which probabilities are probabilities still.
+# Layers whose output is probabilities if their input is.
 PASSING = (
     keras.layers.Cropping2D,
     keras.layers.Permute,
@@ -289,7 +289,7 @@ PASSING = (
 
 
 def last_layer(model):
-    """The last layer of a model that computes something, also within inner models."""
+    """The last layer of a model that is not in `PASSING`, also in nested models."""
     for layer in reversed(getattr(model, "layers", None) or []):
         if not isinstance(layer, PASSING):
             return last_layer(layer) if isinstance(layer, keras.Model) else layer

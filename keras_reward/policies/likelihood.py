@@ -1,4 +1,4 @@
-"""How likely samples are: what a policy says of them."""
+"""The likelihood of samples, as policies return it."""
 
 from typing import Any, NamedTuple
 
@@ -8,10 +8,10 @@ from keras_reward import objective
 
 
 class Likelihood(NamedTuple):
-    """How likely samples `(batch, n, ...)` are, all in float32 and in nats.
+    """The likelihood of samples `(batch, n, ...)`, in float32 and in nats.
 
-    A sample has positions that are drawn on their own, such as tokens or pixels: the
-    axes behind `(batch, n)`. A policy that knows no more than whole samples has none.
+    The axes after `(batch, n)` are the positions of a sample, such as tokens or pixels.
+    A policy that only knows the probability of whole samples has none.
 
     Attributes:
         log_prob: `(batch, n)`, log-probability of whole samples: the sum over the
@@ -19,10 +19,10 @@ class Likelihood(NamedTuple):
         entropy: `(batch,)`, mean entropy of the positions of each input.
         position_log_probs: `(batch, n, ...)`, log-probability of each position, 0
             where a position does not count.
-        counted: `(batch, n, ...)` bool, which positions count: not those behind the
-            end of a sequence.
-        choice_log_probs: `(choices, batch, n, ...)`, log-probabilities of other choices
-            in the places of those that were drawn. Of none by default: `(0, ...)`.
+        counted: `(batch, n, ...)` bool, which positions count: not those after the end
+            of a sequence.
+        choice_log_probs: `(choices, batch, n, ...)`, log-probability of each of the
+            `choices` at each position. Shape `(0, ...)` without `choices`.
 
     Example:
 
@@ -48,11 +48,11 @@ class Likelihood(NamedTuple):
 
 
 def of_positions(log_probs, entropy, counted=None):
-    """A `Likelihood` from that of positions.
+    """Makes a `Likelihood` from the log-probabilities of positions.
 
     Args:
-        log_probs: `(1 + choices, batch, n, ...)`, of the samples, and after them of
-            other choices.
+        log_probs: `(1 + choices, batch, n, ...)`, those of the samples, followed by
+            those of other choices.
         entropy: `(batch,)`.
         counted: `(batch, n, ...)` bool. Default: all positions count.
     """
@@ -60,7 +60,7 @@ def of_positions(log_probs, entropy, counted=None):
     if counted is None:
         counted = ops.ones_like(own, dtype="bool")
     else:
-        # Not a product: what does not count may have log-probability -inf.
+        # Not a product: a position that does not count may have log-probability -inf.
         own = ops.where(counted, own, 0.0)
     return Likelihood(
         objective.sequence_log_prob(own), entropy, own, counted, log_probs[1:]

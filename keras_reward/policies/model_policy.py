@@ -1,4 +1,4 @@
-"""A model that brings the policy protocol itself, as a policy."""
+"""The policy of a model that implements the policy protocol itself."""
 
 import keras
 
@@ -14,18 +14,18 @@ def has_protocol(model):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class ModelPolicy(Policy):
-    """A `keras.Model` that has the methods of a policy, as its own policy.
+    """The policy of a `keras.Model` that has the methods of a policy itself.
 
-    Each method of the protocol is that of the model, with the arguments and results
-    that `Policy` documents; `target_log_prob`, `check_inputs` and `check_targets` are
-    the model's too if it has them. With `policy="auto"` such a model gets this policy.
+    Calls the model's methods, with the arguments and results that `Policy` documents;
+    also `target_log_prob`, `check_inputs` and `check_targets`, if the model has them.
+    With `policy="auto"` such a model gets this policy.
 
     Args:
         name: optional name.
 
     Raises:
-        ValueError: from `bind`, for a model without these methods, or a temperature:
-            that of such a model is its own.
+        ValueError: in `bind`, for a model without these methods, or a temperature other
+            than 1, which the model would have to apply itself.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What all policies over sequences of tokens share: how likely sequences are."""
+"""The likelihood of token sequences, shared by all policies over them."""
 
 import keras
 from keras import ops
@@ -14,24 +14,24 @@ from keras_reward.sequences.references import (
     tokens_of_references,
 )
 
-# Logit of a token that is forbidden. Its probability underflows to exactly 0; unlike
-# -inf it leaves entropies and gradients finite.
+# Logit of a forbidden token. Its probability underflows to exactly 0, and unlike -inf
+# it keeps entropies and gradients finite.
 FORBIDDEN = -1e30
 
 
 class TokenPolicy(Policy):
     """Base class: a sequence of tokens, each drawn given those before it.
 
-    A sample is `(batch, n, T)` int32 token ids. Its log-probability is the sum over
-    the tokens that belong to it, by one teacher-forced pass. A subclass implements
+    A sample is `(batch, n, T)` int32 token ids. Its log-probability is the sum over the
+    tokens that belong to it, computed in one teacher-forced pass. A subclass implements
     `encode`, `sample` and `mode`, and for the likelihood `states`, `token_logits`,
     `mask`, `vocabulary_size` and `length_limit`.
 
     Args:
-        logits_chunk: number of positions whose logits exist at once when the likelihood
-            of samples is computed. Default None: all, `(batch * n, T, vocabulary)`. A
-            smaller number needs less memory, and time to compute logits anew for the
-            gradient.
+        logits_chunk: number of positions whose logits are in memory at once when the
+            likelihood of samples is computed. Default None: all of them,
+            `(batch * n, T, vocabulary)`. A smaller number needs less memory, but the
+            logits are recomputed for the gradient.
         codec: how token ids become what a reward sees, see `Policy`.
         name: optional name.
     """
@@ -52,7 +52,7 @@ class TokenPolicy(Policy):
         self.logits_chunk = logits_chunk
 
     def states(self, context, samples):
-        """What predicts each token, by one pass over known tokens.
+        """The states that predict each token, from one pass over known tokens.
 
         Args:
             context: what `encode` returned.
@@ -60,16 +60,16 @@ class TokenPolicy(Policy):
 
         Returns:
             Tuple of tensors `(batch, n or 1, T', ...)`, the arguments of
-            `token_logits`. A gradient flows into the first one alone.
+            `token_logits`. A gradient flows only into the first one.
         """
         raise NotImplementedError
 
     def token_logits(self, *states):
-        """Logits `(..., vocabulary)` in float32, in sampling and likelihood alike."""
+        """Logits `(..., vocabulary)` in float32, for sampling and the likelihood."""
         raise NotImplementedError
 
     def mask(self, context, samples):
-        """Which tokens belong to samples `(batch, n, T)`: bool, through the end."""
+        """Which tokens of samples `(batch, n, T)` are not after the end: bool."""
         raise NotImplementedError
 
     @property
@@ -78,7 +78,7 @@ class TokenPolicy(Policy):
         raise NotImplementedError
 
     def length_limit(self, context=None):
-        """T, the most tokens of a sample; without a context, None if it depends."""
+        """T, the maximum length of a sample; None if only a context would tell."""
         raise NotImplementedError
 
     def counted(self, context, samples):
@@ -90,17 +90,17 @@ class TokenPolicy(Policy):
         return ops.logical_and(mask, counted)
 
     def token_likelihoods(self, context, tokens, entropy_gradient=False):
-        """Log-probability and entropy at every position, by one pass.
+        """Log-probability and entropy at every position, from one pass.
 
         Args:
             context: what `encode` returned.
-            tokens: `(k, batch, n, T')` int32: the samples, and after them k - 1 other
-                choices, each as if it stood in its sample's place.
+            tokens: `(k, batch, n, T')` int32: the samples, followed by k - 1 other
+                choices for each position.
             entropy_gradient: whether a gradient flows through the entropies.
 
         Returns:
-            `(k, batch, n, T')` and `(batch, n, T')`, float32. What stands at positions
-            that are not in the mask is without meaning.
+            `(k, batch, n, T')` and `(batch, n, T')`, float32. Values at positions that
+            are not in the mask have no meaning.
         """
 
         def of_chunk(hidden, choices, *rest):
@@ -123,7 +123,7 @@ class TokenPolicy(Policy):
         )
         counted = self.counted(context, tokens[0])
         weights = ops.cast(counted, "float32")
-        # An estimate: the mean over the tokens of each sample, and then over samples.
+        # An estimate: the mean over the tokens of each sample, then over samples.
         entropy = ops.sum(entropies * weights, axis=-1)
         entropy = entropy / ops.maximum(ops.sum(weights, axis=-1), 1.0)
         return of_positions(log_probs, ops.mean(entropy, axis=1), counted)
@@ -131,19 +131,20 @@ class TokenPolicy(Policy):
     def target_log_prob(self, context, targets):
         """Mean log-probability `(batch,)` of the references of an input.
 
+        Padding at the end is ignored; before other tokens, the padding id is a token.
+        Tokens that are forbidden or not in the vocabulary are ignored, and so is a
+        reference that is all padding if there are several. If the policy has no end
+        token, a sequence of T tokens has no padding.
+
         Args:
             context: what `encode` returned.
             targets: `(batch, T')` or `(batch, references, T')` int token ids in the
-                form of samples, padded, at most T of them. Left out are padding, which
-                is at the end (its id with other tokens behind it is a token), tokens
-                that are forbidden or not in the vocabulary, and, of several references,
-                one that is all padding. If no token ends a sequence, one of T tokens
-                has no padding.
+                form of samples, padded, with T' at most T.
         """
         length = self.length_limit(context)
         targets = as_references(type(self).__name__, targets, length)
         known = ops.logical_and(targets >= 0, targets < self.vocabulary_size)
-        # What stands in for the others must not end the sequence.
+        # The token that replaces unknown ones must not end the sequence.
         word = next(
             (i for i in range(self.vocabulary_size) if i not in self.end_ids), 0
         )
@@ -164,13 +165,13 @@ class TokenPolicy(Policy):
         check_vocabulary("y", targets, self.vocabulary_size)
 
     def greedy_outputs(self, x, context):
-        """The greedy output, decoded; with `token_probs` where the codec uses them."""
+        """The greedy output, decoded; with `token_probs` if the codec uses them."""
         greedy = self.mode(context)[:, None]
         if not getattr(self.codec, "uses_token_probs", False):
             return self.decode(x, greedy)
         greedy = ops.convert_to_tensor(greedy, "int32")
         log_probs, _ = self.token_likelihoods(context, greedy[None])
-        # Also of positions that do not count, such as the confidence of a box.
+        # Also at positions that do not count, such as the confidence of a box.
         log_probs = ops.where(self.mask(context, greedy), log_probs[0], 0.0)
         return self.decode(x, greedy, token_probs=ops.exp(log_probs))
 
@@ -181,14 +182,14 @@ class TokenPolicy(Policy):
 def map_chunks(function, tensors, size):
     """Applies a function to chunks of positions, one after the other.
 
-    A loop, since XLA may hold chunks that do not wait for one another all at once. The
-    gradient computes each chunk anew: of a chunk only what goes in is kept.
+    A loop, since XLA may keep independent chunks in memory all at once. The gradient
+    recomputes each chunk: only the inputs of a chunk are kept.
 
     Args:
         function: takes a chunk of each tensor, returns a nest of
             `(batch, n, size, ...)`.
         tensors: tuple of `(batch, n, T, ...)`. Gradients flow into the first one, and
-            into what the function reads.
+            into the variables that the function reads.
         size: number of positions in a chunk.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the model is tuned for."""
+"""Rewards: what a model is tuned for."""
 
 import keras
 
@@ -27,7 +27,7 @@ from keras_reward.rewards.reward import Reward
 from keras_reward.rewards.segmentation import DiceReward, MeanIoUReward
 from keras_reward.rewards.sequences import LengthReward, RepetitionReward
 
-# Those that need no further argument.
+# Rewards without required arguments.
 REWARDS = {
     "colorfulness": ColorfulnessReward,
     "hue_entropy": HueEntropyReward,

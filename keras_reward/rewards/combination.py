@@ -1,4 +1,4 @@
-"""Rewards made of rewards: sums, products, plain functions."""
+"""Sums and products of rewards, and plain functions as rewards."""
 
 import numbers
 
@@ -69,7 +69,7 @@ class Combination(Reward):
         return self.merge(values), components
 
     def merge(self, values):
-        """One reward from the list of the terms' rewards, `(rows,)` each."""
+        """Combines a list of rewards, `(rows,)` each, into one."""
         raise NotImplementedError
 
     def get_config(self):
@@ -84,14 +84,14 @@ class Combination(Reward):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class SumReward(Combination):
-    """Weighted sum of rewards; what `+`, `-` and `number *` make.
+    """Weighted sum of rewards; the result of `+`, `-` and `number *`.
 
-    Each term is logged under its name, without its weight.
+    Each reward in the sum is logged under its name, without its weight.
 
     Args:
         rewards: list of rewards.
-        weights: list of numbers, one for each. A term of weight 0 is a monitor: it is
-            evaluated and logged, and has no influence, not even where it is NaN.
+        weights: list of numbers, one for each reward. A reward of weight 0 is a
+            monitor: it is logged and has no influence, even where it is NaN.
         offset: a number added to the sum.
         name: optional name.
 
@@ -139,7 +139,7 @@ class SumReward(Combination):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class ProductReward(Combination):
-    """Product of rewards; what `reward * reward` makes.
+    """Product of rewards; the result of `reward * reward`.
 
     Args:
         rewards: list of rewards, each logged under its name.
@@ -162,8 +162,8 @@ class FunctionReward(Reward):
 
     Args:
         function: `(y_true, y_pred) -> (rows,)` or `(y_true, y_pred, inputs) ->
-            (rows,)`, in `keras.ops`. To be loaded from a saved file it must be
-            registered with `keras.saving.register_keras_serializable`.
+            (rows,)`, written in `keras.ops`. To load it from a saved file, register it
+            with `keras.saving.register_keras_serializable`.
         name: name in the logs. Default: the function's own.
 
     Example:
@@ -241,7 +241,7 @@ def multiply(first, second):
 
 
 def _terms(reward):
-    """Any reward as a sum; a sum that bears a name stays one term."""
+    """Any reward as a sum; a sum that has a name counts as one reward."""
     if isinstance(reward, SumReward) and reward._name is None:
         return reward
     return SumReward([reward])

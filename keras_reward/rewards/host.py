@@ -1,4 +1,4 @@
-"""Rewards in plain Python: any function of NumPy arrays, called from the step."""
+"""Rewards in plain Python: any function of NumPy arrays, called in each step."""
 
 import concurrent.futures
 import multiprocessing
@@ -17,32 +17,32 @@ from keras_reward.rewards.combination import FunctionReward
 class HostReward(FunctionReward):
     """A Python function on NumPy arrays as a reward: an evaluator, a service, a person.
 
-    The function runs on the host, while the compiled step waits for it: on JAX, on
-    TensorFlow (which then compiles the step without XLA) and on PyTorch. Where a reward
+    The function runs on the host while the compiled step waits for it: on JAX, on
+    TensorFlow (which then compiles the step without XLA) and on PyTorch. If a reward
     can be written in `keras.ops`, a plain function or a `Reward` is much faster.
 
-    An exception in the function does not lose the weights of the step: the rows that
-    failed have no influence on it, and `fit`, `evaluate` or the call then raises the
-    exception itself, with a note that says which rows failed.
+    An exception in the function does not lose the weights. The rows that failed have no
+    influence on the step, and then `fit`, `evaluate` or the call raises the exception,
+    with a note that says which rows failed.
 
     Args:
         function: `(y_true, y_pred) -> (rows,)` or `(y_true, y_pred, inputs) ->
             (rows,)`, on NumPy arrays (half precision arrives as float32), or nests of
-            them; its own copies, so it may change them. NaN or None for a row that has
-            no reward. To be loaded from a saved file it must be registered with
-            `keras.saving.register_keras_serializable`.
-        batch_size: most rows in one call of the function. Default: all rows, divided by
-            `workers`.
+            them. They are copies, so the function may change them. It returns NaN or
+            None for a row that has no reward. To load it from a saved file, register
+            it with `keras.saving.register_keras_serializable`.
+        batch_size: maximum number of rows in one call of the function. Default: all
+            rows, divided by `workers`.
         workers: number of calls that run at the same time. Default 1.
-        use_multiprocessing: if True, workers are processes: for Python code that
-            computes. The function must be picklable, and a script that starts training
-            needs `if __name__ == "__main__":`. Default False, threads: for functions
-            that wait, or that compute in NumPy.
+        use_multiprocessing: if True, workers are processes, for functions that compute
+            in Python. The function must be picklable, and a script that starts
+            training needs `if __name__ == "__main__":`. Default False: threads, for
+            functions that wait or compute in NumPy.
         name: name in the logs. Default: the function's own.
 
     Call arguments: `y_true`, `y_pred` as the function takes them. Returns `(rows,)`.
 
-    Its component `reward_seconds` is logged: how long the function took in a step.
+    Logs the component `reward_seconds`, the time that the function took in a step.
 
     Raises:
         ValueError: if the function does not return one number per row.
@@ -96,7 +96,7 @@ class HostReward(FunctionReward):
         return result[0], {"reward_seconds": result[1]}
 
     def rewards_of(self, arguments):
-        """Rewards and seconds `(2, rows)` of the function's arguments, in NumPy."""
+        """Calls the function: rewards and seconds, `(2, rows)` in NumPy."""
         start = time.perf_counter()
         rows = rows_of(arguments[1])
         rewards = np.full((rows,), np.nan, "float32")
@@ -106,7 +106,7 @@ class HostReward(FunctionReward):
         for chunk, call in zip(chunks, self.calls(arguments, chunks), strict=True):
             try:
                 rewards[chunk] = as_rewards(self.name, call(), chunk.stop - chunk.start)
-            except BaseException as error:  # an interrupt, too, must not lose weights
+            except BaseException as error:  # an interrupt must not lose weights either
                 failed.append((chunk, error))
         if failed:
             self.keep_failure(failed, rows)
@@ -114,7 +114,7 @@ class HostReward(FunctionReward):
         return np.stack([rewards, seconds])
 
     def calls(self, arguments, chunks):
-        """A function without arguments for each chunk: it returns its rewards."""
+        """A list of functions without arguments that return the rewards of a chunk."""
         batches = [take_rows(arguments, chunk) for chunk in chunks]
         if self.workers == 1:
             return [lambda batch=batch: self.function(*batch) for batch in batches]
@@ -126,7 +126,7 @@ class HostReward(FunctionReward):
         return [future.result for future in futures]
 
     def submit(self, batch):
-        """Hands a batch to the pool, which starts with the first one."""
+        """Submits a batch to the pool, which starts with the first one."""
         if self.pool is None and self.use_multiprocessing:
             self.pool = concurrent.futures.ProcessPoolExecutor(
                 self.workers,
@@ -138,7 +138,7 @@ class HostReward(FunctionReward):
         return self.pool.submit(self.function, *batch)
 
     def keep_failure(self, failed, rows):
-        """Keeps the first error, noting the rows of all, for `raise_failure`."""
+        """Keeps the first error for `raise_failure`, with the rows of all errors."""
         _, error = failed[0]
         where = ", ".join(f"{chunk.start} to {chunk.stop - 1}" for chunk, _ in failed)
         error.add_note(
@@ -162,7 +162,7 @@ class HostReward(FunctionReward):
 
 
 def as_host_dtype(tensor):
-    """A tensor whose dtype NumPy has."""
+    """A tensor with a dtype that NumPy has."""
     half = keras.backend.standardize_dtype(tensor.dtype) in ("bfloat16", "float16")
     return ops.cast(tensor, "float32") if half else tensor
 

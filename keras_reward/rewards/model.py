@@ -9,13 +9,13 @@ from keras_reward.rewards.reward import Reward
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class ModelReward(Reward):
-    """The number that a Keras model gives: a classifier, a critic, a preference model.
+    """The output of a Keras model: a classifier, a critic, a preference model.
 
     The model runs inside the compiled step, with `training=False` and without
-    gradient. It is not trained and not changed; its `trainable` flag stays as it is.
+    gradient. It is neither trained nor changed, not even its `trainable` flag.
 
     Does not punish: outputs that fool the reward model. A model that is tuned for it
-    finds its weaknesses; watch a reward that does not share them, with weight 0:
+    finds its weaknesses. Watch a reward that does not share them, with weight 0:
     `ModelReward(model) + 0.0 * other`.
 
     Args:
@@ -24,16 +24,16 @@ class ModelReward(Reward):
             row, `(rows,)` or `(rows, 1)`.
         with_inputs: if False, the model is called with the outputs alone. Default
             True.
-        save_model: if True, the model and its weights enter the checkpoint of a
-            `RewardTuning`. Default False: after loading, give it back by
-            `tuned.reward.model = model` before training goes on.
+        save_model: if True, the model and its weights are saved in the checkpoint of a
+            `RewardTuning`. Default False: after loading, set it with
+            `tuned.reward.model = model` before training continues.
         name: name in the logs. Default: "model".
 
     Call arguments: `y_true` is not used; `y_pred` and `inputs` as the model takes
     them. Returns `(rows,)`.
 
     Raises:
-        ValueError: if `model` is not built; in a call, if there is none, or if it
+        ValueError: if `model` is not built; in a call, if there is no model, or if it
             returns another shape.
 
     Example:
@@ -65,7 +65,7 @@ class ModelReward(Reward):
 
     @model.setter
     def model(self, model):
-        # None is what a file without the model leaves.
+        # It is None after loading a file without the model.
         if model is not None and not getattr(model, "built", False):
             raise ValueError(
                 "`model` must be a built keras.Model; call it once on data to build "
@@ -93,8 +93,8 @@ class ModelReward(Reward):
     def call(self, y_true, y_pred, inputs=None):
         if self._model is None:
             raise ValueError(
-                f"Reward {self.name!r} has no model. A saved tuning leaves it out "
-                "unless asked by `ModelReward(model, save_model=True)`: set it by "
+                f"Reward {self.name!r} has no model. It is not saved unless you use "
+                "`ModelReward(model, save_model=True)`: set it with "
                 "`tuned.reward.model = model`. Received: model=None"
             )
         arguments = [inputs, y_pred] if self.with_inputs else y_pred

@@ -14,41 +14,40 @@ MAX_PIXELS = 2**24  # Keras's segment operations count in float32 on PyTorch
 class PanopticQualityReward(Reward):
     """Sum of the IoU of matched segments, minus 0.3 for each unmatched prediction.
 
-    Panoptic quality does not split into a sum over images; this does, and rises with
-    it. A segment is all pixels of one class and instance, connected or not. A
-    predicted segment matches a segment of the ground truth of the same class if their
-    IoU is over 0.5; then neither can match another. As in the COCO panoptic evaluation,
-    pixels that are void in the ground truth are left out of the union, and a predicted
-    segment of which more than half is void there is not counted as unmatched.
+    Panoptic quality is not a sum over images; this reward is, and rises with it. A
+    segment is all pixels of one class and instance, connected or not. A predicted
+    segment matches a ground-truth segment of the same class if their IoU is above 0.5;
+    then neither can match another. As in the COCO panoptic evaluation, pixels that are
+    void in the ground truth are left out of the union, and a predicted segment of
+    which more than half lies there is not counted as unmatched.
 
-    Does not punish: segments of the ground truth that nothing matches, beyond the IoU
-    they would have earned; pixels predicted as void. An image with many segments weighs
-    more than one with few. `MeanIoUReward`, on the classes of the pixels, pays for the
-    misses as well: `PanopticQualityReward() + (lambda y_true, y_pred:
-    MeanIoUReward(81, ignore_class=0)(y_true[..., 0], y_pred[..., 0]))`. Lower
-    `unmatched_penalty` if the model falls silent.
+    Does not punish: ground-truth segments that nothing matches, beyond the IoU that
+    they would have earned; pixels predicted as void. An image with many segments counts
+    more than one with few. `MeanIoUReward`, on the classes of the pixels, also punishes
+    misses: `PanopticQualityReward() + (lambda y_true, y_pred: MeanIoUReward(81,
+    ignore_class=0)(y_true[..., 0], y_pred[..., 0]))`. Lower `unmatched_penalty` if the
+    model stops predicting segments.
 
     Args:
-        max_segments: segments of a map that are looked at, those that come first in
-            reading order. In a ground truth with more, the others become void. In a
-            prediction with more, each of the others counts as unmatched, wherever it
-            lies, so that there is nothing to earn by overflowing; the count is exact up
-            to 32 times `max_segments` in all. How many were left out in both maps is
-            the component `dropped_segments`. Default 64.
-        unmatched_penalty: taken off for each unmatched predicted segment. Default 0.3.
-        stuff_classes: classes without instances, such as sky: instance ids of these
-            are ignored. Positive ids, as in the maps. Default: none.
+        max_segments: maximum number of segments of a map: the first ones in reading
+            order. In the ground truth, the others become void. In a prediction, each
+            of the others counts as unmatched, wherever it lies, so that too many
+            segments never pay off; the count is exact up to 32 times `max_segments` in
+            all. The component `dropped_segments` is the number left out in both maps.
+            Default 64.
+        unmatched_penalty: subtracted for each unmatched predicted segment. Default 0.3.
+        stuff_classes: classes without instances, such as sky, whose instance ids are
+            ignored. Positive ids, as in the maps. Default: none.
         name: optional name.
 
     Call arguments: `y_true` and `y_pred` int maps `(rows, height, width, 2)` of class
-    and instance. The ids of instances need not be consecutive, may be as large as int32
-    goes, and stand for another instance in every map and class. Void is class 0, in
-    `y_true` also any negative class; in `y_pred` an unknown or negative class is a
-    segment like others, which nothing matches. A negative instance in `y_true` marks a
-    crowd of its class (things only): it is not matched, and a prediction of its class
-    that lies mostly on it and on void is not counted as unmatched. Returns `(rows,)`,
-    at most the number of segments of the ground truth; components `matched_iou`,
-    `unmatched_segments` and `dropped_segments`.
+    and instance. Instance ids may be any int32, need not be consecutive, and have no
+    meaning beyond their map and class. Void is class 0, in `y_true` also any negative
+    class; in `y_pred`, an unknown or negative class is an ordinary segment that nothing
+    matches. A negative instance in `y_true` marks a crowd of its class (things only):
+    it is not matched, and a prediction of its class that lies mostly on it and on void
+    is not counted as unmatched. Returns `(rows,)`, at most the number of ground-truth
+    segments; components `matched_iou`, `unmatched_segments` and `dropped_segments`.
 
     Example:
 
@@ -94,7 +93,7 @@ class PanopticQualityReward(Reward):
         segments = rank_segments(maps, is_void, self.max_segments, self.stuff_classes)
         ranks = segments["ranks"]
         ranks = ops.where(ranks > self.max_segments, 0, ranks)  # beyond becomes void
-        # The map is repeated to rows: as few bytes a pixel as hold a rank.
+        # The map is repeated for each row, so a rank takes as few bytes as possible.
         dtype = "uint8" if self.max_segments < 256 else "int32"
         return {**segments, "ranks": ops.cast(ranks, dtype)}
 
@@ -158,8 +157,8 @@ def match_segments(overlaps, true, pred):
     """Matches segments as the COCO panoptic evaluation does.
 
     Args:
-        overlaps: `(rows, 1 + segments, 2 + segments)` int32, pixels by rank in the
-            ground truth and in the prediction.
+        overlaps: `(rows, 1 + segments, 2 + segments)` int32, numbers of pixels by rank
+            in the ground truth and in the prediction.
         true, pred: from `rank_segments`.
 
     Returns:

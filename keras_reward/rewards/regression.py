@@ -14,16 +14,16 @@ MAX_ERROR = 1e9  # relative to `max_val`; its square still fits in float32
 class PSNRReward(Reward):
     """Peak signal-to-noise ratio: `20 log10(max_val) - 10 log10(mean squared error)`.
 
-    In decibels, for each row over all its values. It is at most `max_psnr`, the value
-    of a perfect output, which would be infinite. An error of a value beyond 1e9 times
-    `max_val` counts as that, so that the reward is finite for any finite input.
+    In decibels, over all values of a row. It is at most `max_psnr`, the reward of a
+    perfect output, whose ratio would be infinite. Errors of single values are clipped
+    at 1e9 times `max_val`, so that the reward is finite for any finite input.
 
     Does not punish: blur. The mean of all plausible outputs has the best expected
-    reward, however little it looks like any of them. Add a reward that looks at more
+    reward, however little it looks like any of them. Add a reward that considers more
     than single values, such as a `ModelReward`.
 
     Args:
-        max_val: largest possible value, less the smallest. Default 1.
+        max_val: difference of the largest and smallest possible values. Default 1.
         max_psnr: upper limit in decibels. Default 100.
         name: optional name.
 

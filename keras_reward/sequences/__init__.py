@@ -1,1 +1,1 @@
-"""Writing sequences token by token: what policies and models share."""
+"""Generating sequences token by token, shared by policies and models."""

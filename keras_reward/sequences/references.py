@@ -1,4 +1,4 @@
-"""Reference captions and other token ids of the ground truth: form, padding, mean."""
+"""Reference captions and other token ids of the ground truth."""
 
 from keras import ops
 
@@ -10,7 +10,7 @@ def as_references(reader, targets, max_length=None):
     """Targets `(batch, [references,] T)` as `(batch, references, T)` int32.
 
     Args:
-        reader: name of what reads them, for the message.
+        reader: name of what uses them, for the message.
         targets: integer token ids.
         max_length: the largest T. Default None: any.
     """
@@ -33,14 +33,14 @@ def as_references(reader, targets, max_length=None):
 
 
 def tokens_of_references(targets, pad_id, end_ids, length):
-    """Which tokens of references are not padding, and which references there are.
+    """Which tokens of references are not padding, and which references are present.
 
-    Padding is what stands at the end: its id with other tokens behind it is a token.
-    Where the padding's id ends a sequence too, the first one is the end, and what
-    follows is for the caller to leave out. Where nothing ends a sequence, all of them
-    have the full length, so that a row of this length is all tokens.
+    Padding is only at the end: before other tokens, its id is a token. If the padding
+    id is also an end token, the first one is the end, and the caller must leave out the
+    rest. Without end tokens, all sequences have the full length, so that a row of this
+    length has no padding.
 
-    A reference that is all padding is absent, unless it is the only one there can be.
+    A reference that is all padding is absent, unless there is room for only one.
 
     Args:
         targets: `(batch, references, T)` int32.
@@ -52,7 +52,7 @@ def tokens_of_references(targets, pad_id, end_ids, length):
         Bool, `(batch, references, T)` and `(batch, references)`.
     """
     is_token = ops.cast(ops.not_equal(targets, pad_id), "int32")
-    # How many tokens stand at a position and behind it.
+    # Number of tokens from a position to the end.
     left = ops.flip(ops.cumsum(ops.flip(is_token, axis=-1), axis=-1), axis=-1)
     tokens = left > 0
     present = ops.any(tokens, axis=-1)
@@ -65,12 +65,12 @@ def tokens_of_references(targets, pad_id, end_ids, length):
 
 
 def mean_over_references(log_probs, mask, present):
-    """Log-probability of the references of each input, on average: `(batch,)`.
+    """Mean log-probability of the references of each input: `(batch,)`.
 
     Args:
         log_probs: `(batch, references, T)`.
         mask: the same shape, the tokens that count.
-        present: `(batch, references)`, which references there are.
+        present: `(batch, references)`, which references are present.
     """
     present = ops.cast(present, "float32")
     log_prob = objective.sequence_log_prob(log_probs, mask) * present
@@ -81,8 +81,8 @@ def check_vocabulary(key, token_ids, size):
     """Raises if a token id is negative or not below `size`.
 
     Args:
-        key: what the ids are called, for the message.
-        token_ids: array or tensor. Not looked at inside a compiled function.
+        key: name of the ids, for the message.
+        token_ids: array or tensor. Not checked inside a compiled function.
         size: number of token ids.
     """
     token_ids = host_array(token_ids)

@@ -1,22 +1,22 @@
-"""The loop in which a sequence model writes tokens, one position at a time."""
+"""The loop in which a sequence model generates tokens, one position at a time."""
 
 import keras
 from keras import ops
 
 
 def write_tokens(model, context, n, choose):
-    """Writes `n` sequences for each input, until every one has ended.
+    """Generates `n` sequences for each input, until all have ended.
 
     Args:
         model: a sequence model, such as `VisionEncoderDecoder`.
         context: what `model.encode` returned.
-        n: number of sequences.
+        n: number of sequences per input.
         choose: takes the model's output at a position `(batch, n, width)` and the
             position; returns tokens `(batch, n)`, int32.
 
     Returns:
         Token ids `(batch, n, max_length)` int32, padded after the first end token, and
-        the number of steps it took.
+        the number of steps taken.
     """
 
     def unfinished(position, token_ids, last, ended, cache):
@@ -41,7 +41,7 @@ def write_tokens(model, context, n, choose):
 
 
 def nothing_written(model, rows):
-    """How a loop starts: position 0, padding, the start token, and none has ended.
+    """The initial state: position 0, padding, the start token, and none has ended.
 
     Args:
         model: a sequence model.
@@ -59,7 +59,7 @@ def nothing_written(model, rows):
 
 
 def batch_size(context):
-    """Number of inputs that a context is about."""
+    """Number of inputs in a context."""
     return ops.shape(keras.tree.flatten(context)[0])[0]
 
 

@@ -1,4 +1,4 @@
-"""Terms of the loss beside the reward's."""
+"""Terms that can be added to the loss of the reward."""
 
 from keras_reward.terms.confidence import ConfidenceLoss
 from keras_reward.terms.entropy import Entropy

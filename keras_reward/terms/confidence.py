@@ -1,4 +1,4 @@
-"""A supervised loss on the model's own boxes: how good each one is."""
+"""A supervised loss that teaches a detector to rate its own boxes."""
 
 import keras
 from keras import ops
@@ -11,28 +11,28 @@ from keras_reward.terms.term import Term
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class ConfidenceLoss(Term):
-    """Teaches a detector to say how good the box is that it has just written.
+    """Teaches a detector to predict how good each of its boxes is.
 
-    The cross-entropy of the two confidence tokens of each box that the model sampled:
-    "right" should have a probability equal to the intersection over union (IoU) of the
-    box with the ground-truth box that it matches, 0 if it matches none. So boxes come
-    with scores, which mean average precision needs, while
-    `MeanAveragePrecisionReward` looks at boxes and classes alone.
+    The cross-entropy of the two confidence tokens of each box that the model sampled.
+    The target probability of "right" is the intersection over union (IoU) of the box
+    with the ground-truth box that it matches, 0 if it matches none. The boxes then have
+    scores, which mean average precision needs; `MeanAveragePrecisionReward` uses only
+    boxes and classes.
 
-    The sum over the boxes of a sample, what decodes to padding left out, times the six
-    tokens of a box; of samples the mean. So `weight` means what it does in the
-    published code: that averages both losses, one over boxes and one over tokens,
-    where `RewardTuning` sums the log-likelihood of tokens. At its best the loss is the
-    entropy of its targets, above 0.
+    The loss is summed over the boxes of a sample, without padding, multiplied by the
+    six tokens of a box, and averaged over samples. `weight` then means the same as in
+    the published code, which averages this loss over boxes and the other over tokens,
+    whereas `RewardTuning` sums the log-likelihood of tokens. The minimum of the loss is
+    the entropy of its targets, not 0.
 
     For `RewardTuning(..., terms=[ConfidenceLoss()])` with an `AutoregressivePolicy`
     whose codec is a `BoxCodec`, and `y` a dict of `boxes` and `labels`. Logged as
-    `confidence_loss`. `sample_weight` does not weigh it.
+    `confidence_loss`. `sample_weight` does not apply to it.
 
     Args:
-        weight: of this loss beside the reward's. Default 0.3, as in the paper.
+        weight: factor of the term. Default 0.3, as in the paper.
         iou_threshold: IoU that a match must exceed. Default 0.5.
-        name: what it is logged as. Default `"confidence_loss"`.
+        name: name in the logs. Default `"confidence_loss"`.
 
     Example:
 
@@ -62,13 +62,13 @@ class ConfidenceLoss(Term):
         find_codec(tuner.policy)
         if not tuner.policy.takes_choices:
             raise ValueError(
-                "ConfidenceLoss needs a policy that says how likely other tokens are, "
+                "ConfidenceLoss needs a policy whose `likelihood` takes `choices`, "
                 "such as AutoregressivePolicy. "
                 f"Received: {type(tuner.policy).__name__}"
             )
 
     def choices(self, policy, samples):
-        """The samples with "wrong", and with "right", as every confidence."""
+        """The samples with every confidence set to "wrong", and to "right"."""
         codec = find_codec(policy)
         is_confidence = ops.logical_or(
             samples == codec.wrong_id, samples == codec.right_id
@@ -103,7 +103,7 @@ class ConfidenceLoss(Term):
 
 
 def find_codec(policy):
-    """The policy's `BoxCodec`, or an error that says it needs one."""
+    """The policy's `BoxCodec`; raises a ValueError if it has none."""
     codec = getattr(policy, "codec", None)
     if not isinstance(codec, BoxCodec):
         raise ValueError(

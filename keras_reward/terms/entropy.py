@@ -1,4 +1,4 @@
-"""More entropy: keeps a policy from becoming certain too early."""
+"""An entropy bonus, which keeps a policy from becoming certain too early."""
 
 import keras
 from keras import ops
@@ -10,11 +10,11 @@ from keras_reward.terms.term import Term
 class Entropy(Term):
     """Minus the policy's mean entropy per position, in nats.
 
-    Raises the entropy, so that samples stay different from one another. `entropy` is
-    logged with and without this term.
+    Minimizing it raises the entropy, so that samples stay diverse. `entropy` is logged
+    with and without this term.
 
     Args:
-        weight: what it is multiplied by. Default 0.01.
+        weight: factor of the term. Default 0.01.
         name: optional name.
 
     Example:

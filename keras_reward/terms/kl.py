@@ -1,4 +1,4 @@
-"""Closeness to a reference model."""
+"""A term that keeps the tuned model close to a reference model."""
 
 import types
 
@@ -19,23 +19,23 @@ class KL(Term):
     """The Kullback-Leibler divergence of the tuned model from a reference model.
 
     The reference model is frozen. It costs one more forward pass; nothing is sampled
-    from it. Logged as `kl`, in nats per output, also with weight 0. How its gradient is
-    estimated: `objective.kl_weights`.
+    from it. Logged as `kl`, in nats per output, also with weight 0. See
+    `objective.kl_weights` for the estimate of the gradient.
 
     Args:
-        reference_model: what the model is kept close to. `"copy"` (default): the model
-            as it is when `RewardTuning` is made. `"lora_base"`: the model with its LoRA
-            adapters off, which costs no second copy. Or a built `keras.Model` of the
-            same outputs.
-        weight: what it is multiplied by. Default 0.05.
-        save: if True, a copy or model enters the checkpoint. Default False: after
-            loading, give it back by `set_reference_model` before training goes on.
-            `"lora_base"` is restored from the checkpoint in any case.
-        name: what it is logged as. Default `"kl"`.
+        reference_model: what the model is kept close to. `"copy"` (default): a copy of
+            the model, made when `RewardTuning` is. `"lora_base"`: the model with its
+            LoRA adapters off, which needs no second copy. Or a built `keras.Model`
+            with the same outputs.
+        weight: factor of the term. Default 0.05.
+        save: if True, a copy or model is saved in the checkpoint. Default False: after
+            loading, set it with `set_reference_model` before training continues.
+            `"lora_base"` is always restored from the checkpoint.
+        name: name in the logs. Default `"kl"`.
 
     Raises:
-        ValueError: if the weight is negative, or when bound, if `reference_model` is
-            none of these.
+        ValueError: if the weight is negative; in `bind`, if `reference_model` is none
+            of these.
 
     Example:
 
@@ -55,15 +55,15 @@ class KL(Term):
     ):
         super().__init__(weight, name=name, **kwargs)
         self.save = save
-        # Keras looks for models in all attributes, but not within this one: a frozen
-        # model has no part in the tuner's weights and files.
+        # Keras tracks models in attributes, but not inside this one: the weights of a
+        # frozen model are not the tuner's, nor part of its files.
         self.held = types.SimpleNamespace(
             given=reference_model, reference=None, tuner=None
         )
 
     @property
     def reference(self):
-        """The `ReferenceModel`; None before the term has a `RewardTuning`."""
+        """The `ReferenceModel`; None before `bind`."""
         return self.held.reference
 
     def bind(self, tuner):
@@ -71,7 +71,7 @@ class KL(Term):
         if other is not None and other is not tuner:
             raise ValueError(
                 f"This {type(self).__name__} belongs to another RewardTuning already. "
-                "Make a new one for each. "
+                "Make a new one for each RewardTuning. "
                 f"Received: terms for model {tuner.model.name!r}, with one of model "
                 f"{other.model.name!r}"
             )
@@ -97,18 +97,18 @@ class KL(Term):
         return ReferenceModel(identifier, policy.twin(identifier), self.save)
 
     def set_reference_model(self, reference_model):
-        """Another reference model, for example after loading a file without it.
+        """Sets the reference model, for example after loading a file without it.
 
         Args:
             reference_model: as in the constructor.
         """
         self.held.reference = self.make_reference(reference_model)
-        # What was compiled is for the variables of the one before.
+        # The compiled step reads the variables of the previous reference model.
         self.held.tuner.train_function = None
 
     def loss(self, update):
-        """A scalar whose gradient estimates that of the divergence, its value without
-        meaning, and the estimate of the divergence, without gradient."""
+        """A scalar whose gradient estimates that of the divergence, but whose value has
+        no meaning, and an estimate of the divergence itself, without gradient."""
         samples = update.rollout.samples
         log_probs = update.likelihood.position_log_probs
         known = update.no_gradient(self.reference.position_log_probs, update.x, samples)

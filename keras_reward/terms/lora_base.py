@@ -9,21 +9,21 @@ from keras import ops
 from keras_reward.backend.keras_private import flatten_layers
 from keras_reward.terms.reference_model import MISSING, ReferenceModel
 
-ADAPTED = ("kernel", "embeddings")  # names of weights that Keras's layers adapt
+ADAPTED = ("kernel", "embeddings")  # weights that Keras's layers add adapters to
 
 
 class LoRABase(ReferenceModel):
-    """The tuned model without its LoRA adapters: no second copy of what they adapt.
+    """The tuned model without its LoRA adapters, which needs no second copy of it.
 
-    Of other weights that are tuned too, such as biases, it keeps the values at the
-    start.
+    Other weights that are tuned too, such as biases, are copied, so that the reference
+    model keeps their initial values.
 
-    Keras merges adapters into the weights of a file, and loads it with adapters that
-    are 0: then there would be no base to be close to. So the adapters are saved once
-    more, and taken out of the merged weights again before training goes on.
+    Keras merges the adapters into the weights when it saves a file, and sets them to 0
+    when it loads one, so the base would be lost. The adapters are therefore saved a
+    second time, and subtracted from the merged weights before training continues.
 
     Args:
-        model: a built `keras.Model` of which layers have adapters.
+        model: a built `keras.Model` with layers that have adapters.
         policy: its policy.
 
     Raises:
@@ -35,8 +35,8 @@ class LoRABase(ReferenceModel):
             raise ValueError(
                 '`KL("lora_base")` is the model with its adapters off: give its '
                 "layers adapters first, with `layer.enable_lora(rank)` or "
-                f"`backbone.enable_lora(rank)`. Received: model {model.name!r}, no "
-                "layer of which has any"
+                f"`backbone.enable_lora(rank)`. Received: model {model.name!r} "
+                "without adapters"
             )
         super().__init__(model, policy, save=False)
         adapters = adapters_of(model)
@@ -47,7 +47,7 @@ class LoRABase(ReferenceModel):
         ]
         self.places = {f"adapter_{i}": Place(v) for i, v in enumerate(adapters)}
         self.places.update({f"kept_{i}": Place(copy) for i, _, copy in self.kept})
-        self.pending = False  # whether a file was loaded and nothing done about it
+        self.pending = False  # whether a file was loaded but not yet restored from
 
     @property
     def variables(self):
@@ -58,7 +58,7 @@ class LoRABase(ReferenceModel):
         return self.places if self.can_be_saved() else {}
 
     def can_be_saved(self):
-        """Whether adapters can be taken out again: not of rounded weights."""
+        """Whether adapters can be subtracted again: not from quantized weights."""
         layers = lora_layers(self.model)
         return not any(getattr(layer, "quantization_mode", None) for layer in layers)
 
@@ -67,10 +67,10 @@ class LoRABase(ReferenceModel):
             return super().position_log_probs(x, samples)
 
     def start_values(self):
-        """Within it, weights that are tuned beside the adapters are as at the start."""
+        """A scope in which tuned weights other than adapters have initial values."""
         if not self.kept:
             return contextlib.nullcontext()
-        # All variables: this scope hides one that may be around it.
+        # All variables, since this scope replaces any outer one.
         values = {id(v): (v, v.value) for v in self.model.variables}
         values.update({id(v): (v, copy.value) for _, v, copy in self.kept})
         return keras.StatelessScope(list(values.values()))
@@ -81,7 +81,7 @@ class LoRABase(ReferenceModel):
             place.held = None
 
     def restore(self):
-        """Takes the adapters out of weights that were loaded with them merged in."""
+        """Subtracts the adapters from loaded weights that they were merged into."""
         if not self.pending:
             return
         self.pending = False
@@ -90,7 +90,7 @@ class LoRABase(ReferenceModel):
             for name in adapted_names(layer):
                 take_out(layer, name, places)
         for _, variable, copy in self.kept:
-            held = places[id(copy)].held  # None: it was not tuned when it was saved
+            held = places[id(copy)].held  # None: not tuned when the file was saved
             copy.assign(copied(variable) if held is None else held)
 
     def get_config(self):
@@ -98,7 +98,7 @@ class LoRABase(ReferenceModel):
 
 
 class Place:
-    """The place of a variable in a file: what is read is held until it is used."""
+    """Stands for a variable in a file, and holds the value that is read."""
 
     def __init__(self, variable):
         self.variable = variable
@@ -109,22 +109,22 @@ class Place:
 
     @property
     def value(self):
-        """What a file is to hold."""
+        """The value to write to a file."""
         return self.variable.value
 
 
 def copied(variable):
-    """The values of a variable, in memory of their own: JAX gives its away."""
+    """A copy of a variable's values in new memory: JAX donates the variable's own."""
     return np.array(ops.convert_to_numpy(variable))
 
 
 def take_out(layer, name, places):
-    """Gives a layer its adapters, and its base the merged weights without them."""
+    """Sets a layer's adapters, and its base to the merged weights without them."""
     adapters = [getattr(layer, f"lora_{name}_{side}") for side in "ab"]
     values = [places[id(variable)].held for variable in adapters]
-    if any(value is None for value in values):  # a file of another tuning
+    if any(value is None for value in values):  # the file has no adapters for it
         return
-    merged = ops.convert_to_numpy(getattr(layer, name))  # its own adapters are 0
+    merged = ops.convert_to_numpy(getattr(layer, name))  # its adapters are still 0
     for variable, value in zip(adapters, values, strict=True):
         variable.assign(value)
     twice = ops.convert_to_numpy(getattr(layer, name))
@@ -133,12 +133,12 @@ def take_out(layer, name, places):
 
 
 def adapted_names(layer):
-    """Names of the weights of a layer that have adapters."""
+    """Names of a layer's weights that have adapters."""
     return [name for name in ADAPTED if hasattr(layer, f"lora_{name}_a")]
 
 
 def adapters_of(model):
-    """The variables of all LoRA adapters of a model."""
+    """The variables of all of a model's LoRA adapters."""
     return [
         getattr(layer, f"lora_{name}_{side}")
         for layer in lora_layers(model)
@@ -155,7 +155,7 @@ def lora_layers(model):
 
 @contextlib.contextmanager
 def adapters_off(model):
-    """Within it, the model computes as if it had no adapters."""
+    """A context in which the model computes without its adapters."""
     layers = lora_layers(model)
     for layer in layers:
         layer.lora_enabled = False

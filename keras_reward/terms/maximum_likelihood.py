@@ -1,4 +1,4 @@
-"""The likelihood of the ground truth, beside the reward of samples."""
+"""A term for the likelihood of the ground truth."""
 
 import keras
 from keras import ops
@@ -9,17 +9,16 @@ from keras_reward.terms.term import Term
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class MaximumLikelihood(Term):
-    """The negative log-likelihood of the ground truth: the loss of the first stage.
+    """The negative log-likelihood of the ground truth, the loss of pretraining.
 
-    The sum over tokens, and the mean over reference captions and inputs, under the
-    distribution that is sampled: with the temperature. `y` has the form of a sample:
-    class indices for a `CategoricalPolicy`, padded token ids `(batch, tokens)` or
-    `(batch, references, tokens)` for a sequence model, of which padding at the end
-    does not count.
+    Summed over tokens, and averaged over reference captions and inputs. The temperature
+    applies, as in sampling. `y` has the form of a sample: class indices for a
+    `CategoricalPolicy`, padded token ids `(batch, tokens)` or
+    `(batch, references, tokens)` for a sequence model. Padding at the end is ignored.
 
     Args:
-        weight: what it is multiplied by. Default 1.0.
-        name: what it is logged as. Default `"mle_loss"`.
+        weight: factor of the term. Default 1.0.
+        name: name in the logs. Default `"mle_loss"`.
 
     Example:
 

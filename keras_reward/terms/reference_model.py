@@ -1,20 +1,20 @@
-"""A frozen model beside the tuned one."""
+"""A frozen model that the tuned model is compared with."""
 
 import keras
 
-MISSING = "missing"  # stands in a saved config for a reference model not in the file
+MISSING = "missing"  # in a saved config: the reference model is not in the file
 
 
 class ReferenceModel:
-    """A frozen model beside the tuned one, with a policy of the same settings.
+    """A frozen model, with a policy of the same settings as the tuned model's.
 
-    Not a layer, so that Keras counts its weights neither as the tuner's nor into its
+    It is not a layer, so that Keras does not add its weights to the tuner's weights and
     files.
 
     Args:
-        model: a built `keras.Model`, or None where a file came without it.
+        model: a built `keras.Model`, or None if it was loaded from a file without it.
         policy: its policy.
-        save: whether it enters the tuner's checkpoint.
+        save: whether it is saved in the tuner's checkpoint.
     """
 
     def __init__(self, model, policy, save):
@@ -24,14 +24,14 @@ class ReferenceModel:
 
     @property
     def variables(self):
-        """What a compiled step reads beside the tuner's own variables."""
+        """The variables that a compiled step reads besides the tuner's own."""
         if self.model is None:
             return []
         return [*self.model.variables, *self.policy.variables]
 
     @property
     def saved_variables(self):
-        """Those that enter the checkpoint, by name."""
+        """The variables that are saved in the checkpoint, by name."""
         return {str(i): v for i, v in enumerate(self.variables if self.save else ())}
 
     def position_log_probs(self, x, samples):
@@ -43,11 +43,11 @@ class ReferenceModel:
         return self.policy.likelihood(context, samples).position_log_probs
 
     def ready(self):
-        """Called before training: raises if there is nothing to be close to."""
+        """Called before training: raises if there is no reference model."""
         if self.model is None:
             raise ValueError(
                 "This tuning was loaded from a file without its reference model, "
-                "which is left out unless `KL(..., save=True)`. Set it by "
+                "which is left out unless `KL(..., save=True)`. Set it with "
                 "`set_reference_model(model)` of the KL term, in `tuned.terms`. "
                 "Received: no reference model"
             )
@@ -57,10 +57,10 @@ class ReferenceModel:
         """Called before variables are read from a file."""
 
     def restore(self):
-        """What is left to do after loading a file, before training goes on."""
+        """Finishes loading a file, before training continues."""
 
     def get_config(self):
-        """What stands for it in the tuner's config."""
+        """What represents it in the tuner's config."""
         if self.model is None or not self.save:
             return MISSING
         return keras.saving.serialize_keras_object(self.model)

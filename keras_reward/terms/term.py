@@ -1,4 +1,4 @@
-"""What a term of the loss is, beside that of the reward."""
+"""The base class of terms that can be added to the loss of the reward."""
 
 import math
 
@@ -8,21 +8,21 @@ from keras_reward.nests import snake_case
 
 
 class Term(keras.layers.Layer):
-    """Base class: a term of the loss beside the reward's.
+    """Base class: a term that is added to the loss of the reward.
 
     Subclass it and implement `loss`. Everything in `loss` should be written in
-    `keras.ops`, so that it compiles on every backend. A gradient flows through what it
-    returns, into the model and into weights of the term's own (`add_weight`, or layers
-    as attributes), which are trained and saved with the tuning.
+    `keras.ops`, so that it compiles on every backend. Its gradient flows into the model
+    and into the term's own weights (`add_weight`, or layers as attributes), which are
+    trained and saved with the tuner.
 
     Args:
-        weight: what the loss is multiplied by, not negative. Default 1.0. A term of
-            weight 0 is a monitor: logged, without influence.
+        weight: factor of the term, not negative. Default 1.0. A term of weight 0 is a
+            monitor: it is logged and has no influence.
         name: name in the logs. Default: the class's name in snake case.
 
     Attributes:
         log_names: names of the numbers that it logs. Default: its own name.
-        uses_entropy: whether a gradient has to flow through
+        uses_entropy: whether the term needs a gradient through
             `update.likelihood.entropy`. Default False.
 
     Example:
@@ -57,7 +57,7 @@ class Term(keras.layers.Layer):
         return (self.name,)
 
     def bind(self, tuner):
-        """Called once by the `RewardTuning` that the term is for.
+        """Called once, by the `RewardTuning` that the term is passed to.
 
         Args:
             tuner: a `RewardTuning` that has its `model` and `policy`.
@@ -67,27 +67,28 @@ class Term(keras.layers.Layer):
         """
 
     def choices(self, policy, samples):
-        """Other choices of which `loss` needs the log-probability, as a sequence.
+        """Other choices whose log-probabilities `loss` needs.
 
         Args:
-            policy: a `Policy`, of those that take choices.
+            policy: a `Policy` with `takes_choices`.
             samples: `(batch, n, ...)`.
 
         Returns:
-            Tensors of the shape of `samples`. Default: none. `loss` finds their
-            log-probabilities in `update.likelihood.choice_log_probs`.
+            Sequence of tensors of the shape of `samples`. Default: empty. Their
+            log-probabilities are in `update.likelihood.choice_log_probs`.
         """
         return ()
 
     def loss(self, update):
-        """The term, not yet weighted.
+        """The term, without its weight.
 
         Args:
             update: an `Update`.
 
         Returns:
             Scalar, the mean over inputs, logged under the term's name. Or a tuple of
-            it and a dict of what to log instead, scalars by the names in `log_names`.
+            this scalar and a dict of the scalars to log instead, with the names in
+            `log_names`.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement `loss(self, update)`."
@@ -107,23 +108,23 @@ class Term(keras.layers.Layer):
             )
         return value, logged
 
-    # What a compiled step and a file need to know.
+    # For the compiled step, and for saving and loading.
 
     @property
     def frozen_variables(self):
-        """List of variables that `loss` reads beside the tuner's own."""
+        """List of variables that `loss` reads besides the tuner's own."""
         return []
 
     @property
     def saved_variables(self):
-        """Those that a checkpoint keeps beside the term's own weights, by name."""
+        """Variables to save besides the term's own weights, by name."""
         return {}
 
     def check_targets(self, policy, y):
         """Raises if `y` of `fit`, an array, is not what `loss` needs."""
 
     def before_training(self):
-        """Called when training begins; raises if something is missing for it."""
+        """Called when training begins; raises if something that it needs is missing."""
 
     def before_saving(self):
         """Called before the tuner's variables are written to a file."""

@@ -1,10 +1,10 @@
-"""The settings of `RewardTuning`: what is refused, and what older names have become."""
+"""Checks of the arguments of `RewardTuning`, and the new names of renamed ones."""
 
 from keras_reward import baselines
 from keras_reward.terms import Term
 
 UPDATES = ("all", "first")
-# Arguments of earlier forms of `RewardTuning`, and what stands for them now.
+# Arguments of earlier versions of `RewardTuning`, and what replaces them.
 RENAMED = {
     "entropy_weight": "terms=[Entropy(weight)]",
     "mle_weight": "terms=[MaximumLikelihood(weight)]",
@@ -17,11 +17,11 @@ RENAMED = {
 
 
 def refuse_renamed(arguments, what):
-    """Raises a ValueError that says what has become of older arguments.
+    """Raises a ValueError that names the replacements of renamed arguments.
 
     Args:
         arguments: names of arguments.
-        what: where they are from, for the message.
+        what: where they come from, for the message.
     """
     found = [name for name in RENAMED if name in arguments]
     if found:
@@ -39,7 +39,7 @@ def check_arguments(
     temperature=1.0,
     terms=(),
 ):
-    """Raises a ValueError for settings that `RewardTuning` cannot work with."""
+    """Raises a ValueError for arguments that `RewardTuning` cannot use."""
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(
             "`num_samples` must be a positive int. "
@@ -50,7 +50,7 @@ def check_arguments(
         raise ValueError(
             f"A {type(baseline).__name__} compares the samples of an input: "
             f"`num_samples` must be at least {baseline.min_samples}. For a single "
-            'sample choose `baseline="greedy"` or `"moving_average"`. '
+            'sample, use `baseline="greedy"` or `"moving_average"`. '
             f"Received: num_samples={num_samples}"
         )
     if update not in UPDATES:

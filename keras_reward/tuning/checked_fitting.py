@@ -9,27 +9,27 @@ from keras_reward.tuning.default_callbacks import with_callbacks
 
 
 class CheckedFitting:
-    """Mixin for `RewardTuning`: Keras's loops, with what is to be done around them.
+    """Mixin for `RewardTuning`: Keras's loops, with checks and callbacks around them.
 
-    Before: a look at arguments that are arrays, since a compiled step cannot look at
-    values, and callbacks that show and say what happened. After: failures of a reward
-    that runs on the host.
+    Before a loop, arguments that are arrays are checked, since a compiled step cannot
+    inspect values, and callbacks are added that report progress and problems. After
+    it, failures of a reward that runs on the host are raised.
     """
 
     def check_x(self, x=None, *args, **kwargs):
-        """Has the policy look at inputs that are arrays or tensors."""
+        """Has the policy check inputs that are arrays or tensors."""
         if are_arrays(x):
             self.policy.check_inputs(x)
 
     def check_x_and_y(self, x=None, y=None, *args, **kwargs):
-        """As `check_x`, and has the terms look at the targets."""
+        """As `check_x`, and has the terms check the targets."""
         self.check_x(x)
         if are_arrays(y):
             for term in self.terms:
                 term.check_targets(self.policy, y)
 
     def ready_terms(self):
-        """What terms leave to do between loading a file and training."""
+        """Lets the terms finish loading, and raise if something is missing."""
         for term in self.terms:
             term.before_training()
 

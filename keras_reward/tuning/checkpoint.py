@@ -1,16 +1,16 @@
-"""What the file of a tuner holds beside what Keras puts there."""
+"""What a saved `RewardTuning` contains in addition to what Keras saves."""
 
 TERM = "term_"
 
 
 def write(tuner, store):
-    """Writes the random state, and what reward and terms save.
+    """Writes the random state, and the variables that the reward and terms save.
 
     Args:
         tuner: a `RewardTuning`.
-        store: takes arrays by name, as `save_own_variables` gets it.
+        store: takes arrays by name, as passed to `save_own_variables`.
     """
-    # Keras saves no seeds; with this one a continued run draws what it would have.
+    # Keras saves no seeds. With this one, a resumed run draws the same samples.
     store["seed_generator_state"] = tuner.seed_generator.state
     for term in tuner.terms:
         term.before_saving()
@@ -21,12 +21,12 @@ def write(tuner, store):
 def read(tuner, store):
     """Reads what `write` wrote.
 
-    A file may lack a reference model, or have one that this tuner does not save: then
-    the tuner keeps its own.
+    A file may lack a reference model, or have one that this tuner does not save. In
+    both cases the tuner keeps its own.
 
     Args:
         tuner: a `RewardTuning`.
-        store: holds arrays by name, as `load_own_variables` gets it.
+        store: holds arrays by name, as passed to `load_own_variables`.
 
     Returns:
         A dict of what is left for Keras to read.
@@ -42,7 +42,7 @@ def read(tuner, store):
 
 
 def saved_variables(tuner):
-    """What reward and terms save, by its name in the file."""
+    """The variables that the reward and terms save, by their names in the file."""
     saved = {f"reward_{i}": v for i, v in enumerate(tuner.reward.saved_variables)}
     for i, term in enumerate(tuner.terms):
         own = term.saved_variables

@@ -1,4 +1,4 @@
-"""The callbacks that `RewardTuning` adds to those of the user."""
+"""The callbacks that `RewardTuning` adds to the user's."""
 
 import inspect
 
@@ -10,7 +10,7 @@ from keras_reward.callbacks.progress import RewardProgress
 
 
 def with_callbacks(method, model, args, kwargs):
-    """Arguments of `fit` or `evaluate` with the callbacks that tuning adds."""
+    """The arguments of `fit` or `evaluate`, with the callbacks of `RewardTuning`."""
     bound = inspect.signature(method).bind(model, *args, **kwargs)
     weighted = bound.arguments.get("sample_weight") is not None
     if weighted and bound.arguments.get("y") is None:

@@ -26,25 +26,26 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
     `num_samples` outputs for each input, computes their rewards, subtracts a baseline,
     and ascends the mean of `advantage * log_prob(sample)`.
 
-    `RewardTuning(model, reward=...)` and `RewardTuning(reward=...)(model)` are the
-    same thing. `tuned.model` is the model that was passed in, the same object.
+    `RewardTuning(model, reward=...)` and `RewardTuning(reward=...)(model)` are
+    equivalent. `tuned.model` is the model that was passed in, not a copy.
 
-    `predict`, `evaluate` and validation data use the greedy output, decoded to what
-    the reward sees; `val_reward` is its mean reward. In `evaluate`, `loss` is minus
-    the reward, so that callbacks that watch `val_loss` keep the best model too.
+    `predict`, `evaluate` and validation use the greedy output, decoded to what the
+    reward sees; `val_reward` is its mean reward. In `evaluate`, `loss` is minus the
+    reward, so callbacks that monitor `val_loss` keep the best model too.
 
     Args:
-        model: any built or unbuilt `keras.Model`, trained as usual. If left out, the
-            result waits to be called with one.
+        model: any built or unbuilt `keras.Model`, trained as usual. If omitted, call
+            the result with a model.
         reward: a `Reward`, a function `(y_true, y_pred) -> (rows,)`, or a name such as
             `"colorfulness"`.
-        policy: how the model's output is a distribution. `"auto"` (default): a model
-            that has the methods of the policy protocol is its own policy, a sequence
-            model such as `VisionEncoderDecoder` is read token by token, any other
-            model's output as logits over its last axis. Or `"categorical"`,
-            `"bernoulli"`, `"gaussian"`, `"autoregressive"`, or a `Policy`.
+        policy: how the model's output defines a distribution. `"auto"` (default): a
+            model that has the methods of the policy protocol is its own policy, a
+            sequence model such as `VisionEncoderDecoder` is sampled token by token,
+            and any other model's output is read as logits over its last axis. Or
+            `"categorical"`, `"bernoulli"`, `"gaussian"`, `"autoregressive"`, or a
+            `Policy`.
         num_samples: outputs drawn for each input in a training step. Default 2, as in
-            the paper; more lower the variance.
+            the paper; more samples lower the variance of the gradient.
         baseline: what is subtracted from a reward. `"leave_one_out"` (default): the
             mean of the other samples. `"greedy"`: the reward of the greedy output.
             `"mean"`: the mean of all samples. `"moving_average"`: an average over
@@ -52,15 +53,16 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
             deviation of the input's rewards, which biases the gradient. `None`:
             nothing. Or a function from rewards `(batch, samples)` to advantages, or a
             `Baseline`.
-        update: `"all"` (default) changes the likelihood of every sample, `"first"` of
-            the first one only, with the others as its baseline, as the paper does.
-        temperature: divides the logits, in sampling and scoring alike. Default 1.0.
-        terms: list of terms of the loss beside the reward's, each logged under its
-            name: `Entropy`, `MaximumLikelihood`, `KL`, `ConfidenceLoss`, or a `Term` of
-            your own. Default: none, as in the paper.
+        update: `"all"` (default) changes the likelihood of every sample. `"first"`
+            changes that of the first one only, with the others as its baseline, as the
+            paper does.
+        temperature: divides the logits, for samples and their likelihood. Default 1.0.
+        terms: list of further terms of the loss, each logged under its name:
+            `Entropy`, `MaximumLikelihood`, `KL`, `ConfidenceLoss`, or your own `Term`.
+            Default: none, as in the paper.
         model_training: the `training` flag of the model in a step. Default False, so
-            that dropout is off and batch normalisation uses its averages.
-        seed: int, for the random numbers of the samples. Default: random.
+            that dropout is off and batch normalisation uses its moving averages.
+        seed: int, seed of the samples' random numbers. Default: random.
         name: optional name.
 
     Raises:
@@ -117,7 +119,7 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
                 f"(of type {type(model).__name__})"
             )
         check_arguments(num_samples, baseline, update, temperature, terms)
-        # The model's dtype policy decides about loss scaling. It casts its own inputs.
+        # The model's dtype policy decides on loss scaling. The model casts its inputs.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
         self.reward = rewards.get(reward)
@@ -141,7 +143,7 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
 
     @property
     def non_trainable_variables(self):
-        """Those of the model and the tuning, and what reward and terms read."""
+        """Those of the model and the tuner, and what the reward and terms read."""
         own = {id(variable) for variable in self.variables}
         read = [*self.reward.variables]
         for term in self.terms:
@@ -157,11 +159,11 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
     # advantage, likelihood, loss.
 
     def training_loss(self, data, no_gradient):
-        """The loss of one step: a rollout, and an update that takes it.
+        """The loss of one step: a rollout, and an update that uses it.
 
         Args:
             data: a batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
-            no_gradient: calls a function and lets no gradient through it.
+            no_gradient: calls a function, without gradient.
 
         Returns:
             Scalar, float32.
@@ -173,7 +175,7 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         return self.update_loss(rollout, context, x, y, sample_weight, no_gradient)
 
     def rollout(self, context, x, y):
-        """Draws samples, decodes and rewards them, and compares the rewards.
+        """Draws samples and computes their rewards and advantages.
 
         Args:
             context: what `policy.encode(x)` returned.
@@ -201,7 +203,7 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         )
 
     def reward_samples(self, x, y, samples):
-        """What samples `(batch, n, ...)` decode to, and what that earns.
+        """The outputs that samples decode to, and their rewards.
 
         Args:
             x: the model's inputs.
@@ -209,7 +211,7 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
             samples: `(batch, n, ...)`.
 
         Returns:
-            Outputs, a nest of `(batch * n, ...)`; rewards `(batch, n)`; and a dict of
+            Outputs, a nest of `(batch * n, ...)`, rewards `(batch, n)`, and a dict of
             components, `(batch, n)` each.
         """
         n = samples.shape[1]
@@ -223,11 +225,11 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         return outputs, ops.reshape(earned, shape), components
 
     def advantages(self, earned, samples):
-        """Advantages of samples, by the baseline.
+        """The advantages of samples, from the baseline.
 
         Args:
-            earned: rewards `(batch, num_samples)`, and those of the greedy outputs in
-                a last column if the baseline uses them.
+            earned: rewards `(batch, num_samples)`; if the baseline uses the rewards of
+                the greedy outputs, they are in one more column at the end.
             samples: `(batch, num_samples, ...)`.
         """
         own = earned[:, : self.num_samples]
@@ -236,13 +238,13 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         return check_advantages(self.baseline.name, result, own, samples)
 
     def update_loss(self, rollout, context, x, y, sample_weight, no_gradient):
-        """The loss of an update: the reward's, and the terms beside it.
+        """The loss of an update: the loss of the reward plus the terms.
 
         Args:
             rollout: a `Rollout`.
             context: what `policy.encode(x)` returned, with gradient.
             x, y, sample_weight: the batch.
-            no_gradient: calls a function and lets no gradient through it.
+            no_gradient: calls a function, without gradient.
 
         Returns:
             Scalar, float32.
@@ -269,7 +271,7 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         return loss
 
     def likelihood(self, context, samples):
-        """The likelihood of samples, from one pass for all terms.
+        """The likelihood of samples, computed once for all terms.
 
         Returns:
             A `Likelihood`, and for each term the log-probabilities of its `choices`.
@@ -310,7 +312,7 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """Minus the mean reward of greedy outputs; updates the reward's metrics."""
+        """Minus the mean reward of the greedy outputs; updates the reward's metrics."""
         del training
         self.refuse_compiled_loss()
         targets = self.reward.prepare(y)
@@ -323,13 +325,13 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         return -ops.mean(earned if weights is None else earned * weights)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Updates the metrics given to `compile`; results without training's own."""
+        """Updates the metrics given to `compile`; omits those of training alone."""
         results = super().compute_metrics(x, y, y_pred, sample_weight)
         hidden = (*metrics.TRAINING_ONLY, *self.term_names)
         return {k: v for k, v in results.items() if k not in hidden}
 
     def get_metrics_result(self):
-        """Results of all metrics, but for those that no evaluation has built yet."""
+        """Results of all metrics, except those that are not built yet."""
         results = {}
         for metric in self.metrics:
             if getattr(metric, "built", True):
