@@ -1,9 +1,10 @@
 """The one place that knows a backend.
 
 Each module overrides Keras's `train_step` for its backend as a mixin `RewardTrainer`.
-A step is the same everywhere: `RewardTuning.training_loss` under the gradient, with a
-`no_gradient(function, *args)` for what is sampled and rewarded, then Keras's own
-optimizer. `keep_weights` makes the model hold its weights when a step is interrupted.
+What a step does is the same everywhere, `RewardTuning.training_step`; it is given
+`descend(loss)`, which differentiates a loss and takes a step of the optimizer. The loss
+is given `no_gradient(function, *args)`, for what is sampled and rewarded.
+`keep_weights` makes the model hold its weights when a step is interrupted.
 On other backends of Keras, which only run a model, training raises.
 
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from

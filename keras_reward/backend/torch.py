@@ -17,14 +17,22 @@ class RewardTrainer:
         return super().make_train_function(force)
 
     def train_step(self, data):
-        self.zero_grad()
-        loss = self.training_loss(data, no_gradient)
-        self.optimizer.scale_loss(loss).backward()
-        weights = self.trainable_weights
-        gradients = [weight.value.grad for weight in weights]
-        with torch.no_grad():
-            self.optimizer.apply(gradients, weights)
-        return self.training_logs()
+        return self.training_step(data, lambda loss: descend(self, loss))
+
+
+def descend(model, loss_function):
+    """Differentiates a loss and takes a step of the optimizer.
+
+    Args:
+        model: a `keras.Model`.
+        loss_function: takes `no_gradient` and returns a scalar.
+    """
+    model.zero_grad()
+    model.optimizer.scale_loss(loss_function(no_gradient)).backward()
+    weights = model.trainable_weights
+    gradients = [weight.value.grad for weight in weights]
+    with torch.no_grad():
+        model.optimizer.apply(gradients, weights)
 
 
 def refuse_processes():

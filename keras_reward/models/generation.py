@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.compiled import CompiledFunction, kept
-from keras_reward.drawing import draw_categorical, likeliest
+from keras_reward.sampling import draw_categorical, likeliest
 from keras_reward.sequences.writing import (
     batch_size,
     has_ended,

@@ -22,7 +22,7 @@ from keras_reward.rewards.detection import (
 from keras_reward.rewards.host import HostReward
 from keras_reward.rewards.model import ModelReward
 from keras_reward.rewards.panoptic import PanopticQualityReward
-from keras_reward.rewards.regression import PSNRReward
+from keras_reward.rewards.psnr import PSNRReward
 from keras_reward.rewards.reward import Reward
 from keras_reward.rewards.segmentation import DiceReward, MeanIoUReward
 from keras_reward.rewards.sequences import LengthReward, RepetitionReward

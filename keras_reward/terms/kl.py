@@ -20,7 +20,7 @@ class KL(Term):
 
     The reference model is frozen. It costs one more forward pass; nothing is sampled
     from it. Logged as `kl`, in nats per output, also with weight 0. See
-    `objective.kl_weights` for the estimate of the gradient.
+    `kl_weights` in this module for the estimate of the gradient.
 
     Args:
         reference_model: what the model is kept close to. `"copy"` (default): a copy of
@@ -113,11 +113,11 @@ class KL(Term):
         log_probs = update.likelihood.position_log_probs
         known = update.no_gradient(self.reference.position_log_probs, update.x, samples)
         ratios = ops.stop_gradient(log_probs) - known
-        weights = objective.kl_weights(ratios, update.policy.ordered)
+        weights = kl_weights(ratios, update.policy.ordered)
         surrogate = -objective.weighted_likelihood_loss(
             log_probs, weights, None, update.sample_weight
         )
-        return surrogate, {self.name: ops.mean(objective.kl_estimate(ratios))}
+        return surrogate, {self.name: ops.mean(kl_estimate(ratios))}
 
     @property
     def frozen_variables(self):
@@ -146,3 +146,86 @@ class KL(Term):
     def from_config(cls, config):
         given = deserialized(config["reference_model"])
         return cls(**{**config, "reference_model": given})
+
+
+def kl_estimate(log_ratios):
+    """Estimates the Kullback-Leibler divergence from a reference model, by sample.
+
+    Let `d = log p - log q` be the log-ratio at a position, with p the policy's
+    probability and q the reference model's. The estimate is the sum over positions of
+
+        exp(-d) - 1 + d.
+
+    It is an unbiased estimate of `KL(p || q)`, since `E[exp(-d)] = 1` under p given the
+    earlier positions. It is never negative. Near the reference model its variance is
+    far lower than that of d alone, since `exp(-d)` and d are negatively correlated
+    (Schulman 2020, "Approximating KL Divergence", the estimator k3). Far from it, where
+    q is large for outputs that p rarely draws, rare samples dominate the mean.
+
+    Args:
+        log_ratios: `(batch, samples, ...)`, 0 where a position does not count.
+
+    Returns:
+        `(batch, samples)`, in nats.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward.terms import kl
+
+    kl.kl_estimate(np.array([[[0.0, 0.7]]], "float32"))  # [[0.197]]
+    ```
+    """
+    return objective.sequence_log_prob(_kl_of_positions(log_ratios))
+
+
+def _kl_of_positions(log_ratios):
+    log_ratios = ops.cast(log_ratios, "float32")
+    return ops.expm1(-log_ratios) + log_ratios
+
+
+def kl_weights(log_ratios, ordered=False):
+    """Weights of log-probabilities that give the gradient of the divergence.
+
+    The gradient of `KL(p || q)` is the mean over samples of `sum_t G_t grad log p_t`,
+    with `d_t = log p_t - log q_t` and
+
+        G_t = d_t + sum over later positions s of (exp(-d_s) - 1 + d_s).
+
+    Earlier positions do not depend on position t and are left out, and later ones are
+    estimated as in `kl_estimate`. Both lower the variance without changing the mean. So
+    does subtracting the mean of the other samples of the input, as in
+    `advantages.leave_one_out`. Differentiating `kl_estimate` itself would give the
+    gradient of another divergence (Tang & Munos 2025, "On a few pitfalls in KL
+    divergence gradient estimation for RL"). If the policy equals the reference model,
+    every weight is exactly 0.
+
+    Args:
+        log_ratios: `(batch, samples, ...)`, 0 where a position does not count.
+        ordered: whether the positions in the last axis are drawn one after the other,
+            each given the earlier ones. Default False: they are independent.
+
+    Returns:
+        Weights of the shape of `log_ratios`.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward import objective
+
+    ratios = np.array([[[0.2], [0.6]]], "float32")
+    objective.kl_weights(ratios)  # [[[-0.4], [0.4]]]
+    ```
+    """
+    weights = ops.cast(log_ratios, "float32")
+    if ordered:
+        terms = _kl_of_positions(weights)
+        total = ops.sum(terms, axis=-1, keepdims=True)
+        weights = weights + total - ops.cumsum(terms, axis=-1)
+    n = weights.shape[1]
+    if n == 1:
+        return weights
+    others = ops.sum(weights, axis=1, keepdims=True) - weights
+    return weights - others / (n - 1.0)

@@ -1,5 +1,7 @@
 """RewardTuning: a Keras model, its policy and a reward, trained by `fit`."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -7,10 +9,11 @@ from keras_reward import advantages, baselines, policies, rewards
 from keras_reward.backend import RewardTrainer
 from keras_reward.nests import deserialized, repeat_rows
 from keras_reward.objective import input_weights, reward_loss
+from keras_reward.policies.likelihood import Likelihood
 from keras_reward.policies.policy import refuse_truncation
 from keras_reward.rewards.reward import check_shapes
 from keras_reward.rollout import Rollout, Update, check_advantages, first_samples
-from keras_reward.tuning import checkpoint, metrics
+from keras_reward.tuning import metrics, own_variables
 from keras_reward.tuning.arguments import check_arguments, refuse_renamed
 from keras_reward.tuning.checked_fitting import CheckedFitting
 from keras_reward.tuning.without_model import TuningWithoutModel
@@ -158,6 +161,21 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
     # Training. The order is that of the method: encode, sample, decode, reward,
     # advantage, likelihood, loss.
 
+    def training_step(self, data, descend):
+        """One step of `fit`: one rollout, and one update that takes it.
+
+        Args:
+            data: a batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+            descend: differentiates a loss, a function of `no_gradient`, and takes a
+                step of the optimizer.
+
+        Returns:
+            What to log: a dict of scalars.
+        """
+        descend(functools.partial(self.training_loss, data))
+        trackers = {"loss": self.loss_tracker, **self.trackers}
+        return {name: tracker.result() for name, tracker in trackers.items()}
+
     def training_loss(self, data, no_gradient):
         """The loss of one step: a rollout, and an update that uses it.
 
@@ -254,7 +272,7 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         loss = reward_loss(likelihood, rollout.advantages, weights)
         batch = ops.shape(likelihood.log_prob)[0]
         for term, own in zip(self.terms, choices, strict=True):
-            given = likelihood._replace(choice_log_probs=own)
+            given = Likelihood(*likelihood[:-1], own)
             value, logged = term.evaluate(
                 Update(self.policy, x, y, context, rollout, given, weights, no_gradient)
             )
@@ -302,11 +320,6 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         """The metric `loss`, which `compile` makes."""
         return next(metric for metric in self.metrics if metric.name == "loss")
 
-    def training_logs(self):
-        """Results of the metrics that a training step updates."""
-        trackers = {"loss": self.loss_tracker, **self.trackers}
-        return {name: tracker.result() for name, tracker in trackers.items()}
-
     # Evaluation: Keras's own step, whose `y_pred` is what `call` returns.
 
     def compute_loss(
@@ -344,11 +357,11 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
     # Saving.
 
     def save_own_variables(self, store):
-        checkpoint.write(self, store)
+        own_variables.write(self, store)
         super().save_own_variables(store)
 
     def load_own_variables(self, store):
-        super().load_own_variables(checkpoint.read(self, store))
+        super().load_own_variables(own_variables.read(self, store))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -13,12 +13,13 @@ from keras_reward import (
     callbacks,
     codecs,
     data,
-    drawing,
     evaluation,
     models,
     objective,
+    sampling,
 )
 from keras_reward.evaluation import sample_pools
+from keras_reward.terms import kl
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,7 +30,7 @@ METRICS += ("cider", "coco_detection", "panoptic_quality")
 ANALYSIS = ("reward_distribution", "findings", "plot")
 ANALYSIS += ("progression", "plot_progression", "report")
 CALLBACKS = ("OfficialMetrics", "RewardGuard", "SampleLogger")
-MODULES = (advantages, objective, codecs, drawing, sample_pools)
+MODULES = (advantages, objective, codecs, sampling, sample_pools, kl)
 PUBLIC = {
     **{name: getattr(keras_reward, name) for name in keras_reward.__all__},
     **{name: getattr(evaluation, name) for name in METRICS + ANALYSIS},

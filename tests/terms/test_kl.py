@@ -22,8 +22,8 @@ from keras_reward import (
     GaussianPolicy,
     Reward,
     RewardTuning,
-    objective,
 )
+from keras_reward.terms import kl
 from keras_reward.terms.lora_base import adapters_off
 from keras_reward.terms.reference_model import copy_model
 
@@ -50,7 +50,7 @@ def tuner(model, rate=1.0, reference="copy", weight=1.0, save=False, **arguments
 def test_the_estimate_is_unbiased_and_of_lower_variance():
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.25, 0.35])
     ratios = np.log(p / q)
-    estimates = to_numpy(objective.kl_estimate(ratios[None, :, None]))[0]
+    estimates = to_numpy(kl.kl_estimate(ratios[None, :, None]))[0]
     np.testing.assert_allclose(p @ estimates, p @ ratios, rtol=1e-5)
     assert (estimates >= 0).all()
     spread = lambda values: p @ (values - p @ values) ** 2  # noqa: E731
@@ -62,11 +62,11 @@ def test_weights_by_hand():
     ratios = np.array([[[0.1, -0.2, 0.3], [0.0, 0.4, 0.0]]], "float32")
     first = np.array([0.1 + k3(-0.2) + k3(0.3), -0.2 + k3(0.3), 0.3])
     second = np.array([k3(0.4), 0.4, 0.0])
-    ordered = to_numpy(objective.kl_weights(ratios, ordered=True))[0]
+    ordered = to_numpy(kl.kl_weights(ratios, ordered=True))[0]
     np.testing.assert_allclose(ordered, [first - second, second - first], atol=1e-6)
-    free = to_numpy(objective.kl_weights(ratios))[0]
+    free = to_numpy(kl.kl_weights(ratios))[0]
     np.testing.assert_allclose(free[0], ratios[0, 0] - ratios[0, 1], atol=1e-6)
-    single = to_numpy(objective.kl_weights(ratios[:, :1]))
+    single = to_numpy(kl.kl_weights(ratios[:, :1]))
     np.testing.assert_allclose(single, ratios[:, :1])
 
 

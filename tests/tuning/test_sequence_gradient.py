@@ -17,6 +17,7 @@ from keras_reward import (
     CategoricalPolicy,
     CIDErReward,
     MaximumLikelihood,
+    Policy,
     Reward,
     RewardTuning,
     Term,
@@ -346,7 +347,7 @@ def dense():
 
 
 class NoLikelihood(CategoricalPolicy):
-    target_log_prob = AutoregressivePolicy.__base__.target_log_prob
+    target_log_prob = Policy.target_log_prob
 
 
 ERRORS = {

@@ -189,20 +189,20 @@ def test_accumulation_over_two_batches_equals_one_batch_of_both():
 
 
 class Recorded(CategoricalPolicy):
-    """Keeps what was sampled from and what was scored, in eager steps."""
+    """Keeps the probability of samples as drawn and as in the loss, in eager steps."""
 
     def sample(self, context, num_samples, seed=None, noise=None):
         samples = super().sample(context, num_samples, seed=seed, noise=noise)
         self.sampled_from = self.probabilities(context, samples)
         return samples
 
-    def log_prob(self, context, samples):
-        result = super().log_prob(context, samples)
-        self.scored = ops.exp(result)
+    def likelihood(self, context, samples, **arguments):
+        result = super().likelihood(context, samples, **arguments)
+        self.probability = ops.exp(result.log_prob)
         return result
 
     def probabilities(self, context, samples):
-        """From the full softmax, in float64: another way than `log_prob` takes."""
+        """From the full softmax, in float64: another way than `likelihood` takes."""
         logits = to_numpy(context).astype("float64")
         p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         index = np.moveaxis(to_numpy(samples), 1, -1)
@@ -210,7 +210,7 @@ class Recorded(CategoricalPolicy):
 
 
 @pytest.mark.parametrize("model_training", [False, True])
-def test_sampled_and_scored_probability_agree(model_training):
+def test_probabilities_of_samples_and_loss_agree(model_training):
     """Ratio 1 with dropout in the model and a temperature."""
     model = two_layers(dropout=0.5)
     policy = Recorded()
@@ -227,7 +227,7 @@ def test_sampled_and_scored_probability_agree(model_training):
     loss = lambda: tuned.training_loss((x, y), lambda f, *args: f(*args))  # noqa: E731
     tuned.compile("sgd")
     loss()
-    ratio = to_numpy(policy.scored) / policy.sampled_from
+    ratio = to_numpy(policy.probability) / policy.sampled_from
     np.testing.assert_allclose(ratio, 1.0, rtol=1e-5)
 
 
