@@ -243,7 +243,8 @@ class FunctionBaseline(Baseline):
     def minus_best(rewards):
         return rewards - ops.max(rewards, axis=1, keepdims=True)
 
-    FunctionBaseline(minus_best).advantages([[1.0, 2.0, 6.0]])  # [[-5.0, -4.0, 0.0]]
+    rewards = ops.array([[1.0, 2.0, 6.0]])
+    FunctionBaseline(minus_best).advantages(rewards)  # [[-5.0, -4.0, 0.0]]
     ```
     """
 

@@ -213,10 +213,10 @@ def kl_weights(log_ratios, ordered=False):
 
     ```python
     import numpy as np
-    from keras_reward import objective
+    from keras_reward.terms import kl
 
     ratios = np.array([[[0.2], [0.6]]], "float32")
-    objective.kl_weights(ratios)  # [[[-0.4], [0.4]]]
+    kl.kl_weights(ratios)  # [[[-0.4], [0.4]]]
     ```
     """
     weights = ops.cast(log_ratios, "float32")
