@@ -13,10 +13,18 @@ import sys
 # and JAX keeps what it compiled for other tests and for the next run. As many processes
 # run as there are cores: more threads would only wait for each other. All of this is
 # set before a backend is imported, and only where nobody has set it.
+XLA_FLAGS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+]
+if os.environ.get("KERAS_BACKEND") == "jax":  # TensorFlow's XLA knows them not
+    XLA_FLAGS += [
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
 CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 SETTINGS = {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": " ".join(XLA_FLAGS),
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -34,6 +42,8 @@ BACKEND = keras.config.backend()
 if BACKEND != "tensorflow":
     # Keras would import it to load a model, which takes seconds and 400 MB.
     sys.modules["tensorflow"] = None
+STATM = pathlib.Path("/proc/self/statm")
+kept_memory = 500  # MB; at the start, what is imported
 collect_ignore_glob = [] if BACKEND == "jax" else ["*_jax.py"]
 chance.shift_seeds()
 
@@ -47,23 +57,30 @@ def pytest_runtest_setup(item):
     chance.seed_everything()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def memory_is_given_back():
-    """After each file: what it compiled, and what the allocator keeps of that."""
-    yield
-    if BACKEND == "jax":
-        import jax
+def resident_memory():
+    """MB that this process has in memory; 0 where Linux does not say."""
+    pages = STATM.read_text().split()[1] if STATM.exists() else 0
+    return int(pages) * resource.getpagesize() // 2**20
 
-        jax.clear_caches()
-    keras.backend.clear_session(free_memory=False)
-    gc.collect()
-    if sys.platform == "linux":
+
+@pytest.fixture(autouse=True)
+def memory_is_given_back():
+    """Every 500 MB: compiled functions, and what the allocator keeps."""
+    global kept_memory
+    yield
+    if resident_memory() > kept_memory + 500:
+        if BACKEND == "jax":
+            import jax
+
+            jax.clear_caches()
+        gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+        kept_memory = resident_memory()
 
 
 @pytest.fixture
 def with_tensorflow(monkeypatch):
-    """For what Keras calls TensorFlow whatever the backend: to draw boxes."""
+    """For Keras's own functions of boxes, which need it whatever the backend."""
     if BACKEND != "tensorflow":
         monkeypatch.delitem(sys.modules, "tensorflow")
 
