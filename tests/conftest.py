@@ -16,12 +16,9 @@ import sys
 XLA_FLAGS = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 ]
-if os.environ.get("KERAS_BACKEND") == "jax":  # TensorFlow's XLA knows them not
-    XLA_FLAGS += [
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
 CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 SETTINGS = {
     "XLA_FLAGS": " ".join(XLA_FLAGS),
@@ -39,9 +36,22 @@ import keras
 import pytest
 
 BACKEND = keras.config.backend()
+
+
+class NoTensorFlow:
+    """Hides TensorFlow from other backends, which do without.
+
+    Keras imports it to load a model, if it is there: 5 seconds and 400 MB.
+    """
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "tensorflow":
+            raise ModuleNotFoundError("hidden by tests/conftest.py", name=name)
+
+
 if BACKEND != "tensorflow":
-    # Keras would import it to load a model, which takes seconds and 400 MB.
-    sys.modules["tensorflow"] = None
+    sys.meta_path.insert(0, NoTensorFlow)
 STATM = pathlib.Path("/proc/self/statm")
 kept_memory = 500  # MB; at the start, what is imported
 collect_ignore_glob = [] if BACKEND == "jax" else ["*_jax.py"]
@@ -76,13 +86,6 @@ def memory_is_given_back():
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         kept_memory = resident_memory()
-
-
-@pytest.fixture
-def with_tensorflow(monkeypatch):
-    """For Keras's own functions of boxes, which need it whatever the backend."""
-    if BACKEND != "tensorflow":
-        monkeypatch.delitem(sys.modules, "tensorflow")
 
 
 @pytest.fixture(scope="session")

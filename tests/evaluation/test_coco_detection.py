@@ -145,7 +145,6 @@ def test_mask_scores_are_those_of_pycocotools():
     assert scores["map"] > 0.1
 
 
-@pytest.mark.usefixtures("with_tensorflow")
 @pytest.mark.parametrize("layout", BOX_FORMATS)
 def test_all_formats_give_the_same_scores(layout):
     y_true, y_pred = random_case(1)

@@ -250,7 +250,6 @@ def from_corners(boxes, layout):
     )
 
 
-@pytest.mark.usefixtures("with_tensorflow")
 @pytest.mark.parametrize("layout", [*BOX_FORMATS, "YXYX"])
 def test_all_formats_give_the_same_reward(layout):
     y_true, y_pred = random_case(5)
@@ -264,7 +263,6 @@ def test_all_formats_give_the_same_reward(layout):
     np.testing.assert_allclose(result, ious, atol=1e-5)
 
 
-@pytest.mark.usefixtures("with_tensorflow")
 @pytest.mark.parametrize("layout", BOX_FORMATS)
 def test_corners_are_those_of_keras(layout):
     boxes = random_case(6)[0]["boxes"]
