@@ -13,10 +13,15 @@ import sys
 # and JAX keeps what it compiled for other tests and for the next run. As many processes
 # run as there are cores: more threads would only wait for each other. All of this is
 # set before a backend is imported, and only where nobody has set it.
+XLA_FLAGS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
 CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 SETTINGS = {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": " ".join(XLA_FLAGS),
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -32,9 +37,24 @@ import pytest
 from backends import CAN_TRAIN
 
 BACKEND = keras.config.backend()
+
+
+class NoTensorFlow:
+    """Hides TensorFlow from other backends, which do without.
+
+    Keras imports it to load a model, if it is there: 5 seconds and 400 MB.
+    """
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "tensorflow":
+            raise ModuleNotFoundError("hidden by tests/conftest.py", name=name)
+
+
 if BACKEND != "tensorflow":
-    # Keras would import it to load a model, which takes seconds and 400 MB.
-    sys.modules["tensorflow"] = None
+    sys.meta_path.insert(0, NoTensorFlow)
+STATM = pathlib.Path("/proc/self/statm")
+kept_memory = 500  # MB; at the start, what is imported
 
 # Tests of one backend are collected on that backend alone, and where Keras does not
 # train, the tests of what is left.
@@ -57,25 +77,25 @@ def pytest_runtest_setup(item):
     chance.seed_everything()
 
 
-@pytest.fixture(scope="module", autouse=True)
+def resident_memory():
+    """MB that this process has in memory; 0 where Linux does not say."""
+    pages = STATM.read_text().split()[1] if STATM.exists() else 0
+    return int(pages) * resource.getpagesize() // 2**20
+
+
+@pytest.fixture(autouse=True)
 def memory_is_given_back():
-    """After each file: what it compiled, and what the allocator keeps of that."""
+    """Every 500 MB: compiled functions, and what the allocator keeps."""
+    global kept_memory
     yield
-    if BACKEND == "jax":
-        import jax
+    if resident_memory() > kept_memory + 500:
+        if BACKEND == "jax":
+            import jax
 
-        jax.clear_caches()
-    keras.backend.clear_session(free_memory=False)
-    gc.collect()
-    if sys.platform == "linux":
+            jax.clear_caches()
+        gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-
-
-@pytest.fixture
-def with_tensorflow(monkeypatch):
-    """For what Keras calls TensorFlow whatever the backend: to draw boxes."""
-    if BACKEND != "tensorflow":
-        monkeypatch.delitem(sys.modules, "tensorflow")
+        kept_memory = resident_memory()
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def test_pictures_of_images(tmp_path):
     assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 50
 
 
-def test_boxes_are_drawn_where_they_are(with_tensorflow):
+def test_boxes_are_drawn_where_they_are():
     images = np.zeros((1, 40, 40, 3), "uint8")
     outputs = {
         "boxes": np.array([[[5.0, 10.0, 20.0, 30.0], [0, 0, 39, 39]]]),
