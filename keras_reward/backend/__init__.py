@@ -1,15 +1,15 @@
-"""The one place that knows a backend.
+"""All code that depends on the backend.
 
-Each module overrides Keras's `train_step` for its backend as a mixin `RewardTrainer`.
-A step is the same everywhere: `RewardTuning.training_loss` under the gradient, with a
-`no_gradient(function, *args)` for what is sampled and rewarded, then Keras's own
-optimizer. `keep_weights` makes the model hold its weights when a step is interrupted.
-On other backends of Keras, which only run a model, training raises.
+Each module overrides Keras's `train_step` for its backend in a mixin `RewardTrainer`.
+A step is the same everywhere: the gradient of `RewardTuning.training_loss`, which gets
+a `no_gradient(function, *args)` for sampling and rewards, and then Keras's own
+optimizer. `keep_weights` lets the model keep its weights when a step is interrupted. On
+other backends of Keras, which only run a model, training raises an error.
 
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
 within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.
-`LOOPS_RECOMPUTE` says whether a compiled loop can go around a function that reads
-variables and whose gradient computes it anew (`keras.remat`).
+`LOOPS_RECOMPUTE` says whether a compiled loop can contain a function that reads
+variables and is recomputed for its gradient (`keras.remat`).
 """
 
 import keras

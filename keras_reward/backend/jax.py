@@ -16,7 +16,7 @@ class RewardTrainer(KeepsWeights):
 
     def train_step(self, state, data):
         trainable, non_trainable, optimizer_variables, metrics_variables = state
-        # Variables that a step changes beside the weights: seeds, averages, metrics.
+        # Variables that a step changes besides the weights: seeds, averages, metrics.
         updated = self.non_trainable_variables + self.metrics_variables
         constants = [
             *zip(updated, non_trainable + metrics_variables, strict=True),
@@ -28,8 +28,8 @@ class RewardTrainer(KeepsWeights):
             scope = keras.StatelessScope([*weights, *constants], collect_losses=True)
 
             def no_gradient(function, *args):
-                # The same variables, but with weights that carry no derivative, so
-                # that nothing of a sampling loop is recorded.
+                # The same variables, but with weights outside of the gradient, so that
+                # no sampling loop is recorded.
                 weights = zip(self.trainable_variables, trainable, strict=True)
                 current = [(v, scope.get_current_value(v)) for v in updated]
                 with keras.StatelessScope([*weights, *current]) as inner:
@@ -58,7 +58,7 @@ def host_call(function, tensors, shape):
     Args:
         function: takes an array for each of `tensors`.
         tensors: list of tensors.
-        shape: shape of what it returns, in float32.
+        shape: shape of the float32 array that it returns.
 
     Returns:
         A float32 tensor.

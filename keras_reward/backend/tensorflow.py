@@ -10,7 +10,7 @@ class RewardTrainer:
     """Mixin for `keras.Model`: one step of reward tuning."""
 
     def keep_weights(self):
-        """Nothing to do: a step writes the model's own variables."""
+        """Does nothing: a step writes to the model's own variables."""
 
     def train_step(self, data):
         with tf.GradientTape() as tape:
@@ -20,7 +20,7 @@ class RewardTrainer:
                     return function(*args)
 
             loss = self.training_loss(data, no_gradient)
-            # Replicas sum their gradients; the loss is a mean over each one's batch.
+            # Replicas sum their gradients; each loss is a mean over its own batch.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             loss = self.optimizer.scale_loss(loss / replicas)
         weights = self.trainable_weights
@@ -35,7 +35,7 @@ def host_call(function, tensors, shape):
     Args:
         function: takes an array for each of `tensors`.
         tensors: list of tensors.
-        shape: shape of what it returns, in float32; None where only the run will tell.
+        shape: shape of the float32 array that it returns, with None for unknown sizes.
 
     Returns:
         A float32 tensor.
