@@ -1,4 +1,4 @@
-"""Tunes Keras vision models for what they are used for."""
+"""Tunes Keras vision models for task rewards."""
 
 from keras_reward.baselines import (
     Baseline,

@@ -1,4 +1,4 @@
-"""Batches of NumPy arrays from whatever `fit` takes."""
+"""Batches of NumPy arrays from any data that `fit` takes."""
 
 import keras
 
@@ -6,13 +6,13 @@ from keras_reward.nests import rows_of, take_rows, to_numpy
 
 
 def batches_of(data, batch_size):
-    """The number of batches and the batches.
+    """The number of batches, and the batches.
 
     Args:
         data: `(x, y)` arrays or nests of them, y may be None; or an iterable of such
             batches: a `keras.utils.PyDataset`, a `tf.data.Dataset`, a PyTorch
             `DataLoader`, a list.
-        batch_size: of batches where `data` is arrays.
+        batch_size: batch size if `data` is arrays.
 
     Returns:
         The number of batches, None if unknown, and an iterator of `(x, y)` in NumPy.
@@ -30,6 +30,6 @@ def batches_of(data, batch_size):
 
 
 def as_pair(batch):
-    """`(x, y)` in NumPy of a batch; y is None if there is none."""
+    """A batch as `(x, y)` in NumPy; y is None if there is none."""
     batch = batch if isinstance(batch, tuple | list) else (batch,)
     return to_numpy((*batch, None)[:2])

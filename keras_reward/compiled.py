@@ -1,13 +1,13 @@
-"""Functions around a model that Keras compiles, and that the model keeps."""
+"""Compiled functions of a model, which are stored with the model."""
 
 import keras
 
 
 class CompiledFunction(keras.Model):
-    """Base class: a function around a model, whose `predict` compiles it.
+    """Base class: a function of a model, compiled by its own `predict`.
 
-    A subclass implements `call`. It reads the variables of its owner and changes none
-    of them.
+    A subclass implements `call`. It reads the variables of its owner and does not
+    change them.
 
     Args:
         owner: a `keras.Model`.
@@ -21,7 +21,7 @@ class CompiledFunction(keras.Model):
 
     @property
     def non_trainable_variables(self):
-        """With all that the owner's own steps read, so that none is a constant here."""
+        """Includes all that the owner's steps read; others would become constants."""
         own = super().non_trainable_variables
         known = {id(variable) for variable in own}
         owners = self.owner.non_trainable_variables
@@ -29,7 +29,7 @@ class CompiledFunction(keras.Model):
 
 
 def kept(owner, kind, *arguments):
-    """`kind(owner, *arguments)`, made once for each `arguments` and kept by the owner.
+    """`kind(owner, *arguments)`, made once for the same arguments, kept by the owner.
 
     Args:
         owner: a `keras.Model`.
@@ -39,7 +39,7 @@ def kept(owner, kind, *arguments):
     functions = owner.__dict__.get("_compiled_functions")
     if functions is None:
         functions = {}
-        # Not an attribute that Keras tracks: the functions contain the owner.
+        # Hidden from Keras's tracking, since the functions contain the owner.
         object.__setattr__(owner, "_compiled_functions", functions)
     key = (kind, *arguments)
     if key not in functions:

@@ -1,7 +1,7 @@
-"""Nests of tensors and their rows: what every other module builds on.
+"""Nests of tensors and their rows, used by all other modules.
 
-A nest is a tensor, or a dict, list or tuple of nests, as inputs, targets and outputs
-are. Leaves that are None stay None.
+A nest is a tensor, or a dict, list or tuple of nests. Inputs, targets and outputs are
+nests. Leaves that are None stay None.
 """
 
 import re
@@ -12,19 +12,19 @@ from keras import ops
 
 
 def map_leaves(function, nest):
-    """Applies `function` to the leaves of a nest, and leaves None as it is."""
+    """Applies `function` to the leaves of a nest, except those that are None."""
     return keras.tree.map_structure(
         lambda leaf: None if leaf is None else function(leaf), nest
     )
 
 
 def to_numpy(nest):
-    """Every tensor in a nest as a NumPy array."""
+    """Converts every tensor in a nest to a NumPy array."""
     return map_leaves(ops.convert_to_numpy, nest)
 
 
 def to_tensor(nest):
-    """Every array in a nest as a tensor."""
+    """Converts every array in a nest to a tensor."""
     return map_leaves(ops.convert_to_tensor, nest)
 
 
@@ -32,7 +32,7 @@ def to_tensor(nest):
 
 
 def rows_of(nest):
-    """Number of rows of a nest of arrays; None where only the run will tell."""
+    """Number of rows of a nest of arrays; None if it is unknown while tracing."""
     return keras.tree.flatten(nest)[0].shape[0]
 
 
@@ -42,7 +42,7 @@ def take_rows(nest, rows):
 
 
 def pad_rows(nest, rows):
-    """Repeats the last row of every NumPy array in a nest, so that there are `rows`."""
+    """Repeats the last row of every NumPy array in a nest, up to `rows` rows."""
     missing = rows - rows_of(nest)
     if missing <= 0:
         return nest
@@ -63,7 +63,7 @@ def split_rows(nest, n):
 
 
 def repeat_rows(nest, n):
-    """`(batch, ...)` to `(batch * n, ...)`, each row `n` times in a row."""
+    """`(batch, ...)` to `(batch * n, ...)`, with the `n` copies of a row adjacent."""
 
     def repeat(leaf):
         leaf = ops.convert_to_tensor(leaf)
@@ -84,7 +84,7 @@ def may_be_equal(shape, other):
 
 
 def is_integer(value):
-    """Whether a value is a tensor or array of an integer dtype; booleans are not."""
+    """Whether a value is a tensor or array of an integer dtype, which bool is not."""
     try:
         dtype = keras.backend.standardize_dtype(getattr(value, "dtype", "object"))
     except ValueError:  # no dtype that Keras knows
@@ -113,7 +113,7 @@ def snake_case(class_name):
 
 
 def deserialized(value, custom_objects=None):
-    """What a config holds as an object; an object as it is."""
+    """Deserialises a config to its object; returns an object unchanged."""
     if not isinstance(value, dict):
         return value
     return keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)

@@ -4,8 +4,8 @@ import math
 
 from keras import ops
 
-# Probabilities are counted in units of 2^-30: a whole distribution fits an int32, and
-# is finer than the uniform numbers, which have 24 bits at most.
+# Probabilities are whole multiples of 2^-30. Their sum fits in an int32, and they are
+# finer than the uniform numbers, which have at most 24 bits.
 UNITS = 2.0**30
 
 
@@ -13,12 +13,12 @@ def draw_categorical(logits, uniform):
     """Inverts the cumulative distribution at given uniform numbers.
 
     Given the same numbers, every backend draws the same classes. One number per draw
-    replaces one Gumbel number per class. The cumulative sums are first taken over
-    blocks of classes and then within the block that is hit, so that nothing of shape
-    (draws, classes) is made, nor all cumulative sums.
+    replaces one Gumbel number per class. The cumulative sums are first computed over
+    blocks of classes and then within the chosen block, so that neither a tensor of
+    shape (draws, classes) nor all cumulative sums are needed.
 
-    Sums are in whole numbers. Floating-point sums may fall, or rise at a class of
-    probability 0, by rounding; with whole numbers such a class is never drawn.
+    Sums are of whole numbers. By rounding, floating-point sums may fall, or rise at a
+    class of probability 0; with whole numbers, such a class is never drawn.
 
     Args:
         logits: `(..., classes)` float32.
@@ -54,7 +54,7 @@ def draw_categorical(logits, uniform):
     hit = ops.take_along_axis(blocks, ops.expand_dims(block, -1), axis=-2)
     rest = ops.expand_dims(target - before, -1)
     inside = count_up_to(ops.cumsum(hit, axis=-1), rest)[..., 0]
-    # The bound matters for NaN alone, which must not become an index out of range.
+    # The bound only matters for NaN, which must not give an index out of range.
     return ops.minimum(block * blocks.shape[-1] + inside, classes - 1)
 
 
@@ -66,10 +66,10 @@ def probability_units(logits):
 
 
 def in_blocks(units):
-    """`(..., classes)` to `(..., blocks, size)`, padded by classes that have none.
+    """`(..., classes)` to `(..., blocks, size)`, padded with classes of probability 0.
 
-    Both levels of the search cost little if both are near the root of `classes`; the
-    second level gathers, which costs more than comparing.
+    Both levels of the search are fast if both sizes are near the root of `classes`. The
+    second one gathers, which is slower than comparing, so blocks are smaller.
     """
     classes = units.shape[-1]
     size = max(1, math.isqrt(classes) // 2)
@@ -80,7 +80,7 @@ def in_blocks(units):
 
 
 def count_up_to(cumulative, target):
-    """How many of the sums `(..., m)` are at most each target: `(..., n)`, int32."""
+    """Number of the sums `(..., m)` that are at most each target: `(..., n)` int32."""
     below = ops.expand_dims(cumulative, -2) <= ops.expand_dims(target, -1)
     return ops.sum(ops.cast(below, "int32"), axis=-1)
 

@@ -1,11 +1,11 @@
-"""The one place that knows a backend.
+"""All code that depends on the backend.
 
-Each module overrides Keras's `train_step` for its backend as a mixin `RewardTrainer`.
-What a step does is the same everywhere, `RewardTuning.training_step`; it is given
+Each module overrides Keras's `train_step` for its backend in a mixin `RewardTrainer`.
+What a step does is the same everywhere, `RewardTuning.training_step`. It gets
 `descend(loss)`, which differentiates a loss and takes a step of the optimizer. The loss
-is given `no_gradient(function, *args)`, for what is sampled and rewarded.
-`keep_weights` makes the model hold its weights when a step is interrupted.
-On other backends of Keras, which only run a model, training raises.
+gets `no_gradient(function, *args)`, for sampling and rewards. `keep_weights` lets the
+model keep its weights when a step is interrupted. On other backends of Keras, which
+only run a model, training raises an error.
 
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
 within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.

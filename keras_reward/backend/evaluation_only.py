@@ -1,6 +1,6 @@
-"""NumPy and OpenVINO, on which Keras trains nothing: rewards and greedy outputs alone.
+"""NumPy and OpenVINO, on which Keras cannot train: only rewards and greedy outputs.
 
-`predict` and `evaluate` are Keras's own there.
+`predict` and `evaluate` are Keras's own.
 """
 
 import keras
@@ -14,7 +14,7 @@ class RewardTrainer:
     """Mixin for `keras.Model`: refuses to train."""
 
     def keep_weights(self):
-        """Nothing to do: no step changes them."""
+        """Does nothing: no step changes the weights."""
 
     def fit(self, *args, **kwargs):
         refuse_training()
@@ -31,12 +31,12 @@ def refuse_training():
 
 
 def host_call(function, tensors, shape):
-    """Calls a function of NumPy arrays that returns one.
+    """Calls a function that takes NumPy arrays and returns one.
 
     Args:
         function: takes an array for each of `tensors`.
         tensors: list of tensors.
-        shape: shape of what it returns, in float32.
+        shape: shape of the float32 array that it returns.
 
     Returns:
         A float32 tensor.

@@ -10,7 +10,7 @@ class RewardTrainer:
     """Mixin for `keras.Model`: one step of reward tuning."""
 
     def keep_weights(self):
-        """Nothing to do: a step writes the model's own variables."""
+        """Does nothing: a step writes to the model's own variables."""
 
     def make_train_function(self, force=False):
         refuse_processes()
@@ -36,7 +36,7 @@ def descend(model, loss_function):
 
 
 def refuse_processes():
-    """Raises where other processes train too: each would train a model of its own."""
+    """Raises if other processes train too: each would train its own model."""
     group = torch.distributed
     if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
         raise NotImplementedError(
@@ -47,19 +47,19 @@ def refuse_processes():
 
 
 def no_gradient(function, *args):
-    """Calls a function without recording it: `stop_gradient` alone would record."""
+    """Calls a function without recording it; `stop_gradient` alone would record it."""
     with torch.no_grad():
         return function(*args)
 
 
 @torch.compiler.disable
 def host_call(function, tensors, shape):
-    """Calls a function of NumPy arrays that returns one.
+    """Calls a function that takes NumPy arrays and returns one.
 
     Args:
         function: takes an array for each of `tensors`.
         tensors: list of tensors.
-        shape: shape of what it returns, in float32.
+        shape: shape of the float32 array that it returns.
 
     Returns:
         A float32 tensor on the device of `tensors`.

@@ -1,8 +1,8 @@
 """Sequences from a sequence model: sampling, greedy decoding and beam search.
 
-Written against the methods that `VisionEncoderDecoder` documents: `encode`,
-`start_cache`, `next_hidden`, `logits`, and the sizes and special ids. In all loops the
-sequences are `(batch, n, max_length)`, filled with `pad_id` before they are written.
+Uses the methods that `VisionEncoderDecoder` documents: `encode`, `start_cache`,
+`next_hidden`, `logits`, and the sizes and special ids. In all loops, the sequences are
+`(batch, n, max_length)`, initially filled with `pad_id`.
 """
 
 import keras
@@ -21,18 +21,18 @@ from keras_reward.sequences.writing import (
 
 
 def sample(model, context, num_samples, temperature=1.0, noise=None):
-    """Writes sequences token by token until every one has ended.
+    """Generates sequences token by token until all have ended.
 
     Args:
         model: a sequence model.
         context: what `model.encode` returned.
-        num_samples: number of sequences of each input, n.
+        num_samples: number of sequences per input, n.
         temperature: divides the logits: a number, or `(batch, 1, 1)`.
         noise: `(batch, n, max_length)` uniform numbers in [0, 1), one for each token.
-            Without them each token is the likeliest one.
+            Without noise, each token is the likeliest one.
 
     Returns:
-        Token ids `(batch, n, max_length)` int32, and the number of steps it took.
+        Token ids `(batch, n, max_length)` int32, and the number of steps taken.
     """
 
     def choose(hidden, position):
@@ -46,27 +46,27 @@ def sample(model, context, num_samples, temperature=1.0, noise=None):
 
 
 def beam_search(model, context, beam_width):
-    """The likeliest sequence that a beam of partial sequences leads to.
+    """The likeliest sequence that a beam search finds.
 
-    A sequence that has ended stays in the beam with the log-probability it has. That of
-    the others can only fall, so the search stops when the first of every beam has
+    A sequence that has ended stays in the beam with its log-probability. That of the
+    others can only fall, so the search stops when the first sequence of every beam has
     ended. Log-probabilities are not normalised by length.
 
     Args:
         model: a sequence model.
         context: what `model.encode` returned.
-        beam_width: number of sequences of each input that are kept, n.
+        beam_width: number of sequences per input that are kept, n.
 
     Returns:
         Token ids `(batch, max_length)` int32, their log-probabilities `(batch,)`, and
-        the number of steps it took.
+        the number of steps taken.
     """
     length, pad_id, words = model.max_length, model.pad_id, model.vocabulary_size
     rows = (batch_size(context), beam_width)
-    # All start equal: only the first one counts, else the beam would hold copies.
+    # All start equal, so only the first one counts; the beam must not contain copies.
     first = ops.arange(beam_width) == 0
     log_probs = ops.broadcast_to(ops.where(first, 0.0, -float("inf")), rows)
-    # What may follow an ended sequence: padding, for certain.
+    # An ended sequence is followed by padding with probability 1.
     nothing = ops.where(ops.arange(words) == pad_id, 0.0, -float("inf"))
 
     def unfinished(position, token_ids, last, ended, log_probs, cache):
@@ -102,7 +102,7 @@ def beam_search(model, context, beam_width):
 
 
 def follow(cache, parent):
-    """The cache whose row `(b, i)` is the row `(b, parent[b, i])` of the one given."""
+    """The cache whose row `(b, i)` is row `(b, parent[b, i])` of the given one."""
     batch, width = ops.shape(parent)[0], parent.shape[1]
     first = ops.arange(batch, dtype="int32") * width
     rows = ops.reshape(parent + first[:, None], (-1,))
@@ -110,7 +110,7 @@ def follow(cache, parent):
 
 
 class Generator(CompiledFunction):
-    """Token ids about images, sampled, greedy or by a beam."""
+    """Generates token ids for images, by sampling, greedily or by beam search."""
 
     def __init__(self, owner, num_samples, beam_width):
         super().__init__(owner)
@@ -128,9 +128,9 @@ class Generator(CompiledFunction):
 
 
 def generate(model, x, num_samples=1, temperature=1.0, beam_width=None, seed=None):
-    """Token ids as NumPy, compiled once for each number of sequences and each shape.
+    """Generates token ids in NumPy; compiled once per number of sequences and shape.
 
-    See `VisionEncoderDecoder.generate` for the arguments and what it returns.
+    See `VisionEncoderDecoder.generate` for the arguments and the result.
     """
     check_arguments(num_samples, temperature, beam_width)
     generator = kept(model, Generator, num_samples, beam_width)
@@ -139,7 +139,7 @@ def generate(model, x, num_samples=1, temperature=1.0, beam_width=None, seed=Non
     if beam_width is None and temperature > 0:
         batch = len(keras.tree.flatten(x)[0])
         shape = (batch, num_samples, model.max_length)
-        # One for each input, so that the data are of one size.
+        # One for each input, so that all data have the same batch size.
         inputs["temperature"] = np.full((batch, 1, 1), temperature, "float32")
         inputs["noise"] = np.random.default_rng(seed).random(shape, dtype="float32")
     token_ids = generator.predict_on_batch(inputs)
@@ -147,7 +147,7 @@ def generate(model, x, num_samples=1, temperature=1.0, beam_width=None, seed=Non
 
 
 def check_arguments(num_samples, temperature, beam_width):
-    """Raises for settings that make no sense."""
+    """Raises for invalid arguments."""
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(
             "`num_samples` must be a whole number from 1. "
@@ -168,7 +168,7 @@ def check_arguments(num_samples, temperature, beam_width):
         )
     if num_samples != 1 or temperature not in (0, 1):
         raise ValueError(
-            "Beam search returns one sequence, the likeliest it finds: leave "
-            "`num_samples` and `temperature` as they are. Received: "
+            "Beam search returns one sequence, the likeliest it finds: do not set "
+            "`num_samples` and `temperature`. Received: "
             f"num_samples={num_samples}, temperature={temperature}"
         )

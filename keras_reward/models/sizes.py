@@ -1,10 +1,10 @@
-"""Sizes of models: what is refused, and what an encoder says of its own."""
+"""Checks of model sizes, and the shapes of an encoder."""
 
 import numpy as np
 
 
 def check_sizes(**sizes):
-    """Raises if one of the named sizes is not a whole number from 1."""
+    """Raises if one of the named sizes is not a positive whole number."""
     for name, size in sizes.items():
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(
@@ -13,7 +13,7 @@ def check_sizes(**sizes):
 
 
 def encoder_shapes(encoder):
-    """Shapes of an encoder's images, without the batch, and of its output."""
+    """The shape of an encoder's images, without the batch, and of its output."""
     try:
         images, memory = encoder.input_shape, encoder.output_shape
     except AttributeError:  # neither functional nor a built Sequential
@@ -30,6 +30,6 @@ def encoder_shapes(encoder):
 
 
 def as_shape(shape):
-    """`shape`, or () for what is not a shape whose sizes but the first are known."""
+    """`shape`, or () unless it is a shape with known sizes except for the first."""
     known = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape[1:])
     return shape if known else ()
