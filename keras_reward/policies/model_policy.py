@@ -91,6 +91,12 @@ class ModelPolicy(Policy):
         return self.model.sample(context, num_samples, **given)
 
     def likelihood(self, context, samples, choices=(), entropy_gradient=False):
+        if choices:
+            raise ValueError(
+                "A model that is its own policy does not say how likely other choices "
+                "are, which a term asks for. Leave out that term, or write a Policy. "
+                f"Received: {len(choices)} choices, model {self.model.name!r}"
+            )
         return self.model.likelihood(
             context, samples, entropy_gradient=entropy_gradient
         )

@@ -21,6 +21,7 @@ from keras_reward import (
     RewardTuning,
     StandardizedBaseline,
     SumReward,
+    Term,
     VividnessReward,
 )
 
@@ -444,6 +445,13 @@ def test_a_model_that_brings_the_protocol_is_its_own_policy():
     assert tuned.predict(x, verbose=0).min() >= 10
     with pytest.raises(ValueError, match=r"own policy.*temperature=0\.5"):
         tuner(OwnPolicy(), temperature=0.5)
+
+    class Other(Term):
+        def choices(self, policy, samples):
+            return [samples]
+
+    with pytest.raises(ValueError, match="how likely other choices are.*1 choices"):
+        tuner(OwnPolicy(), terms=[Other()]).train_on_batch(x)
 
 
 def test_metrics_given_to_compile_see_greedy_outputs():
