@@ -450,7 +450,7 @@ def test_a_model_that_brings_the_protocol_is_its_own_policy():
         def choices(self, policy, samples):
             return [samples]
 
-    with pytest.raises(ValueError, match="how likely other choices are.*1 choices"):
+    with pytest.raises(ValueError, match=r"how likely other choices are.*1 choices"):
         tuner(OwnPolicy(), terms=[Other()]).train_on_batch(x)
 
 
