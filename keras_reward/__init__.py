@@ -1,4 +1,4 @@
-"""Tunes Keras vision models for task rewards."""
+"""Tunes Keras vision models for what they are used for."""
 
 from keras_reward.baselines import (
     Baseline,
