@@ -58,13 +58,13 @@ class KL(Term):
         # Keras tracks models in attributes, but not inside this one: the weights of a
         # frozen model are not the tuner's, nor part of its files.
         self.held = types.SimpleNamespace(
-            given=reference_model, reference=None, tuner=None
+            given=reference_model, reference_model=None, tuner=None
         )
 
     @property
-    def reference(self):
+    def reference_model(self):
         """The `ReferenceModel`; None before `bind`."""
-        return self.held.reference
+        return self.held.reference_model
 
     def bind(self, tuner):
         other = self.held.tuner
@@ -78,7 +78,7 @@ class KL(Term):
         self.held.tuner = tuner
         self.set_reference_model(self.held.given)
 
-    def make_reference(self, identifier):
+    def make_reference_model(self, identifier):
         """The `ReferenceModel` that an identifier stands for."""
         model, policy = self.held.tuner.model, self.held.tuner.policy
         if isinstance(identifier, str) and identifier == MISSING:
@@ -102,7 +102,7 @@ class KL(Term):
         Args:
             reference_model: as in the constructor.
         """
-        self.held.reference = self.make_reference(reference_model)
+        self.held.reference_model = self.make_reference_model(reference_model)
         # The compiled step reads the variables of the previous reference model.
         self.held.tuner.train_function = None
 
@@ -111,7 +111,9 @@ class KL(Term):
         no meaning, and an estimate of the divergence itself, without gradient."""
         samples = update.rollout.samples
         log_probs = update.likelihood.position_log_probs
-        known = update.no_gradient(self.reference.position_log_probs, update.x, samples)
+        known = update.no_gradient(
+            self.reference_model.position_log_probs, update.x, samples
+        )
         ratios = ops.stop_gradient(log_probs) - known
         weights = kl_weights(ratios, update.policy.ordered)
         surrogate = -objective.weighted_likelihood_loss(
@@ -121,23 +123,27 @@ class KL(Term):
 
     @property
     def frozen_variables(self):
-        return self.reference.variables
+        return self.reference_model.variables
 
     @property
     def saved_variables(self):
-        return self.reference.saved_variables
+        return self.reference_model.saved_variables
 
     def before_training(self):
-        self.reference.ready()
+        self.reference_model.ready()
 
     def before_saving(self):
-        self.reference.restore()
+        self.reference_model.restore()
 
     def before_loading(self):
-        self.reference.begin_loading()
+        self.reference_model.begin_loading()
 
     def get_config(self):
-        given = self.reference.get_config() if self.reference else self.held.given
+        given = (
+            self.reference_model.get_config()
+            if self.reference_model
+            else self.held.given
+        )
         if isinstance(given, keras.Model):
             given = keras.saving.serialize_keras_object(given)
         return {**super().get_config(), "reference_model": given, "save": self.save}

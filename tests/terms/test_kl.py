@@ -341,9 +341,11 @@ def test_weights_that_are_loaded_do_not_change_the_reference(tmp_path):
     fit(tuned, 2)
     tuned.save_weights(tmp_path / "tuned.weights.h5")
     other = start()
-    kept = weights_of(other.terms[0].reference.model)
+    kept = weights_of(other.terms[0].reference_model.model)
     other.load_weights(tmp_path / "tuned.weights.h5")
-    for a, b in zip(kept, weights_of(other.terms[0].reference.model), strict=True):
+    for a, b in zip(
+        kept, weights_of(other.terms[0].reference_model.model), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -359,8 +361,11 @@ def test_a_copy_has_the_weights_and_policy_of_its_own():
         np.testing.assert_array_equal(a, b)
     policy = CategoricalPolicy(codec=lambda x, samples: samples)  # not in any file
     tuned = tuner(classifier(positions=4), reward=value, policy=policy)
-    assert tuned.terms[0].reference.policy is not policy
-    assert tuned.terms[0].reference.policy.model is tuned.terms[0].reference.model
+    assert tuned.terms[0].reference_model.policy is not policy
+    assert (
+        tuned.terms[0].reference_model.policy.model
+        is tuned.terms[0].reference_model.model
+    )
     fit(tuned, 1)
 
 
