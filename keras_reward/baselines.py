@@ -165,8 +165,10 @@ class MovingAverageBaseline(Baseline):
 
     def advantages(self, rewards):
         average = ops.convert_to_tensor(self.average)
+        result = advantages.moving_average(rewards, average)
+        # Last: on TensorFlow the tensor may follow the variable.
         self.average.assign(advantages.update_average(average, rewards, self.momentum))
-        return advantages.moving_average(rewards, average)
+        return result
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum}

@@ -37,8 +37,9 @@ class CountingBaseline(Baseline):
 
     def advantages(self, rewards):
         seen = ops.convert_to_tensor(self.seen)
+        result = rewards - seen
         self.seen.assign(seen + 1.0)
-        return rewards - seen
+        return result
 
 
 @pytest.mark.parametrize("name", ["leave_one_out", "mean"])

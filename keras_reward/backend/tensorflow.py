@@ -23,7 +23,7 @@ def descend(model, loss_function):
         model: a `keras.Model`.
         loss_function: takes `no_gradient` and returns a scalar.
     """
-    optimizer, weights = model.optimizer, model.trainable_weights
+    optimizer = model.optimizer
     with tf.GradientTape() as tape:
 
         def no_gradient(function, *args):
@@ -34,6 +34,7 @@ def descend(model, loss_function):
         # Replicas sum their gradients; the loss is a mean over each one's batch.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         scaled = optimizer.scale_loss(loss / replicas)
+    weights = model.trainable_weights  # now that the model is built
     gradients = tape.gradient(scaled, weights)
     optimizer.apply_gradients(zip(gradients, weights, strict=True))
 

@@ -90,10 +90,8 @@ class ConfidenceLoss(Term):
         )
         target = ops.stop_gradient(ops.reshape(iou, (-1, n, boxes)))
         is_box = ops.reshape(outputs["labels"] >= 0, (-1, n, boxes))
-        wrong, right = (
-            codec.split(log_probs)[..., CONFIDENCE]
-            for log_probs in update.likelihood.choice_log_probs
-        )
+        log_probs = update.likelihood.choice_log_probs
+        wrong, right = (codec.split(log_probs[i])[..., CONFIDENCE] for i in range(2))
         cross_entropy = -(target * right + (1.0 - target) * wrong)
         of_boxes = ops.where(is_box, cross_entropy, 0.0)
         return BOX_TOKENS * ops.mean(ops.sum(of_boxes, axis=-1))
