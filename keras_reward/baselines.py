@@ -14,8 +14,8 @@ class Baseline(keras.layers.Layer):
     """Base class: turns the rewards of samples into their advantages.
 
     Subclass it and implement `advantages`. State, such as an average over batches, is
-    a non-trainable weight that is made with `add_weight` in `__init__` and assigned in
-    `advantages`. It is saved with the tuner.
+    a non-trainable weight that is made with `add_weight` in `__init__` and assigned at
+    the end of `advantages`. It is saved with the tuner.
 
     Args:
         name: optional name.
