@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tiny import randomize
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 3
 
 

@@ -17,7 +17,7 @@ from tiny import weights_of
 
 from keras_reward import GaussianPolicy, RewardTuning
 
-pytestmark = pytest.mark.chance
+pytestmark = [pytest.mark.chance, pytest.mark.slow]
 
 SEED = 31337
 STEPS = 60  # independent estimates of the gradient
