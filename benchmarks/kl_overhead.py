@@ -1,17 +1,16 @@
-"""What a reference costs: a step of `fit` with `kl_weight` beside one without.
+"""What a reference model costs: a step of `fit` with a `KL` term beside one without.
 
 A model from images to sequences, as in the captioning example, and a factorised one.
-The steps take turns, each in a process of its own. A reference is one more forward pass
-of the model; the goal is less than 1.6 times the step without.
+The steps take turns, each in a process of its own. A reference model is one more
+forward pass; the goal is less than 1.6 times the step without.
 
     python benchmarks/kl_overhead.py --backends jax tensorflow torch
 """
 
 import argparse
 import os
-import time
 
-from timing import Worker, race, serve
+from timing import Worker, race, serve, steps_of_fit
 
 MODELS = ("sequence", "factorised")
 REFERENCES = ("none", "copy", "lora_base")
@@ -22,6 +21,7 @@ def make_model(kind, lora):
     """A model, and images to train it on, of which a batch has 16."""
     import keras
 
+    from keras_reward.backend.keras_private import flatten_layers
     from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 
     if kind == "sequence":
@@ -42,45 +42,38 @@ def make_model(kind, lora):
             ]
         )
     if lora:
-        for layer in model._flatten_layers():
+        for layer in flatten_layers(model):
             if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
                 layer.enable_lora(RANK)
     return model
 
 
 def step(kind, reference, lora):
-    """A function that runs `n` steps of `fit` and returns seconds per step."""
+    """A function that runs `n` steps of `fit` and returns the seconds of each."""
     import keras
     import numpy
     from keras import ops
 
-    from keras_reward import RewardTuning
+    from keras_reward import KL, RewardTuning
 
     def even(y_true, y_pred):
         axes = tuple(range(1, len(y_pred.shape)))
         return ops.mean(ops.cast(y_pred % 2 == 0, "float32"), axis=axes)
 
-    keep = {} if reference == "none" else {"reference": reference, "kl_weight": 0.1}
     tuned = RewardTuning(
-        make_model(kind, lora), reward=even, num_samples=8, seed=0, **keep
+        make_model(kind, lora),
+        reward=even,
+        num_samples=8,
+        terms=[] if reference == "none" else [KL(reference, 0.1)],
+        seed=0,
     )
     tuned.compile(keras.optimizers.Adam(1e-5))
 
-    class Clock(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            self.times.append(time.perf_counter())
+    def images(count):
+        shape = (count, 64, 64, 3)
+        return numpy.random.default_rng(0).random(shape).astype("float32")
 
-    clock = Clock()
-
-    def run(steps):
-        shape = (16 * (steps + 1), 64, 64, 3)
-        images = numpy.random.default_rng(0).random(shape).astype("float32")
-        clock.times = []
-        tuned.fit(images, batch_size=16, callbacks=[clock], shuffle=False, verbose=0)
-        pairs = zip(clock.times, clock.times[1:], strict=False)
-        return [after - before for before, after in pairs]
-
-    return run
+    return steps_of_fit(tuned, images, batch_size=16)
 
 
 def main():

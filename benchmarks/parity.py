@@ -1,4 +1,4 @@
-"""Whether the rewards and scores equal the field's references on real annotations.
+"""Whether rewards and metrics equal the field's references on real annotations.
 
 `--data` is a folder of COCO's annotations and captions: `coco/boxes_eval.json`,
 `coco/panoptic_{train,eval}.{json,tar}`, `captions/*.json.gz`, and
@@ -27,8 +27,8 @@ import rewards_captioning as captions
 from PIL import Image
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests" / "helpers"))
-import detection_reference
-import panoptic_reference
+import detection_in_numpy
+import panoptic_in_numpy
 from tiny import compiled, to_numpy
 
 from keras_reward import (
@@ -39,12 +39,12 @@ from keras_reward import (
     matched_iou,
 )
 from keras_reward.evaluation import coco_detection, panoptic_quality
-from keras_reward.evaluation.coco_detection import SCORES
+from keras_reward.evaluation.coco_detection import METRICS
 from keras_reward.rewards.coco_classes import COCO_CLASS_COUNTS
 from keras_reward.rewards.detection import COCO_THRESHOLDS
 
 
-def score(reward, y_true, y_pred):
+def evaluate(reward, y_true, y_pred):
     """Rewards in NumPy, by the compiled reward."""
     arguments = keras.tree.map_structure(keras.ops.convert_to_tensor, (y_true, y_pred))
     return to_numpy(compiled(lambda truth, output: reward(truth, output))(*arguments))
@@ -69,9 +69,9 @@ def check_captions(folder, count=2000):
             words[::3] = generator.integers(2, ids.max(), len(words[::3])).tolist()
         words = words[:39]
         candidates[row, : len(words) + 1] = [*words, captions.END]
-    reward = CIDErReward(end_id=captions.END, score_end_token=False)
+    reward = CIDErReward(end_id=captions.END, count_end_token=False)
     reward.adapt(ids)
-    ours = score(reward, references, candidates)
+    ours = evaluate(reward, references, candidates)
     theirs = captions.reference(ids, references, candidates, samples=1)()
     relative = np.abs(ours - theirs) / np.maximum(theirs, 0.01)
     return [("CIDEr-D against pycocoevalcap", count, relative.max(), 1e-4)]
@@ -112,28 +112,28 @@ def check_detection(folder):
     weighted = {**settings, "class_counts": "coco"}
     pairs = {
         "recall reward": (
-            score(RecallReward(**settings), y_true, y_pred),
-            detection_reference.reward(y_true, y_pred, [0.5], **rules),
+            evaluate(RecallReward(**settings), y_true, y_pred),
+            detection_in_numpy.reward(y_true, y_pred, [0.5], **rules),
         ),
         "mAP reward": (
-            score(MeanAveragePrecisionReward(**weighted), y_true, y_pred),
-            detection_reference.reward(
+            evaluate(MeanAveragePrecisionReward(**weighted), y_true, y_pred),
+            detection_in_numpy.reward(
                 y_true, y_pred, COCO_THRESHOLDS, counts=counts, **rules
             ),
         ),
         "mAP reward as published": (
-            score(
+            evaluate(
                 MeanAveragePrecisionReward(as_published=True, **weighted),
                 y_true,
                 y_pred,
             ),
-            detection_reference.published_reward(
+            detection_in_numpy.published_reward(
                 y_true, y_pred, COCO_THRESHOLDS, counts=counts, **rules
             ),
         ),
         "matched IoU": (
             to_numpy(matched_iou(y_true, y_pred, **settings)),
-            detection_reference.matched_iou(y_true, y_pred, **rules),
+            detection_in_numpy.matched_iou(y_true, y_pred, **rules),
         ),
     }
     return [
@@ -187,16 +187,16 @@ def check_panoptic(folder, chunk=20):
     reward = PanopticQualityReward(stuff_classes=stuff)
     ours = np.concatenate(
         [
-            score(reward, y_true[i : i + chunk], y_pred[i : i + chunk])
+            evaluate(reward, y_true[i : i + chunk], y_pred[i : i + chunk])
             for i in range(0, len(y_true), chunk)
         ]
     )
     theirs = [
-        panoptic_reference.reward(*pair, stuff, reward.max_segments)[0]
+        panoptic_in_numpy.reward(*pair, stuff, reward.max_segments)[0]
         for pair in zip(y_true, y_pred, strict=True)
     ]
     quality = panoptic_quality(y_true, y_pred, stuff_classes=stuff)["per_class"]
-    expected = panoptic_reference.panoptic_quality(y_true, y_pred, stuff)
+    expected = panoptic_in_numpy.panoptic_quality(y_true, y_pred, stuff)
     assert set(quality) == set(expected)
     difference = max(
         abs(quality[label][name] - value)
@@ -228,12 +228,12 @@ def check_coco_api(folder):
     for kind in ("bbox", "segm"):
         found = read(f"fake{kind}100_results.json.gz")
         y_true = as_dictionary(truth, truth.dataset["annotations"], kind)
-        scores = coco_detection(
+        metrics = coco_detection(
             y_true, as_dictionary(truth, found, kind), "xywh", iou_type=kind
         )
-        ours = np.array([scores[name] for name in SCORES])
+        ours = np.array([metrics[name] for name in METRICS])
         difference = np.abs(ours - expected[kind]["recomputed"]).max()
-        results.append((f"COCO API's example, {kind}", len(SCORES), difference, 1e-9))
+        results.append((f"COCO API's example, {kind}", len(METRICS), difference, 1e-9))
     return results
 
 

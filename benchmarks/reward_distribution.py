@@ -6,7 +6,7 @@ the paper's three findings hold. Expects the example's words.json beside mle.ker
 
     python benchmarks/reward_distribution.py --before mle.keras --after tuned.keras
 
-An interrupted run goes on when it is started again.
+An interrupted run continues when it is started again.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How fast the rewards are beside the field's own implementations, on one machine.
 
-Ours is jitted by JAX; the references run as they come, in turns with ours. `--data` is
+Ours is jitted by JAX; the references run as they are, in turns with ours. `--data` is
 a folder with `captions/coco_captions_val2017.json.gz` and
 `captions/flickr8k_captions.json.gz` (COCO's format), for document frequencies of real
 captions. Writes `outputs/benchmarks/rewards.json` and `rewards.png`.

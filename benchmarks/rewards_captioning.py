@@ -52,7 +52,7 @@ def batch_of(ids):
     generator = np.random.default_rng(0)
     chosen = generator.choice(len(ids), IMAGES, replace=False)
     references = ids[chosen, :REFERENCES, :TOKENS]
-    # Half of the captions are of the image itself, as a good model's would be alike.
+    # Half of the captions are of the image itself, as a good model's would be.
     others = generator.integers(0, len(ids), (IMAGES, SAMPLES // 2))
     own = np.repeat(chosen[:, None], SAMPLES - SAMPLES // 2, axis=1)
     which = np.concatenate([others, own], axis=1)
@@ -61,29 +61,26 @@ def batch_of(ids):
 
 
 def library(ids, references, captions):
-    """A function that scores the batch once, and the reward."""
+    """A function that evaluates the batch once by `CIDErReward`."""
     import jax
     import keras
 
     from keras_reward import CIDErReward
-    from keras_reward.policies.policy import repeat_rows
+    from keras_reward.nests import repeat_rows
 
-    reward = CIDErReward(end_id=END, pad_id=PAD, score_end_token=False)
+    reward = CIDErReward(end_id=END, pad_id=PAD, count_end_token=False)
     reward.adapt(ids)
 
     @jax.jit
-    def score(tables, references, captions):
+    def evaluate(tables, references, captions):
         mapping = zip(reward.variables, tables, strict=True)
         with keras.StatelessScope(state_mapping=list(mapping)):
-            prepared = reward.prepare(references)
-            repeated = keras.tree.map_structure(
-                lambda tensor: repeat_rows(tensor, SAMPLES), prepared
-            )
-            return reward.evaluate(repeated, captions)[0]
+            rows = repeat_rows(reward.prepare(references), SAMPLES)
+            return reward.evaluate(rows, captions)[0]
 
     tables = [variable.value for variable in reward.variables]
     references, captions = map(jax.numpy.asarray, (references, captions))
-    return lambda: np.asarray(score(tables, references, captions))
+    return lambda: np.asarray(evaluate(tables, references, captions))
 
 
 class Corpus(list):
@@ -109,7 +106,7 @@ def sentence(ids):
 
 
 def reference(ids, references, captions, samples=SAMPLES):
-    """The same with pycocoevalcap: counts n-grams of text, then scores."""
+    """The same with pycocoevalcap, which counts n-grams of text."""
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
     counter = CiderScorer()
@@ -123,7 +120,7 @@ def reference(ids, references, captions, samples=SAMPLES):
         for image in references
     ]
 
-    def score():
+    def evaluate():
         scorer = CiderScorer()
         scorer.document_frequency = counter.document_frequency
         scorer.crefs = Corpus()
@@ -132,7 +129,7 @@ def reference(ids, references, captions, samples=SAMPLES):
             scorer += (candidate, texts[row // samples])
         return np.array(scorer.compute_cider())
 
-    return score
+    return evaluate
 
 
 def measure(captions_folder, rounds=15):

@@ -17,10 +17,11 @@ def measure():
     """Rows of (name, reference's name, seconds an item, the reference's, goal)."""
     images = np.random.default_rng(0).random((BATCH, SIZE, SIZE, 3), "float32")
     reward = ColorfulnessReward()
-    score = jax.jit(lambda y_pred: reward.evaluate(None, y_pred)[0])
+    evaluate = jax.jit(lambda y_pred: reward.evaluate(None, y_pred)[0])
     on_device = jax.device_put(images)
     ours, theirs = in_turns(
-        [lambda: score(on_device).block_until_ready(), lambda: rgb2lab(images)], ROUNDS
+        [lambda: evaluate(on_device).block_until_ready(), lambda: rgb2lab(images)],
+        ROUNDS,
     )
     name = f"colorfulness, {SIZE} x {SIZE}"
     return [(name, "scikit-image's rgb2lab", ours / BATCH, theirs / BATCH, GOAL)]

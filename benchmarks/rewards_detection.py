@@ -1,4 +1,4 @@
-"""What the detection reward costs beside two other ways to compute such a score.
+"""What the detection reward costs beside two other ways to compute its like.
 
 100 ground-truth and 100 predicted boxes an image, 10 IoU thresholds, COCO's classes
 in COCO's frequencies, jitted JAX on the CPU, against
@@ -159,14 +159,16 @@ def measure():
     )
     y_true, y_pred = synthetic_boxes(numpy, list(COCO_CLASS_COUNTS.values()))
     on_device = jax.device_put((y_true, y_pred))
-    score = jax.jit(lambda truth, boxes: reward(truth, boxes))
+    evaluate = jax.jit(lambda truth, boxes: reward(truth, boxes))
     published = once_per_threshold(reward.class_weights[:-1], reward.iou_thresholds)
-    numpy.testing.assert_allclose(score(*on_device), published(*on_device), rtol=1e-4)
+    numpy.testing.assert_allclose(
+        evaluate(*on_device), published(*on_device), rtol=1e-4
+    )
     coco_api = coco_api_images(y_true, y_pred)
 
     ours, theirs, coco_api = in_turns(
         [
-            lambda: jax.block_until_ready([score(*on_device) for _ in range(CALLS)]),
+            lambda: jax.block_until_ready([evaluate(*on_device) for _ in range(CALLS)]),
             lambda: jax.block_until_ready(published(*on_device)),
             coco_api,
         ],

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from timing import in_turns
 
-from keras_reward.policies.policy import repeat_rows
+from keras_reward.nests import repeat_rows
 from keras_reward.rewards.panoptic import PanopticQualityReward
 
 BATCH, SAMPLES, SIZE, SEGMENTS, CLASSES = 8, 4, 512, 64, 20
@@ -110,12 +110,11 @@ def jitted_reward():
     """The reward as a training step runs it: prepare, repeat to rows, evaluate."""
     reward = PanopticQualityReward(max_segments=SEGMENTS)
 
-    def score(y_true, y_pred):
-        prepared = reward.prepare(y_true)
-        rows = jax.tree.map(lambda tensor: repeat_rows(tensor, SAMPLES), prepared)
+    def evaluate(y_true, y_pred):
+        rows = repeat_rows(reward.prepare(y_true), SAMPLES)
         return reward.evaluate(rows, y_pred)[0]
 
-    return jax.jit(score)
+    return jax.jit(evaluate)
 
 
 def measure():
@@ -124,10 +123,10 @@ def measure():
     truths = [for_numpy(each, True) for each in y_true for _ in range(SAMPLES)]
     guesses = [for_numpy(each, False) for each in y_pred]
     on_device = jax.device_put((y_true, y_pred))
-    score = jitted_reward()
+    evaluate = jitted_reward()
 
     def ours():
-        return np.asarray(score(*on_device))
+        return np.asarray(evaluate(*on_device))
 
     def theirs():
         pairs = zip(truths, guesses, strict=True)

@@ -4,17 +4,17 @@
     python benchmarks/scenes.py --models FOLDER/mle.keras FOLDER/tuned.keras
 
 Head room: how much more CIDEr-D the best caption of the grammar earns than the
-likeliest one, for somebody who sees everything. The score of a caption is its mean over
-all references that the grammar may draw, each with its probability; document
+likeliest one, for somebody who sees everything. The CIDEr-D of a caption is the mean
+over all references that the grammar may draw, each with its probability; document
 frequencies are those of training captions. Likeliest are the caption of the highest
 probability, and the one that greedy decoding of the grammar's exact distribution
 writes, as a perfectly trained model would.
 
 Perception, with `--models`: the share of the digits of held-out scenes that the greedy
-captions of a model name. Also their score, measured as above, and how much of the head
-room above greedy they gain over the first model. `examples/image_captioning.py` writes
-such models, and beside them `words.json`. Scenes that it looked at to decide when to
-stop are left out.
+captions of a model name. Also their CIDEr-D, measured as above, and how much of the
+head room above greedy they gain over the first model. `examples/image_captioning.py`
+writes such models, and beside them `words.json`. Scenes that it looked at to decide
+when to stop are left out.
 
 How they look: `scenes.png` in the folder `--output`.
 """
@@ -73,11 +73,11 @@ def main():
 
 def head_room(scenes, idf):
     """Mean CIDEr-D of captions under perfect perception, by how they are chosen."""
-    scores = []
+    rows = []
     for scene in scenes:
         distribution = probabilities(scene.layout)
-        expected = expected_scores(distribution, distribution, idf)
-        scores.append(
+        expected = expected_cider(distribution, distribution, idf)
+        rows.append(
             {
                 "best": max(expected.values()),
                 "greedy": expected[greedy(distribution)],
@@ -85,19 +85,19 @@ def head_room(scenes, idf):
                 "sampled": sum(distribution[c] * expected[c] for c in expected),
             }
         )
-    return {name: np.mean([score[name] for score in scores]) for name in scores[0]}
+    return {name: np.mean([row[name] for row in rows]) for name in rows[0]}
 
 
-def expected_scores(captions, distribution, idf):
+def expected_cider(captions, distribution, idf):
     """CIDEr-D of captions against one reference, in the mean over the reference."""
     references = {reference: [count(reference)] for reference in distribution}
-    scores = dict.fromkeys(captions, 0.0)
-    for caption in scores:
+    expected = dict.fromkeys(captions, 0.0)
+    for caption in expected:
         counts = count(caption)
         for reference, probability in distribution.items():
-            score = similarity(counts, references[reference], idf)
-            scores[caption] += probability * score
-    return scores
+            cider = similarity(counts, references[reference], idf)
+            expected[caption] += probability * cider
+    return expected
 
 
 def count(caption):
@@ -128,35 +128,35 @@ def greedy(distribution):
     return " ".join(written[:-1])
 
 
-def print_head_room(scores, count):
+def print_head_room(room, count):
     print(f"\nCIDEr-D under perfect perception, {count} held-out scenes")
-    for name, score in scores.items():
-        print(f"{name:12}{score:7.3f}")
+    for name, cider in room.items():
+        print(f"{name:12}{cider:7.3f}")
     for name in ("greedy", "most likely"):
-        print(f"head room above {name}: {scores['best'] / scores[name] - 1.0:+.1%}")
+        print(f"head room above {name}: {room['best'] / room[name] - 1.0:+.1%}")
 
 
 # Trained models.
 
 
 def print_models(paths, scenes, idf, room):
-    """Perception and score of models, and the head room gained since the first."""
+    """Perception and CIDEr-D of models, and the head room gained since the first."""
     first = None
     for path in map(pathlib.Path, paths):
         captions = write_captions(path, scenes)
         named = np.array([named_digits(caption) for caption in captions])
         true = np.array([np.bincount(s.labels, minlength=10) for s in scenes])
         right = np.minimum(named, true)
-        score = np.mean(
+        cider = np.mean(
             [
-                expected_scores([caption], probabilities(scene.layout), idf)[caption]
+                expected_cider([caption], probabilities(scene.layout), idf)[caption]
                 for caption, scene in zip(captions, scenes, strict=True)
             ]
         )
-        first = score if first is None else first
+        first = cider if first is None else first
         print(f"\n{path}: names {right.sum() / true.sum():.1%} of the digits")
         print(f"of those that it names, {right.sum() / named.sum():.1%} are there")
-        print(f"CIDEr-D {score:.3f}, head room gained {(score - first) / room:.0%}")
+        print(f"CIDEr-D {cider:.3f}, head room gained {(cider - first) / room:.0%}")
         for digit, share in zip(CLASS_NAMES, right.sum(0) / true.sum(0), strict=True):
             print(f"{digit} {share:.0%}", end="  ")
         print()

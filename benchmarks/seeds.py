@@ -1,8 +1,8 @@
 """What an example gained over several seeds, as Markdown tables.
 
 Of the results.json files that one of the examples wrote with a `--seed` each: every
-score before and after tuning and the seconds of every stage, as mean (least to most),
-and the change of every score, of each seed in the order of the files and in the mean.
+number before and after tuning and the seconds of every stage, as mean (least to most),
+and the change of every number, of each seed in the order of the files and in the mean.
 
     python benchmarks/seeds.py outputs/seed_0/results.json outputs/seed_1/results.json
 """
@@ -24,8 +24,8 @@ def main():
     metrics = sorted({run["metric"] for run in runs})
     if len(metrics) > 1:
         raise SystemExit(f"Expected results of one example. Received: {metrics}")
-    print(f"{metrics[0]} and other scores, mean (least to most) of {len(runs)} runs")
-    print_table(("score", "before", "after", "change", "mean change"), scores(runs))
+    print(f"{metrics[0]} and other numbers, mean (least to most) of {len(runs)} runs")
+    print_table(("name", "before", "after", "change", "mean change"), changes(runs))
     seconds = gather(runs, "seconds")
     rows = [(stage, spread(values, 0)) for stage, values in seconds.items()]
     print_table(("stage", "seconds"), rows)
@@ -51,16 +51,16 @@ def gather(runs, part):
     }
 
 
-def scores(runs):
-    """Rows of the table of scores. Some are measured before or after tuning only."""
+def changes(runs):
+    """Rows of numbers by name. Some are measured before or after tuning only."""
     before, after = gather(runs, "before"), gather(runs, "after")
     absent = np.full(len(runs), np.nan)
     for name in {**before, **after}:
         old, new = before.get(name, absent), after.get(name, absent)
         with np.errstate(divide="ignore", invalid="ignore"):
-            changes = 100.0 * (new - old) / np.abs(old)
-        each = ", ".join(map(percent, changes))
-        yield name, spread(old), spread(new), each, percent(changes.mean())
+            change = 100.0 * (new - old) / np.abs(old)
+        each = ", ".join(map(percent, change))
+        yield name, spread(old), spread(new), each, percent(change.mean())
 
 
 def spread(values, digits=3):

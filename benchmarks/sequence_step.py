@@ -19,9 +19,8 @@ import argparse
 import importlib.util
 import os
 import sys
-import time
 
-from timing import Worker, race, serve
+from timing import Worker, race, serve, steps_of_fit, timed
 
 SIZES = {
     "image": 128,
@@ -76,7 +75,7 @@ def pictures(sizes, count):
 
 
 def library_step(sizes):
-    """A function that runs `n` steps of `fit` and returns seconds per step."""
+    """A function that runs `n` steps of `fit` and returns the seconds of each."""
     import keras
 
     from keras_reward import RewardTuning
@@ -88,22 +87,7 @@ def library_step(sizes):
     jit_compile = {"1": True, "0": "auto"}[os.environ["BENCH_JIT"]]
     tuned.compile(keras.optimizers.Adam(1e-4), jit_compile=jit_compile)
 
-    class Clock(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            self.times.append(time.perf_counter())
-
-    clock = Clock()
-
-    def run(steps):
-        images = pictures(sizes, sizes.batch * (steps + 1))
-        clock.times = []
-        tuned.fit(
-            images, batch_size=sizes.batch, callbacks=[clock], shuffle=False, verbose=0
-        )
-        pairs = zip(clock.times, clock.times[1:], strict=False)
-        return [after - before for before, after in pairs]
-
-    return run
+    return steps_of_fit(tuned, lambda count: pictures(sizes, count), sizes.batch)
 
 
 def script_step(path, sizes):
@@ -116,22 +100,8 @@ def script_step(path, sizes):
     return lambda steps: [script.seconds_per_step(config, steps=steps, warmup=1)[0]]
 
 
-def timed(function):
-    """A function that runs `function` n times and returns the seconds of each."""
-
-    def run(steps):
-        times = []
-        for _ in range(steps):
-            begin = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - begin)
-        return times
-
-    return run
-
-
 def generation(sizes):
-    """Sampling 8 sequences about each image."""
+    """Sampling 8 sequences for each image."""
     model, images = make_model(sizes), pictures(sizes, sizes.batch)
     return timed(lambda: model.generate(images, num_samples=PER_PROMPT))
 
@@ -152,13 +122,13 @@ def generation_without_cache(sizes):
             noise = keras.random.uniform(shape, seed=0)
 
             def step(position, tokens):
-                from keras_reward.policies.token_sampling import sample_tokens
+                from keras_reward.sampling import draw_categorical
 
                 inputs = ops.pad(tokens[..., :-1], [(0, 0), (0, 0), (1, 0)])
                 hidden = model.hidden_states(context, inputs)
                 logits = model.logits(ops.take(hidden, position, axis=2))
                 number = ops.take(noise, position, axis=2)[..., None]
-                chosen = sample_tokens(logits, number)
+                chosen = draw_categorical(logits, number)
                 here = ops.arange(sizes.length, dtype="int32") == position
                 return position + 1, ops.where(here, chosen, tokens)
 
@@ -205,7 +175,7 @@ def generation_by_keras_hub(sizes, prompt, layers=None):
 
 
 def generation_by_policy(sizes, prompt):
-    """The same GPT-2 sampled by `CausalLMPolicy`, 8 times about each prompt."""
+    """The same GPT-2 sampled by `CausalLMPolicy`, 8 times for each prompt."""
     import keras
 
     from keras_reward import CausalLMPolicy
@@ -242,8 +212,8 @@ KINDS = {
         sizes, 1, sizes.encoder_layers + sizes.decoder_layers
     ),
 }
-# What samples about prompts as long as the image has tokens, about single tokens, and
-# about single tokens with a model of as many layers as encoder and decoder have.
+# What samples for prompts as long as the image has tokens, for single tokens, and for
+# single tokens with a model of as many layers as encoder and decoder have.
 GENERATION = list(KINDS)[list(KINDS).index("generate") :]
 
 

@@ -9,14 +9,14 @@ reference, so that a busy machine disturbs both alike.
     python benchmarks/step_overhead.py --backends jax tensorflow torch
 
 Prints the ratio of the median step times, and the share of the step that is the
-reward: decoding samples to images and scoring them.
+reward: decoding samples to images and evaluating those.
 """
 
 import argparse
 import os
 import time
 
-from timing import Worker, race, serve
+from timing import Worker, race, serve, steps_of_fit, timed
 
 IMAGE, GRID, COLORS, WIDTH = 32, 16, 64, 64
 BATCH, SAMPLES = 64, 8
@@ -35,7 +35,7 @@ def photographs(numpy, count):
 
 
 def library_step(jit_compile, dtype):
-    """A function that runs `n` steps of `fit` and returns seconds per step."""
+    """A function that runs `n` steps of `fit` and returns the seconds of each."""
     import keras
     import numpy
 
@@ -56,20 +56,7 @@ def library_step(jit_compile, dtype):
     )
     tuned.compile(keras.optimizers.Adam(LEARNING_RATE), jit_compile=jit_compile)
 
-    class Clock(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            self.times.append(time.perf_counter())
-
-    clock = Clock()
-
-    def run(steps):
-        images = photographs(numpy, BATCH * (steps + 1))
-        clock.times = []
-        tuned.fit(images, batch_size=BATCH, callbacks=[clock], shuffle=False, verbose=0)
-        pairs = zip(clock.times, clock.times[1:], strict=False)
-        return [after - before for before, after in pairs]
-
-    return run
+    return steps_of_fit(tuned, lambda count: photographs(numpy, count), BATCH)
 
 
 def benchmark_palette():
@@ -83,7 +70,7 @@ def benchmark_palette():
 
 
 def library_reward():
-    """As `library_step`, for decoding and scoring alone, as one compiled function."""
+    """As `library_step`, for decoding and the reward alone, as one function."""
     import keras
     import numpy
 
@@ -91,38 +78,31 @@ def library_reward():
 
     policy, reward = CategoricalPolicy(codec=benchmark_palette()), ColorfulnessReward()
 
-    def score(images, samples):
+    def evaluate(images, samples):
         return reward(None, policy.decode(images, samples))
 
     if keras.config.backend() == "jax":
         import jax
 
-        score = jax.jit(score)
+        evaluate = jax.jit(evaluate)
     elif keras.config.backend() == "tensorflow":
         import tensorflow as tf
 
-        score = tf.function(score, jit_compile=os.environ.get("BENCH_JIT") == "1")
+        xla = os.environ.get("BENCH_JIT") == "1"
+        evaluate = tf.function(evaluate, jit_compile=xla)
     shape = (BATCH, SAMPLES, GRID, GRID)
     samples = numpy.random.default_rng(0).integers(0, COLORS, shape).astype("int32")
     images = keras.ops.convert_to_tensor(photographs(numpy, BATCH))
     samples = keras.ops.convert_to_tensor(samples)
 
-    def run(steps):
-        times = []
-        for _ in range(steps):
-            begin = time.perf_counter()
-            keras.ops.convert_to_numpy(score(images, samples))
-            times.append(time.perf_counter() - begin)
-        return times
-
-    return run
+    return timed(lambda: keras.ops.convert_to_numpy(evaluate(images, samples)))
 
 
 # The same step in plain JAX.
 
 
 def reference_step():
-    """A function that runs `n` steps and returns seconds per step."""
+    """A function that runs `n` steps and returns the seconds of each."""
     import jax
     import numpy
 

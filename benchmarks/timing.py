@@ -1,9 +1,10 @@
-"""Timing of functions and of whole processes side by side, in turns.
+"""Timing of functions and of whole processes side by side.
 
-In turns, so that whatever slows the machine for a while slows all of them.
+They take turns, so that whatever slows the machine for a while slows all of them.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -29,6 +30,51 @@ def in_turns(functions, rounds):
             function()
             times.append(time.perf_counter() - begin)
     return [statistics.median(times) for times in seconds]
+
+
+def timed(function):
+    """A function that runs `function` n times and returns the seconds of each."""
+
+    def run(steps):
+        times = []
+        for _ in range(steps):
+            begin = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - begin)
+        return times
+
+    return run
+
+
+def steps_of_fit(tuned, make_images, batch_size):
+    """A function that runs `n` steps of `fit` and returns the seconds of each.
+
+    Args:
+        tuned: a compiled Keras model.
+        make_images: returns as many images as it is asked for.
+        batch_size: images in a step.
+    """
+    import keras
+
+    class Times(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            ends.append(time.perf_counter())
+
+    ends = []
+
+    def run(steps):
+        ends.clear()
+        # One step more: seconds are those from the end of one to the end of the next.
+        tuned.fit(
+            make_images(batch_size * (steps + 1)),
+            batch_size=batch_size,
+            callbacks=[Times()],
+            shuffle=False,
+            verbose=0,
+        )
+        return [after - before for before, after in itertools.pairwise(ends)]
+
+    return run
 
 
 def serve(make_run):

@@ -4,29 +4,28 @@ A colorizer sees a grey photograph and picks a colour for every cell of a coarse
 Maximum likelihood makes it timid: grass is surely green, but a shirt may be anything,
 and the likeliest guess for "anything" is greyish brown. Reward tuning (Pinto et al.
 2023, "Tuning computer vision models with task rewards", section 4.3) then asks for
-what we wanted in the first place, pictures that are vivid and of many hues.
+what we wanted in the first place: vivid pictures of many hues.
 
     python examples/colorization.py
     python examples/colorization.py --photos my_pictures --seed 1
     python examples/colorization.py --photos my_pictures --model uvim
 
-With `--model uvim` the colorizer is the paper's, small or as published: a UViM model,
-whose three stages are in colorization_uvim.py.
+With `--model uvim` the colorizer is a UViM model like the paper's, small or of the
+published size; colorization_uvim.py has its three stages.
 
-The photographs are those that scikit-image and scikit-learn bring along, so nothing is
-downloaded. Some whole photographs are held out; every number in the table is of those.
+The photographs come with scikit-image and scikit-learn, so nothing is downloaded. Some
+of them are held out, and every number in the table is measured on those.
 """
 
 import argparse
 import io
-import json
 import pathlib
 import tarfile
-import time
 
 import keras
-import matplotlib
+import matplotlib.pyplot
 import numpy as np
+import shared
 import skimage
 import sklearn
 from keras import layers, ops
@@ -41,11 +40,11 @@ from keras_reward import (
 from keras_reward.codecs import rgb_to_lab, to_gray
 
 # Data. The network sees squares of SIZE pixels and paints GRID x GRID cells: the eye
-# sees lightness finely and colour coarsely, as JPEG and television have long known.
+# sees lightness finely and colour coarsely, which JPEG and television rely on.
 SIZE = 32
 GRID = 8
 SCALES = (0.35, 1.0)  # side of a square, as a share of the photograph's short side
-TRAIN_SQUARES = 1536  # in all, shared out evenly among the photographs
+TRAIN_SQUARES = 1536  # in all, the same number from each photograph
 HELD_OUT_SQUARES = 96
 HOLD_OUT_EVERY = 8  # with --photos: the first of every eight files is held out
 GREY_SPREAD = 2.0  # of 255: a photograph whose channels differ less on average is grey
@@ -55,7 +54,7 @@ BUILT_IN = {
 }
 BUILT_IN_HELD_OUT = ("china.jpg", "flower.jpg")
 
-# Maximum likelihood, until the loss of held-out pictures stops to fall: with this few
+# Maximum likelihood, until the loss of held-out pictures stops improving: with so few
 # photographs, after two epochs.
 WIDTH = 64
 BATCH = 32
@@ -69,8 +68,8 @@ NUM_SAMPLES = 8
 LEARNING_RATE = 1e-4
 STEPS_PER_EPOCH = 16
 MOST_EPOCHS = 96
-# Enough is enough: ln 4, as for four hues in equal parts, all vivid. Photographs earn
-# less. Beyond this the samples earn by noise, and colours follow content no longer.
+# When to stop: ln 4 is what four hues in equal parts earn if all is vivid. Photographs
+# earn less. Beyond it samples earn by noise, and colours no longer follow the content.
 ENOUGH_REWARD = float(np.log(4.0))
 SPACING = 20.0  # of the colours to choose from, in Lab units
 
@@ -80,7 +79,7 @@ def main():
     keras.utils.set_random_seed(args.seed)
     if args.model == "cells":
         return run(args)
-    import colorization_uvim  # not above: it imports what the two share from here
+    import colorization_uvim  # not above: it imports this file
 
     colorization_uvim.run(args)
 
@@ -93,7 +92,7 @@ def read_arguments():
     parser.add_argument("--output", help="default: outputs/colorization, or ..._uvim")
     uvim = parser.add_argument_group("with --model uvim")
     uvim.add_argument("--preset", choices=("tiny", "paper"), help="default: tiny")
-    uvim.add_argument("--stages", help="a folder with a mle.keras: leaves out 1 and 2")
+    uvim.add_argument("--stages", help="a folder with a mle.keras: skips 1 and 2")
     uvim.add_argument("--checkpoint", help="a folder of big_vision's files: likewise")
     args = parser.parse_args()
     if args.model != "uvim" and (args.preset or args.stages or args.checkpoint):
@@ -110,8 +109,8 @@ def read_arguments():
 
 def run(args):
     """The colorizer that chooses the colour of each cell by itself."""
-    output, clock = args.output, Clock()
-    heading("1. Photographs")
+    output, clock = args.output, shared.Clock()
+    shared.heading("1. Photographs")
     rng = np.random.default_rng(args.seed)
     train, held_out = load_photos(args.photos, SIZE)
     train = rng.permutation(cut_squares(train, TRAIN_SQUARES, rng, SIZE))
@@ -119,7 +118,7 @@ def run(args):
     palette = ColorPalette(SPACING)
     clock.stop("data")
 
-    heading("2. Maximum likelihood: which colours are likely?")
+    shared.heading("2. Maximum likelihood: which colours are likely?")
     colorizer = build_colorizer(palette.num_colors)
     fit_likelihood(colorizer, palette, train)
     clock.stop("likelihood")
@@ -127,15 +126,15 @@ def run(args):
     before, painted_before = measure(colorizer, palette, held_out)
     clock.stop("measuring")
 
-    heading("3. Reward tuning: which colours do we want?")
+    shared.heading("3. Reward tuning: which colours do we want?")
     tuned, history = tune(colorizer, palette, train, held_out, args.seed)
     clock.stop("tuning")
 
     after, painted_after = measure(tuned.model, palette, held_out)
     clock.stop("measuring")
 
-    heading(f"4. Held-out photographs, greedy colours, {len(held_out)} squares")
-    print_table({"before": before, "after": after})
+    shared.heading(f"4. Held-out photographs, greedy colours, {len(held_out)} squares")
+    shared.print_table({"before": before, "after": after})
     columns = {
         "grey": grey(held_out),
         "original": held_out,
@@ -143,32 +142,20 @@ def run(args):
         "after": painted_after,
     }
     save_gallery(output / "gallery.png", columns, rows=8)
-    save_curve(output / "reward.png", history)
+    panels = {"tuning: colourfulness": (history, ("reward", "val_reward"))}
+    shared.save_curves(output / "reward.png", panels)
     tuned.model.save(output / "tuned.keras")
     clock.stop("saving")
     settings = {k: v for k, v in globals().items() if k.isupper() and k != "BUILT_IN"}
-    save_results(output, before, after, clock, seeds=[args.seed], settings=settings)
-
-
-class Clock:
-    """Seconds of each stage."""
-
-    def __init__(self):
-        self.start = self.last = time.perf_counter()
-        self.seconds = {}
-
-    def stop(self, stage):
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
-        self.last = now
-
-    def rounded(self):
-        total = self.last - self.start
-        return {k: round(v, 1) for k, v in {**self.seconds, "total": total}.items()}
-
-
-def heading(text):
-    print(f"\n{text}\n{'-' * len(text)}", flush=True)
+    shared.save_results(
+        output,
+        "reward",
+        before,
+        after,
+        clock,
+        seeds=[args.seed],
+        settings=settings,
+    )
 
 
 # 1. Photographs
@@ -279,8 +266,8 @@ def cut_square(photo, scale, rng, size, mirrored):
 class ReflectPadding(layers.Layer):
     """Mirrors one pixel beyond each edge.
 
-    With zeros there, a network can tell where in the picture it is. Tuning finds that
-    out, and paints one and the same rainbow over every picture.
+    With zeros there, the network can tell where in the picture it is. Tuning exploits
+    that, and paints the same rainbow over every picture.
     """
 
     def call(self, images):
@@ -288,7 +275,7 @@ class ReflectPadding(layers.Layer):
 
 
 def build_colorizer(num_colors):
-    """Grey image in, logits of colours of each cell out, and no notion of position."""
+    """Grey image in, logits of each cell's colours out, without a notion of place."""
 
     def conv(x, filters):
         x = layers.Conv2D(filters, 3, use_bias=False)(ReflectPadding()(x))
@@ -296,7 +283,7 @@ def build_colorizer(num_colors):
 
     image = keras.Input((SIZE, SIZE, 1), name="grey")
     x = conv(image, WIDTH // 4)
-    # Averages treat left and right alike, where strides need not.
+    # Averages treat left and right alike, which strides need not.
     x = conv(layers.AveragePooling2D(2)(x), WIDTH // 2)
     x = conv(layers.AveragePooling2D(2)(x), WIDTH)
     return keras.Model(image, layers.Conv2D(num_colors, 1, name="colors")(x))
@@ -364,15 +351,15 @@ def measure(colorizer, palette, photos):
     bins = likeliest(colorizer, images)
     mirrored = likeliest(colorizer, images[:, :, ::-1])[:, :, ::-1]
     painted = ops.convert_to_numpy(palette.decode(images, bins[:, None])[:, 0])
-    return score(photos, painted, bins == mirrored), painted
+    return table_column(photos, painted, bins == mirrored), painted
 
 
 def likeliest(colorizer, images):
     return colorizer.predict(images, batch_size=BATCH, verbose=0).argmax(-1)
 
 
-def score(photos, painted, agreement):
-    """A column of the table.
+def table_column(photos, painted, agreement):
+    """Rewards and more of painted photographs, by name.
 
     Args:
         photos, painted: `(count, height, width, 3)` in [0, 1].
@@ -392,13 +379,6 @@ def score(photos, painted, agreement):
     return {name: float(np.mean(ops.convert_to_numpy(v))) for name, v in table.items()}
 
 
-def print_table(columns):
-    print(" " * 18 + "".join(f"{title:>8}" for title in columns))
-    for name in next(iter(columns.values())):
-        numbers = (f"{column[name]:8.3f}" for column in columns.values())
-        print(f"{name:18}" + "".join(numbers))
-
-
 def save_gallery(path, columns, rows):
     """Pictures `(count, size, size, ...)` by the title of their column."""
     count, size = next(iter(columns.values())).shape[:2]
@@ -412,36 +392,7 @@ def save_gallery(path, columns, rows):
     figure = matplotlib.pyplot.gcf()
     for axes, title in zip(figure.axes, columns, strict=False):
         axes.set_title(title)
-    save_figure(path)
-
-
-def save_curve(path, history):
-    matplotlib.pyplot.figure(figsize=(6, 4))
-    for name, label in {"reward": "samples", "val_reward": "held out, greedy"}.items():
-        matplotlib.pyplot.plot(history[name], label=label)
-    matplotlib.pyplot.xlabel("epoch of reward tuning")
-    matplotlib.pyplot.ylabel("colourfulness reward")
-    matplotlib.pyplot.legend()
-    save_figure(path)
-
-
-def save_figure(path):
-    matplotlib.pyplot.savefig(path, dpi=100, bbox_inches="tight")
-    matplotlib.pyplot.close()
-    print(f"saved {path}")
-
-
-def save_results(output, before, after, clock, **details):
-    results = {
-        "metric": "reward",
-        "before": before,
-        "after": after,
-        "seconds": clock.rounded(),
-        "backend": keras.backend.backend(),
-        **details,
-    }
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"saved {output}/results.json, after {clock.rounded()['total']:.0f} seconds")
+    shared.save_figure(path)
 
 
 if __name__ == "__main__":

@@ -12,49 +12,36 @@ likelihood on the codes of true colours; and its reward tuning for colourfulness
     python examples/colorization.py --model uvim --photos my_pictures --preset paper \
         --checkpoint DIR_OF_BIG_VISION_FILES
 
-The photographs, and what is measured, are those of colorization.py. Tuning is quick to
-find out that one rainbow, painted by place over whatever picture, is colourful. The
-published codes are of places and allow that; those of the tiny preset are of parts of
-the picture. Look at the mirror agreement, and at how much of the colours place decides.
+The photographs, and what is measured, are those of colorization.py. Tuning soon finds
+out that a rainbow is colourful, the same one over every picture. The published codes
+are of places and allow that; those of the tiny preset are of parts of the picture. Look
+at the mirror agreement, and at how much of the colours is decided by place.
 """
 
 import functools
-import pathlib
 import types
 
 import keras
-import matplotlib.pyplot
 import numpy as np
+import shared
 from colorization import (
     GRID,
     SPACING,
-    Clock,
     cut_square,
     grey,
-    heading,
     held_out_squares,
     load_photos,
-    print_table,
-    save_figure,
     save_gallery,
-    save_results,
-    score,
+    table_column,
 )
 from keras import ops
+from shared_uvim import PUBLISHED, build_language_model, build_stage_one, load
 
-from keras_reward import ColorfulnessReward, ColorPalette, RewardTuning
+from keras_reward import KL, ColorfulnessReward, ColorPalette, RewardTuning
 from keras_reward.codecs import rgb_to_lab
-from keras_reward.models import (
-    CodeUsage,
-    ColorizationTask,
-    UViM,
-    UViMStageOne,
-    VisionEncoderDecoder,
-    VisionTransformer,
-    load_big_vision,
-)
+from keras_reward.models import CodeUsage, ColorizationTask, UViM
 
-# Every so many photographs of those to train on, one is watched instead: its loss says
+# Of the photographs to train on, one in so many is watched instead: their loss says
 # when to stop. The held-out ones are for the table alone.
 WATCH_EVERY = 12
 GALLERY_ROWS = 12
@@ -76,18 +63,18 @@ TINY = {
         "oracle_layers": 1,
         "base_layers": 2,
         "oracle_sees_image": False,
-        "momentum": 0.97,  # few steps are taken: the dictionary must follow fast
+        "momentum": 0.97,  # there are few steps: the dictionary must follow fast
         "stem": "conv",
     },
     "encoder": {"width": 64, "num_layers": 2, "stem": "conv"},
     "decoder": {"num_layers": 1},
-    # Whenever the loss of watched photographs stops to fall, the learning rate falls;
+    # Whenever the loss of watched photographs stops improving, the learning rate falls;
     # when that does not help, a stage ends.
     "codes": {"rate": 2e-3, "batch": 32, "steps": 100, "epochs": 8},
     "likelihood": {"rate": 1e-3, "batch": 32, "steps": 100, "epochs": 20},
     "patience": 3,
     # Reward tuning: the learning rate grows for a while, then falls along a cosine to
-    # the last fraction. Faster, it settles for the first code that is colourful.
+    # a last fraction. If it is higher, the first code that is colourful wins.
     "tuning": {
         "rate": 2e-4,
         "warmup": 120,
@@ -97,25 +84,14 @@ TINY = {
         "epochs": 36,
     },
     "num_samples": 4,
-    "kl_weight": 0.02,  # keeps the likelier of two colourful codes
+    "kl_weight": 0.02,  # of two colourful codes, keeps the likelier
 }
 PAPER = {
     **TINY,
-    "image_size": 512,
-    "patch_size": 16,
+    **PUBLISHED,
     "color_output": "rgb",
     "smoothing": 0,
     "chroma": (1.0, 1.0),
-    "stage_one": {
-        "code_grid": (16, 16),
-        "num_codes": 4096,
-        "width": 768,
-        "oracle_layers": 6,
-        "base_layers": 12,
-        "num_heads": 12,
-    },
-    "encoder": {"width": 1024, "num_layers": 24, "num_heads": 16},
-    "decoder": {"num_layers": 24, "num_heads": 16, "attention_bias": False},
     "codes": {"rate": 4e-4, "batch": 1024, "steps": 1000, "epochs": 125},
     "likelihood": {"rate": 1e-3, "batch": 512, "steps": 1000, "epochs": 125},
     "tuning": {
@@ -135,12 +111,13 @@ CHECKPOINTS = ("color_stageI_params.npz", "color_stageII_params.npz")
 def run(args):
     """All stages, and what came of them in the folder `args.output`."""
     settings = PAPER if args.preset == "paper" else TINY
-    preset, clock = types.SimpleNamespace(**settings), Clock()
-    uvim, curves = load(args, preset), {}
-    heading("Photographs")
+    preset, clock, curves = types.SimpleNamespace(**settings), shared.Clock(), {}
+    task = ColorizationTask(preset.color_output, RANGE, preset.smoothing)
+    uvim = load(args, preset, task, CHECKPOINTS)
+    shared.heading("Photographs")
     photos = Photographs(args, preset)
     clock.stop("data")
-    uvim = uvim or train(photos, preset, args.seed, curves, clock)
+    uvim = uvim or train(photos, preset, task, args.seed, curves, clock)
     uvim.save(args.output / "mle.keras")
 
     first = uvim.stage_one
@@ -150,7 +127,7 @@ def run(args):
     different = {"before": different_codes(uvim, photos.table)}
     usage = report_codes(first, photos.table, ceiling["color error"])
     clock.stop("measuring")
-    heading("3. Reward tuning: which codes do we want?")
+    shared.heading("3. Reward tuning: which codes do we want?")
     curves["tuning"] = tune(uvim, photos, preset, args.seed)
     clock.stop("tuning")
     uvim.save(args.output / "tuned.keras")
@@ -158,8 +135,12 @@ def run(args):
     after, painted_after = measure(painter(uvim), photos.table)
     different["after"] = different_codes(uvim, photos.table)
     clock.stop("measuring")
-    heading(f"4. Held-out photographs, greedy codes, {len(photos.table)} squares")
-    print_table({"truth": truth, "oracle": ceiling, "before": before, "after": after})
+    shared.heading(
+        f"4. Held-out photographs, greedy codes, {len(photos.table)} squares"
+    )
+    shared.print_table(
+        {"truth": truth, "oracle": ceiling, "before": before, "after": after}
+    )
     print("different codes: {before} before, {after} after".format(**different))
     columns = {
         "grey": grey(photos.table),
@@ -169,10 +150,18 @@ def run(args):
         "after": painted_after,
     }
     save_gallery(args.output / "gallery.png", columns, GALLERY_ROWS)
-    save_curves(args.output / "curves.png", curves)
+    codes, likelihood = (curves.get(stage, {}) for stage in ("codes", "likelihood"))
+    panels = {
+        "codes: error of colours": (codes, ["val_color_error"]),
+        "codes: use": (codes, ["val_perplexity", "val_dead_codes"]),
+        "likelihood: nats a code": (likelihood, ["loss", "val_loss"]),
+        "tuning: reward": (curves["tuning"], ["reward", "val_reward"]),
+    }
+    shared.save_curves(args.output / "curves.png", panels)
     clock.stop("saving")
-    save_results(
+    shared.save_results(
         args.output,
+        "reward",
         before,
         after,
         clock,
@@ -211,7 +200,7 @@ class Photographs:
 class Squares(keras.utils.PyDataset):
     """Batches of random squares of photographs, every second one mirrored.
 
-    Each epoch has others: a few hundred photographs are soon known by heart.
+    Each epoch has new ones: a few hundred photographs are soon known by heart.
 
     Args:
         photos: RGB images.
@@ -263,71 +252,11 @@ def model_input(photos):
 # 1. and 2. Maximum likelihood
 
 
-def load(args, preset):
-    """A model that was trained before, or None."""
-    if args.stages and args.checkpoint:
-        raise SystemExit("Expected --stages or --checkpoint. Received: both")
-    if args.stages:
-        path = pathlib.Path(args.stages) / "mle.keras"
-        check_files("--stages", path)
-        return check_model(keras.models.load_model(path), path, preset)
-    if args.checkpoint:
-        if args.preset != "paper":
-            raise SystemExit(
-                "--checkpoint has models of the published size: expected --preset "
-                f"paper. Received: --preset {args.preset}"
-            )
-        paths = [pathlib.Path(args.checkpoint) / name for name in CHECKPOINTS]
-        check_files("--checkpoint", *paths)
-        first = load_big_vision(paths[0], build_stage_one(preset, args.seed))
-        second = load_big_vision(paths[1], build_language_model(preset, first))
-        return UViM(first, second)
-    return None
-
-
-def check_model(model, path, preset):
-    side = model.stage_one.image_shape[0] if isinstance(model, UViM) else "other"
-    if side != preset.image_size:
-        raise SystemExit(
-            f"Expected a UViM model of the same --preset, for {preset.image_size} "
-            f"pixels, in {path}. Received: {type(model).__name__} for {side} pixels"
-        )
-    return model
-
-
-def check_files(argument, *paths):
-    names = " and ".join(path.name for path in paths)
-    for path in paths:
-        if not path.is_file():
-            raise SystemExit(
-                f"Expected {argument} to be a folder with {names}. Received: no {path}"
-            )
-
-
-def build_stage_one(preset, seed):
-    """Oracle, dictionary and base model."""
-    side = preset.image_size
-    return UViMStageOne(
-        ColorizationTask(preset.color_output, RANGE, preset.smoothing),
-        (side, side, 3),
-        preset.patch_size,
-        seed=seed,
-        **preset.stage_one,
-    )
-
-
-def build_language_model(preset, first):
-    """Writes the codes of the first stage."""
-    encoder = VisionTransformer(first.image_shape, preset.patch_size, **preset.encoder)
-    sizes = {"vocabulary_size": first.vocabulary_size, "max_length": first.code_length}
-    return VisionEncoderDecoder(encoder, end_id=None, **sizes, **preset.decoder)
-
-
-def train(photos, preset, seed, curves, clock):
+def train(photos, preset, task, seed, curves, clock):
     """Both stages, one after the other."""
     watched = model_input(photos.watched), photos.watched
-    heading("1. Codes: what guides the base model?")
-    first = build_stage_one(preset, seed)
+    shared.heading("1. Codes: what guides the base model?")
+    first = build_stage_one(preset, task, seed)
     first.compile(optimizer(preset.codes["rate"]))
     labels = functools.partial(saturated, preset.chroma, np.random.default_rng(seed))
     data = Squares(photos.train, preset, preset.codes, seed, labels)
@@ -335,7 +264,7 @@ def train(photos, preset, seed, curves, clock):
     curves["codes"] = fit(first, data, watched, preset, preset.codes, [error])
     clock.stop("codes")
 
-    heading("2. Maximum likelihood: which codes are likely?")
+    shared.heading("2. Maximum likelihood: which codes are likely?")
     second = build_language_model(preset, first)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     second.compile(optimizer(preset.likelihood["rate"]), loss)
@@ -352,7 +281,7 @@ def optimizer(rate):
 
 
 def fit(model, data, watched, preset, schedule, callbacks=()):
-    """Trains until the loss of watched photographs has stopped to fall."""
+    """Trains until the loss of watched photographs stops improving."""
     history = model.fit(
         data,
         validation_data=watched,
@@ -370,7 +299,7 @@ def fit(model, data, watched, preset, schedule, callbacks=()):
     best = int(np.argmin(losses)) + 1
     print(f"least loss of watched photographs: {losses[best - 1]:.4f} in epoch {best}")
     if len(losses) == schedule["epochs"]:
-        print(f"The schedule ended after {len(losses)} epochs, before that loss did.")
+        print(f"All {len(losses)} epochs of the schedule were used.")
     return {name: values for name, values in history.items() if "rate" not in name}
 
 
@@ -394,7 +323,7 @@ def color_error(photos, painted):
 
 
 def report_codes(first, photos, error):
-    """Prints what tuning can reach at most, and how much of the dictionary codes use.
+    """Prints the most that tuning can reach, and how much of the dictionary is used.
 
     Args:
         first: the first stage.
@@ -420,20 +349,17 @@ def report_codes(first, photos, error):
 def tune(uvim, photos, preset, seed):
     """Maximum likelihood of the model's own codes, weighted by what they earn."""
     schedule = preset.tuning
-    warmup = schedule["warmup"]
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        schedule["steps"] * schedule["epochs"] - warmup,
+    rate = shared.learning_rate(
+        schedule["steps"] * schedule["epochs"],
+        schedule["rate"],
+        schedule["warmup"],
         schedule["last"],
-        warmup_target=schedule["rate"],
-        warmup_steps=warmup,
     )
     tuned = RewardTuning(
         uvim,
         reward=ColorfulnessReward(),
         num_samples=preset.num_samples,
-        kl_weight=preset.kl_weight,
-        reference="copy" if preset.kl_weight else None,
+        terms=[KL("copy", preset.kl_weight)] if preset.kl_weight else [],
         seed=seed,
     )
     tuned.compile(optimizer(rate))
@@ -471,7 +397,7 @@ def measure(paint, photos):
     painted = paint(model_input(photos), photos)
     mirrored = mirror(photos)
     mirrored = mirror(paint(model_input(mirrored), mirrored))
-    table = score(photos, painted, cells(painted) == cells(mirrored))
+    table = table_column(photos, painted, cells(painted) == cells(mirrored))
     table["decided by place"] = place_share(painted)
     return {**table, "color error": color_error(photos, painted)}, painted
 
@@ -480,38 +406,20 @@ def place_share(photos):
     """How much of the colours is the same in all pictures, from 0 to 1.
 
     The mean square of Lab's (a, b), averaged over the photographs at each place, and
-    divided by that without the average. 1: one picture of colours for all. 0 if grey.
+    divided by that without the average. 1: all have the same colours. 0: all are grey,
+    or place does not matter.
     """
     _, a, b = rgb_to_lab(photos, stack=False)
     colours = ops.convert_to_numpy(ops.stack([a, b]))
-    shared, total = np.square(colours.mean(1)).mean(), np.square(colours).mean()
-    return float(shared / total) if total > 1.0 else 0.0
+    common, total = np.square(colours.mean(1)).mean(), np.square(colours).mean()
+    return float(common / total) if total > 1.0 else 0.0
 
 
 def different_codes(uvim, photos):
-    """Number of different greedy codes: 1 if it paints all photographs by one."""
+    """Number of different greedy codes: 1 if all photographs are painted by one."""
     codes = uvim.language_model.generate(model_input(photos), temperature=0)
     return len(np.unique(codes, axis=0))
 
 
 def mirror(photos):
     return np.ascontiguousarray(photos[:, :, ::-1])
-
-
-def save_curves(path, curves):
-    """What happened in each stage, epoch by epoch."""
-    panels = {
-        "codes: error of colours": ("codes", ["val_color_error"]),
-        "codes: use": ("codes", ["val_perplexity", "val_dead_codes"]),
-        "likelihood: nats a code": ("likelihood", ["loss", "val_loss"]),
-        "tuning: reward": ("tuning", ["reward", "val_reward"]),
-    }
-    labels = {"reward": "samples", "val_reward": "watched, greedy"}
-    _, axes = matplotlib.pyplot.subplots(1, len(panels), figsize=(16, 3.5))
-    for panel, (title, (stage, names)) in zip(axes, panels.items(), strict=True):
-        panel.set(title=title, xlabel="epoch")
-        for name in names:
-            if stage in curves:  # not of a stage that was loaded
-                panel.plot(curves[stage][name], label=labels.get(name, name))
-                panel.legend()
-    save_figure(path)

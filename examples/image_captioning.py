@@ -1,27 +1,28 @@
 """Image captioning: say what most people would say, by tuning for CIDEr-D.
 
 Maximum likelihood learns how people describe a picture. Its likeliest caption is often
-a brief one: of the many ways to say more, each one is rare. The field's score, CIDEr-D,
-asks for what the descriptions of a picture have in common, and reward tuning (Pinto et
-al. 2023, "Tuning computer vision models with task rewards", section 4.4) for the score.
+a brief one: of the many ways to say more, each one is rare. The field's metric,
+CIDEr-D, asks for what the descriptions of a picture have in common, and reward tuning
+(Pinto et al. 2023, "Tuning computer vision models with task rewards", section 4.4) asks
+for the metric.
 
     python examples/image_captioning.py
     python examples/image_captioning.py --data coco:path/to/coco --seed 1
     python examples/image_captioning.py --mle-checkpoint FOLDER/mle.keras
 
 The scenes are handwritten digits over photographs (`keras_reward.data.Scenes`). All
-scores are of held-out pictures.
+numbers are of held-out pictures.
 """
 
 import argparse
 import json
 import pathlib
-import time
 from typing import NamedTuple
 
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+import shared
 
 from keras_reward import CIDErReward, RewardTuning
 from keras_reward.data import CocoCaptions, Scenes, Vocabulary, coco_files
@@ -35,15 +36,15 @@ from keras_reward.models import (
 
 PAD_ID, END_ID = 0, 1
 NUM_SAMPLES = 8
-UNLIMITED = 10**7  # scenes are made when they are asked for
+UNLIMITED = 10**7  # a scene is made when it is asked for
 REFERENCE_SCENES = 4096  # that words and document frequencies are counted in
 STOPPING_IMAGES = 512  # held out: when to stop, and the curves
-TEST_IMAGES = 1024  # held out: the scores
+TEST_IMAGES = 1024  # held out: the table
 PREDICTION_BATCH = 128
 
 
 class Stage(NamedTuple):
-    """An epoch is a number of steps, or one pass over data that end."""
+    """An epoch is `steps` steps, or one pass over data too few for all epochs."""
 
     batch_size: int
     rate: float
@@ -52,14 +53,15 @@ class Stage(NamedTuple):
     epochs: int
 
     def fit_to(self, data):
-        """Steps of an epoch and number of epochs, of about as many steps in all."""
+        """Steps in an epoch and number of epochs, for about as many steps in all."""
         if len(data) > self.steps * self.epochs:
             return self.steps, self.epochs
         return len(data), -(-self.steps * self.epochs // len(data))
 
 
-# "paper" is its ViT-B/16 and schedule, without the encoder's weights from ImageNet-21k
-# (any Keras encoder fits, see `VisionEncoderDecoder`) and ten times smaller rate.
+# "paper" is its ViT-B/16 and its schedule. It lacks the encoder's weights from
+# ImageNet-21k (any Keras encoder fits, see `VisionEncoderDecoder`) and, for these, the
+# ten times smaller learning rate.
 TINY_BLOCKS = {"num_layers": 2, "num_heads": 4, "mlp_dim": 256}
 PRESETS = {
     "tiny": {
@@ -86,43 +88,64 @@ def main():
     preset = argparse.Namespace(**PRESETS[args.preset])
     (output := pathlib.Path(args.output)).mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
-    times = {"start": time.perf_counter()}
+    clock, curves = shared.Clock(), {}
 
-    print("\n1. Pictures and captions")
+    shared.heading("1. Pictures and captions")
     data = load_data(args.data, preset, args.seed)
-    times["data"] = time.perf_counter()
-    print("\n2. Maximum likelihood: what do people say?")
+    clock.stop("data")
+    shared.heading("2. Maximum likelihood: what do people say?")
     if args.mle_checkpoint:
-        model, likelihood = load_checkpoint(args.mle_checkpoint, data.vocabulary), {}
+        model = load_checkpoint(args.mle_checkpoint, data.vocabulary)
     else:
         model = build_model(preset, data.vocabulary)
-        likelihood = fit_likelihood(model, preset.likelihood, data)
+        curves["likelihood"] = fit_likelihood(model, preset.likelihood, data)
         model.save(output / "mle.keras")
     (output / "words.json").write_text(json.dumps(data.vocabulary.words))
-    times["likelihood"] = time.perf_counter()
+    clock.stop("likelihood")
     reward = CIDErReward(end_id=END_ID)
     reward.adapt(data.references)
     before, captions_before = measure(model, reward, data)
-    times["before"] = time.perf_counter()
-    print("\n3. Reward tuning: what would most of them say?")
-    tuning = tune(model, reward, preset.tuning, data, args.seed)
+    clock.stop("measuring")
+    shared.heading("3. Reward tuning: what would most of them say?")
+    curves["tuning"] = tune(model, reward, preset.tuning, data, args.seed)
     model.save(output / "tuned.keras")
-    times["tuning"] = time.perf_counter()
-    print(f"\n4. {len(data.test[0])} held-out pictures")
+    clock.stop("tuning")
     after, captions_after = measure(model, reward, data)
-    print_table(before, after)
+    clock.stop("measuring")
+    shared.heading(f"4. Captions of {len(data.test[0])} held-out pictures")
+    shared.print_table({"before": before, "after": after})
     save_gallery(output / "captions.png", data, captions_before, captions_after)
-    curves = {"likelihood": likelihood, "tuning": tuning}
-    save_curves(output / "curves.png", **curves)
-    times["after"] = time.perf_counter()
-    save_results(output / "results.json", args, preset, before, after, curves, times)
+    panels = {
+        "maximum likelihood": (curves.get("likelihood", {}), ("loss", "val_loss")),
+        "tuning": (curves["tuning"], ("reward", "val_reward")),
+    }
+    shared.save_curves(output / "curves.png", panels)
+    shared.save_results(
+        output,
+        "CIDEr-D",
+        before,
+        after,
+        clock,
+        settings=settings_of(args, preset),
+        curves=curves,
+    )
+
+
+def settings_of(args, preset):
+    """What results.json says of a run."""
+    stages = {"likelihood": preset.likelihood, "tuning": preset.tuning}
+    stages = {name: stage._asdict() for name, stage in stages.items()}
+    return {**vars(args), "num_samples": NUM_SAMPLES, **vars(preset), **stages}
 
 
 def load_checkpoint(path, vocabulary):
     """The model of an earlier run, whose words must be those of this one."""
     words = json.loads(pathlib.Path(path).with_name("words.json").read_text())
     if words != vocabulary.words:
-        raise SystemExit("Expected --mle-checkpoint of the same --data and --preset")
+        raise SystemExit(
+            "Expected --mle-checkpoint of the same --data and --preset. Received: "
+            f"{path}, which has other words"
+        )
     return keras.saving.load_model(path)
 
 
@@ -140,7 +163,7 @@ def parse_arguments():
 
 
 class Data(NamedTuple):
-    """Ids are `(images, captions, tokens)`; texts, of each image, a list of strings."""
+    """Ids are `(images, captions, tokens)`, texts a list of strings for each image."""
 
     vocabulary: Vocabulary
     references: np.ndarray  # ids of training captions
@@ -185,7 +208,7 @@ def open_scenes(size, batches, seed):
 
 
 def open_coco(folder, size, batches, seed):
-    """The same of a folder in COCO's format."""
+    """The same for a folder in COCO's format."""
     train, held_out = (
         {**coco_files(folder, part, "captions"), "image_size": (size, size)}
         for part in ("train", "eval")
@@ -202,7 +225,7 @@ def collect(dataset):
 
 
 def one_caption(vocabulary, seed):
-    """Makes what `fit` takes of each image with one of its captions, at random."""
+    """A transform to what `fit` takes, with one caption of each image, at random."""
     generator = np.random.default_rng(seed)
     preprocessor = CaptionPreprocessor(len(vocabulary), vocabulary.max_length)
 
@@ -226,13 +249,13 @@ def build_model(preset, vocabulary):
 
 
 def fit_likelihood(model, stage, data):
-    """Ordinary training, until the loss of held-out captions has stopped to fall."""
+    """Ordinary training, until the loss of held-out captions stops improving."""
     steps, epochs = stage.fit_to(data.likelihood)
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction="mean_with_sample_weight"
     )
     stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
-    rate = learning_rate(stage, decay_steps=steps * epochs - stage.warm_up)
+    rate = shared.learning_rate(steps * epochs, stage.rate, stage.warm_up, last=0.0)
     model.compile(keras.optimizers.Adam(rate, global_clipnorm=1.0), loss)
     return model.fit(
         data.likelihood,
@@ -244,25 +267,15 @@ def fit_likelihood(model, stage, data):
     ).history
 
 
-def learning_rate(stage, decay_steps=None):
-    """Rises for some steps; then follows a cosine down to 0, or stays."""
-    return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
-        warmup_target=stage.rate,
-        warmup_steps=stage.warm_up,
-        decay_steps=decay_steps or 1,
-        alpha=0.0 if decay_steps else 1.0,
-    )
-
-
 # 3. Reward tuning
 
 
 def tune(model, reward, stage, data, seed):
     """Maximum likelihood on the model's own captions, weighted by their reward."""
     tuned = RewardTuning(model, reward=reward, num_samples=NUM_SAMPLES, seed=seed)
-    tuned.compile(optimizer=keras.optimizers.Adam(learning_rate(stage)))
     steps, epochs = stage.fit_to(data.tuning)
+    rate = shared.learning_rate(steps * epochs, stage.rate, stage.warm_up, last=1.0)
+    tuned.compile(optimizer=keras.optimizers.Adam(rate))
     return tuned.fit(
         data.tuning,
         steps_per_epoch=steps,
@@ -293,13 +306,6 @@ def measure(model, reward, data):
     return {**table, "CIDEr-D": cider(words, captions)["cider"]}, captions
 
 
-def print_table(before, after):
-    print(f"{'':29}{'before':>10}{'after':>10}")
-    for name in before:
-        print(f"{name:29}{before[name]:10.3f}{after[name]:10.3f}")
-    print(f"CIDEr-D: {np.divide(after['CIDEr-D'], before['CIDEr-D']) - 1.0:+.1%}")
-
-
 def save_gallery(path, data, before, after, rows=3, columns=4):
     _, axes = plt.subplots(rows, columns, figsize=(16, 5 * rows))
     for panel, *row in zip(axes.flat, *data.test, before, after, strict=False):
@@ -307,36 +313,7 @@ def save_gallery(path, data, before, after, rows=3, columns=4):
         panel.imshow(image)
         panel.set_title(f"before: {early}\nafter: {late}", fontsize=10)
         panel.set(xticks=[], yticks=[], xlabel="\n".join(people))
-    plt.savefig(path, dpi=100, bbox_inches="tight")
-
-
-def save_curves(path, likelihood, tuning):
-    _, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for panel, history, name in zip(
-        axes, (likelihood, tuning), ("loss", "reward"), strict=True
-    ):
-        panel.plot(history.get(name, []), label="training")
-        panel.plot(history.get(f"val_{name}", []), label="held out")
-        panel.set(xlabel="epoch", ylabel=name)
-        panel.legend()
-    plt.savefig(path, dpi=100, bbox_inches="tight")
-
-
-def save_results(path, args, preset, before, after, curves, times):
-    stages = zip(list(times)[1:], np.diff(list(times.values())), strict=True)
-    settings = {**vars(args), "num_samples": NUM_SAMPLES, **vars(preset)}
-    settings.update({k: settings[k]._asdict() for k in ("likelihood", "tuning")})
-    results = {
-        "metric": "CIDEr-D",
-        "before": before,
-        "after": after,
-        "seconds": {stage: round(float(seconds), 1) for stage, seconds in stages},
-        "backend": keras.backend.backend(),
-        "settings": settings,
-        "curves": keras.tree.map_structure(float, curves),
-    }
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"saved {path}, after {sum(results['seconds'].values()):.0f} seconds")
+    shared.save_figure(path)
 
 
 if __name__ == "__main__":

@@ -3,28 +3,26 @@
 A detector writes boxes as a sequence of tokens, and learns that by maximum likelihood.
 But likelihood is not what it is for: where it is unsure, it names its best guess and
 stops. Reward tuning (Pinto et al. 2023, "Tuning computer vision models with task
-rewards", section 4.2) then asks for what is measured: objects found, and, for mean
-average precision (mAP), in tight boxes that know how good they are.
+rewards", section 4.2) then asks for what is measured: objects found and, for mean
+average precision (mAP), tight boxes whose scores say how good they are.
 
     python examples/object_detection.py --reward recall
     python examples/object_detection.py --reward map --mle-checkpoint mle.keras
     python examples/object_detection.py --data coco:my_coco_folder --preset paper
 
-The default data are scenes of handwritten digits over photographs, `Scenes`. Scores are
-COCO's official ones, of greedy outputs for held-out images.
+The default data are scenes of handwritten digits over photographs, `Scenes`. Metrics
+are COCO's official ones, of greedy outputs for held-out images.
 """
 
 import argparse
 import functools
-import json
 import pathlib
-import time
 import types
 
 import keras
-import matplotlib
 import matplotlib.pyplot
 import numpy as np
+import shared
 from keras import ops
 
 from keras_reward import (
@@ -35,7 +33,7 @@ from keras_reward import (
     RecallReward,
     RewardTuning,
 )
-from keras_reward.callbacks import OfficialScores
+from keras_reward.callbacks import OfficialMetrics
 from keras_reward.data import CocoBoxes, Scenes, coco_files
 from keras_reward.evaluation import CocoDetection, reward_distribution
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
@@ -45,8 +43,8 @@ HELD_OUT_SCENES = 1280
 BATCH, WATCHED_BATCHES = 64, 4  # of held-out images
 
 TINY = {
-    # Too few pictures for all there is to learn, as ever: with endless new ones a
-    # detector comes to see nearly all, and has little left to gain.
+    # Too few pictures to learn everything from, as is usual: with endless new ones a
+    # detector comes to see nearly all objects, and has little left to gain.
     "train_scenes": 8192,
     "image_size": 32,
     "encoder": {"patch_size": 8, "stem": "conv", "width": 64, "num_layers": 1},
@@ -58,7 +56,7 @@ TINY = {
     "tuning": {"rate": 5e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 3072},
     "num_samples": 8,
 }
-PAPER = {  # but for its first training, on Objects365
+PAPER = {  # without its pretraining on Objects365
     **TINY,
     "image_size": 1280,
     "encoder": {"patch_size": 16, "width": 768, "num_layers": 12, "num_heads": 12},
@@ -78,43 +76,47 @@ def main():
     parser.add_argument("--preset", choices=("tiny", "paper"), default="tiny")
     parser.add_argument("--reward", choices=("recall", "map"), default="recall")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mle-checkpoint", help="a mle.keras: leaves out stage one")
+    parser.add_argument("--mle-checkpoint", help="a mle.keras; skips the first stage")
     parser.add_argument("--output", default="outputs/object_detection")
     args = parser.parse_args()
     (output := pathlib.Path(args.output)).mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     settings = PAPER if args.preset == "paper" else TINY
-    task = Task(args, types.SimpleNamespace(**settings))
-    seconds, start = {}, time.perf_counter()
-    print("\n1. Maximum likelihood: which boxes are likely?")
+    clock, task = shared.Clock(), Task(args, types.SimpleNamespace(**settings))
+    clock.stop("data")
+    shared.heading("1. Maximum likelihood: which boxes are likely?")
     if args.mle_checkpoint:
         model, curves = load_checkpoint(args.mle_checkpoint, task), {}
     else:
         model, curves = fit_likelihood(task)
         model.save(output / "mle.keras")
-    seconds["likelihood"] = time.perf_counter() - start
+    clock.stop("likelihood")
     before, boxes_before = measure(model, task, ("class",))
-    start = time.perf_counter()
-    print(f"\n2. Reward tuning: which boxes do we want? {task.reward.name}")
+    clock.stop("measuring")
+    shared.heading(f"2. Reward tuning: which boxes do we want? {task.reward.name}")
     curves.update(tune(model, task))
-    seconds["tuning"] = time.perf_counter() - start
     model.save(output / "tuned.keras")
+    clock.stop("tuning")
     after, boxes_after = measure(model, task, sorted({"class", task.score}))
-    print("\n3. Greedy boxes in held-out images")
-    print_table(before, after)
-    save_curves(output / "curves.png", curves)
-    save_picture(output / "boxes.png", task, boxes_before, boxes_after)
-    results = {
-        "metric": "ar_100" if args.reward == "recall" else "map",
-        "before": before,
-        "after": after,
-        "seconds": {k: round(v, 1) for k, v in seconds.items()},
-        "backend": keras.backend.backend(),
-        "settings": {**vars(args), **settings},
-        "curves": curves,
+    clock.stop("measuring")
+    shared.heading("3. Greedy boxes in held-out images")
+    shared.print_table({"before": before, "after": after})
+    panels = {
+        "maximum likelihood": (curves, ("loss", "val_loss")),
+        "tuning: samples": (curves, ("reward", "confidence_loss")),
+        "tuning: greedy, held out": (curves, ("val_ar_100", "val_map")),
     }
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"saved {output}/results.json; seconds: {results['seconds']}")
+    shared.save_curves(output / "curves.png", panels)
+    save_gallery(output / "boxes.png", task, boxes_before, boxes_after)
+    shared.save_results(
+        output,
+        "ar_100" if args.reward == "recall" else "map",
+        before,
+        after,
+        clock,
+        settings={**vars(args), **settings},
+        curves=curves,
+    )
 
 
 def load_checkpoint(path, task):
@@ -122,7 +124,10 @@ def load_checkpoint(path, task):
     model, codec = keras.models.load_model(path, compile=False), task.codec()
     sizes = model.vocabulary_size, model.max_length, model.image_shape[0]
     if sizes != (codec.vocabulary_size, codec.max_length, task.preset.image_size):
-        raise SystemExit("Expected --mle-checkpoint of the same --data and --preset")
+        raise SystemExit(
+            "Expected --mle-checkpoint of the same --data and --preset. Received: "
+            f"{path}, for other boxes or images"
+        )
     return model
 
 
@@ -136,24 +141,27 @@ class Task:
         elif self.source.startswith("coco:"):
             data = self.coco("eval", check_images=True)
         else:
-            raise SystemExit("Expected --data scenes or --data coco:DIR")
+            raise SystemExit(
+                f"Expected --data scenes or --data coco:DIR. Received: {self.source}"
+            )
         self.class_names = getattr(data, "class_names", tuple("0123456789"))
-        # The first images tell when to stop, the others are only measured on.
+        # The first images say when to stop, the others are for the table.
         watched = min(WATCHED_BATCHES, len(data) // 2)
         if not watched:
             raise SystemExit(
-                f"Expected more than {BATCH} held-out images in {args.data}"
+                f"Expected more than {BATCH} held-out images. "
+                f"Received: no more in {self.source}"
             )
-        self.watched = collect(data[i] for i in range(watched))
+        self.watched = shared.collect(data[i] for i in range(watched))
         self.test, self.test_batches = data, range(watched, len(data))
         if args.reward == "recall":
             # Average recall is over the same thresholds.
             self.reward = RecallReward(iou_thresholds=COCO_THRESHOLDS)
-            self.auxiliary_loss, self.score = None, "class"
+            self.score = "class"
         else:
             counts = "coco" if len(self.class_names) == 80 else None
             self.reward = MeanAveragePrecisionReward(class_counts=counts)
-            self.auxiliary_loss, self.score = ConfidenceLoss(), "confidence"
+            self.score = "confidence"
 
     def training(self, stage, transform=None):
         """Batches for a stage, and for how many epochs, each a pass over the images."""
@@ -187,7 +195,7 @@ class Task:
             max_boxes=self.preset.max_boxes,
             num_buckets=self.preset.num_buckets,
             score=score,
-            end_id=None,  # all boxes are written; those too many are "nothing"
+            end_id=None,  # all boxes are written; superfluous ones are "nothing"
         )
 
     def tuner(self, model, score):
@@ -196,15 +204,10 @@ class Task:
             model,
             reward=self.reward,
             policy=AutoregressivePolicy(codec=self.codec(score)),
-            auxiliary_loss=self.auxiliary_loss,
+            terms=[ConfidenceLoss()] if self.score == "confidence" else [],
             num_samples=self.preset.num_samples,
             seed=self.seed,
         )
-
-
-def collect(batches):
-    """All of some batches in one."""
-    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
 
 # 1. Maximum likelihood
@@ -213,7 +216,7 @@ def collect(batches):
 def fit_likelihood(task):
     """A model fitted to the tokens of the ground truth, and its losses.
 
-    Trains until the loss of held-out images has stopped to fall.
+    Trains until the loss of held-out images stops improving.
     """
     preset, codec = task.preset, task.codec()
     generator = np.random.default_rng(task.seed)
@@ -247,16 +250,13 @@ def tune(model, task):
     """Maximum likelihood of the model's own boxes, weighted by what they earn."""
     rate, warmup, last = (task.preset.tuning[k] for k in ("rate", "warmup", "last"))
     data, epochs = task.training("tuning")
-    steps = len(data) * epochs - warmup
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps, last, warmup_target=rate, warmup_steps=warmup
-    )
+    rate = shared.learning_rate(len(data) * epochs, rate, warmup, last)
     tuner = task.tuner(model, task.score)
     tuner.compile(optimizer=keras.optimizers.Adam(rate, global_clipnorm=1.0))
     history = tuner.fit(
         data,
         epochs=epochs,
-        callbacks=[OfficialScores(CocoDetection(), task.watched)],
+        callbacks=[OfficialMetrics(CocoDetection(), task.watched)],
     )
     names = ("reward", "val_ar_100", "val_map", "confidence_loss")
     return {name: history.history[name] for name in names if name in history.history}
@@ -297,30 +297,7 @@ def measure(model, task, scores):
     return {name: float(value) for name, value in column.items()}, shown
 
 
-def print_table(before, after):
-    print(f"{'':24}{'before':>8}{'after':>8}{'change':>8}")
-    for name in {**before, **after}:
-        old, new = (np.float64(c.get(name, np.nan)) for c in (before, after))
-        change = f"{new / old - 1.0:+8.0%}" if old * new > 0.0 else ""
-        print(f"{name:24}{old:8.3f}{new:8.3f}{change}")
-
-
-def save_curves(path, curves):
-    panels = {
-        "maximum likelihood": ("loss", "val_loss"),
-        "tuning: samples": ("reward", "confidence_loss"),
-        "tuning: greedy, held out": ("val_ar_100", "val_map"),
-    }
-    _, axes = matplotlib.pyplot.subplots(1, 3, figsize=(12, 3.5))
-    for panel, (title, names) in zip(axes, panels.items(), strict=True):
-        for name in names:
-            panel.plot(curves.get(name, []), label=name)
-        panel.set(title=title, xlabel="epoch")
-        panel.legend()
-    matplotlib.pyplot.savefig(path, dpi=100, bbox_inches="tight")
-
-
-def save_picture(path, task, before, after):
+def save_gallery(path, task, before, after):
     """Ground truth and predictions in the first images."""
     images, targets = task.test[task.test_batches[0]]  # those of `measure`
     columns = {"ground truth": targets, "before": before, "after": after}
@@ -337,7 +314,7 @@ def save_picture(path, task, before, after):
                     colour, name = f"C{label % 10}", task.class_names[label]
                     panel.plot(x, [*y, top], color=colour)
                     panel.text(left, top, name, backgroundcolor=colour, fontsize=7)
-    matplotlib.pyplot.savefig(path, dpi=100, bbox_inches="tight")
+    shared.save_figure(path)
 
 
 if __name__ == "__main__":

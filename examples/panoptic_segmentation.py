@@ -5,44 +5,36 @@ code about the image; a base model makes the map of image and code. Both are tra
 maximum likelihood first: the codes in a first stage of their own, the language model on
 the codes of the ground truth. Reward tuning (Pinto et al. 2023, "Tuning computer vision
 models with task rewards", section 4.1) then asks the language model for codes whose
-maps score.
+maps earn more.
 
     python examples/panoptic_segmentation.py
     python examples/panoptic_segmentation.py --stages outputs/panoptic_segmentation
     python examples/panoptic_segmentation.py --data coco:DIR --preset paper \
         --checkpoint DIR_OF_BIG_VISION_FILES
 
-The default data are scenes of handwritten digits over photographs that scikit-learn and
-scikit-image bring along, so nothing is downloaded. Scores are panoptic quality (PQ) of
-greedy outputs for held-out images.
+The default data are scenes of handwritten digits over photographs that come with
+scikit-learn and scikit-image, so nothing is downloaded. The metric is panoptic quality
+(PQ), of greedy outputs for held-out images.
 """
 
 import argparse
 import functools
-import json
 import pathlib
-import time
 import types
 
 import keras
-import matplotlib
 import matplotlib.pyplot
 import numpy as np
+import shared
 from keras import ops
+from shared_uvim import PUBLISHED, build_language_model, build_stage_one, load
 
 from keras_reward import PanopticQualityReward, RewardTuning
-from keras_reward.callbacks import OfficialScores
+from keras_reward.callbacks import OfficialMetrics
 from keras_reward.data import CocoPanoptic, Scenes, coco_files
 from keras_reward.data.scenes import STUFF_CLASSES
 from keras_reward.evaluation import PanopticQuality
-from keras_reward.models import (
-    PanopticTask,
-    UViM,
-    UViMStageOne,
-    VisionEncoderDecoder,
-    VisionTransformer,
-    load_big_vision,
-)
+from keras_reward.models import PanopticTask, UViM
 
 HELD_OUT_START = 1_000_000  # of scenes that are watched, apart from those of the table
 SCENE_CLASSES = 12
@@ -50,7 +42,7 @@ CHECKPOINTS = ("panoptic_stageI_params.npz", "panoptic_stageII_params.npz")
 GAMMAS, GAINS = (0.6, 1.4), (0.7, 1.3)  # of recoloured training scenes
 
 TINY = {
-    # Too few pictures for all there is to learn, as ever.
+    # Too few pictures to learn everything from, as is usual.
     "scenes": {"train": 8192, "held_out": 256, "test": 512},
     "keep_scenes": True,  # in memory; otherwise they are drawn again in every epoch
     "image_size": 32,
@@ -63,12 +55,12 @@ TINY = {
         "oracle_layers": 1,
         "base_layers": 2,
         "oracle_sees_image": False,
-        "momentum": 0.98,  # few steps are taken: the dictionary must follow fast
+        "momentum": 0.98,  # there are few steps: the dictionary must follow fast
         "stem": "conv",
     },
     "encoder": {"width": 64, "num_layers": 2, "stem": "conv"},
     "decoder": {"num_layers": 1},
-    # Learning rates grow for a while, then fall to the last fraction.
+    # Learning rates grow for a while, then fall to a last fraction.
     "codes": {"rate": 2e-3, "warmup": 100, "last": 0.0, "batch": 16, "steps": 5120},
     "likelihood": {
         "rate": 2e-3,
@@ -84,21 +76,10 @@ TINY = {
 COSINE = {"warmup": 4000, "last": 0.0}
 PAPER = {
     **TINY,
+    **PUBLISHED,
     "scenes": {"train": 10**6, "held_out": 256, "test": 512},
     "keep_scenes": False,
-    "image_size": 512,
-    "patch_size": 16,
     "max_segments": 99,
-    "stage_one": {
-        "code_grid": (16, 16),
-        "num_codes": 4096,
-        "width": 768,
-        "oracle_layers": 6,
-        "base_layers": 12,
-        "num_heads": 12,
-    },
-    "encoder": {"width": 1024, "num_layers": 24, "num_heads": 16},
-    "decoder": {"num_layers": 24, "num_heads": 16, "attention_bias": False},
     "codes": {**COSINE, "rate": 4e-4, "batch": 1024, "steps": 100_000},
     "likelihood": {**COSINE, "rate": 1e-3, "batch": 512, "steps": 40_000},
     "tuning": {
@@ -117,9 +98,7 @@ def main():
     parser.add_argument("--data", default="scenes", help="scenes, or coco:DIR")
     parser.add_argument("--preset", choices=("tiny", "paper"), default="tiny")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--stages", help="a folder with a mle.keras: leaves out 1 and 2"
-    )
+    parser.add_argument("--stages", help="a folder with a mle.keras: skips 1 and 2")
     parser.add_argument("--checkpoint", help="a folder of big_vision's files: likewise")
     parser.add_argument("--output", default="outputs/panoptic_segmentation")
     args = parser.parse_args()
@@ -127,51 +106,41 @@ def main():
     output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     settings = PAPER if args.preset == "paper" else TINY
+    clock, curves = shared.Clock(), {}
     task = Task(args, types.SimpleNamespace(**settings))
-    clock, curves = Clock(), {}
-    uvim = load(args, task) or train(task, curves, clock)
+    clock.stop("data")
+    uvim = load(args, task.preset, task.labels, CHECKPOINTS)
+    uvim = uvim or train(task, curves, clock)
     uvim.save(output / "mle.keras")
 
     before, maps_before = measure(uvim, task)
     clock.stop("measuring")
-    heading("3. Reward tuning: which codes do we want?")
+    shared.heading("3. Reward tuning: which codes do we want?")
     curves["tuning"] = tune(uvim, task)
     clock.stop("tuning")
     uvim.save(output / "tuned.keras")
 
     after, maps_after = measure(uvim, task)
     clock.stop("measuring")
-    heading(f"4. Greedy maps of held-out images, {task.count} of them")
-    print_table(before, after)
-    save_curves(output / "curves.png", curves)
-    save_gallery(output / "maps.png", task, maps_before, maps_after)
-    results = {
-        "metric": "pq",
-        "before": before,
-        "after": after,
-        "seconds": {name: round(value, 1) for name, value in clock.seconds.items()},
-        "backend": keras.backend.backend(),
-        "settings": {**vars(args), **settings},
-        "curves": curves,
+    shared.heading(f"4. Greedy maps of held-out images, {task.count} of them")
+    shared.print_table({"before": before, "after": after})
+    panels = {
+        "codes": (curves.get("codes", {}), ("loss", "val_loss")),
+        "likelihood": (curves.get("likelihood", {}), ("loss", "val_loss")),
+        "tuning": (curves["tuning"], ("reward", "val_reward", "val_pq")),
     }
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"saved {output}/results.json; seconds: {results['seconds']}")
-
-
-class Clock:
-    """Seconds of each stage."""
-
-    def __init__(self):
-        self.last, self.seconds = time.perf_counter(), {}
-
-    def stop(self, stage):
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
-        self.last = now
-
-
-def heading(text):
-    print(f"\n{text}\n{'-' * len(text)}", flush=True)
+    shared.save_curves(output / "curves.png", panels)
+    save_gallery(output / "maps.png", task, maps_before, maps_after)
+    clock.stop("saving")
+    shared.save_results(
+        output,
+        "pq",
+        before,
+        after,
+        clock,
+        settings={**vars(args), **settings},
+        curves=curves,
+    )
 
 
 # The task: data, classes and reward
@@ -184,7 +153,9 @@ class Task:
         self.source, self.preset, self.seed = args.data, preset, args.seed
         self.rng = np.random.default_rng(args.seed)
         if args.data != "scenes" and not args.data.startswith("coco:"):
-            raise SystemExit("Expected --data scenes or --data coco:DIR")
+            raise SystemExit(
+                f"Expected --data scenes or --data coco:DIR. Received: {args.data}"
+            )
         self.held_out = self.read("held_out", 64)
         self.test = self.read("test", 64)
         self.stuff_classes = getattr(self.test, "stuff_classes", STUFF_CLASSES)
@@ -195,7 +166,6 @@ class Task:
         self.reward = PanopticQualityReward(
             preset.max_segments, stuff_classes=self.stuff_classes
         )
-        self.image_shape = (preset.image_size, preset.image_size, 3)
         self.count = sum(len(images) for images, _ in self.batches(self.test))
 
     def read(self, part, batch_size, transform=lambda images, labels: (images, labels)):
@@ -243,7 +213,7 @@ class Task:
     @functools.cached_property
     def scenes(self):
         """All scenes to train on."""
-        return collect(self.batches(self.read("train", 256)))
+        return shared.collect(self.batches(self.read("train", 256)))
 
     def batches(self, dataset):
         return (dataset[i] for i in range(len(dataset)))
@@ -252,94 +222,26 @@ class Task:
 def recolour(images, rng):
     """Other colours and another brightness for each image; what is grey stays grey.
 
-    Training scenes are made of eight photographs only, which a model soon knows by
-    heart, and then is lost on others.
+    Training scenes are made of eight photographs only. A model soon knows those by
+    heart, and is then lost on others.
     """
     images = np.stack([image[..., rng.permutation(3)] for image in images])
     gamma, gain = (rng.uniform(*r, (len(images), 1, 1, 1)) for r in (GAMMAS, GAINS))
     return np.minimum(gain * images**gamma, 1.0).astype("float32")
 
 
-def collect(batches):
-    """All of some batches in one."""
-    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
-
-
 # 1. and 2. Maximum likelihood
-
-
-def load(args, task):
-    """A model that was trained before, or None."""
-    if args.stages and args.checkpoint:
-        raise SystemExit("Expected --stages or --checkpoint. Received: both")
-    if args.stages:
-        path = pathlib.Path(args.stages) / "mle.keras"
-        check_files("--stages", path)
-        uvim = keras.models.load_model(path)
-        first = getattr(uvim, "stage_one", None)
-        if not first or (first.image_shape, first.task.get_config()) != (
-            task.image_shape,
-            task.labels.get_config(),
-        ):
-            raise SystemExit("Expected --stages of the same --data and --preset")
-        return uvim
-    if args.checkpoint:
-        if args.preset != "paper":
-            raise SystemExit(
-                "--checkpoint has models of the published size: expected --preset "
-                f"paper. Received: --preset {args.preset}"
-            )
-        paths = [pathlib.Path(args.checkpoint) / name for name in CHECKPOINTS]
-        check_files("--checkpoint", *paths)
-        first = load_big_vision(paths[0], build_stage_one(task))
-        second = load_big_vision(paths[1], build_language_model(task, first))
-        return UViM(first, second)
-    return None
-
-
-def check_files(argument, *paths):
-    names = " and ".join(path.name for path in paths)
-    for path in paths:
-        if not path.is_file():
-            raise SystemExit(
-                f"Expected {argument} to be a folder with {names}. Received: no {path}"
-            )
-
-
-def build_stage_one(task):
-    preset = task.preset
-    return UViMStageOne(
-        task.labels,
-        task.image_shape,
-        preset.patch_size,
-        seed=task.seed,
-        **preset.stage_one,
-    )
-
-
-def build_language_model(task, first):
-    """Writes the codes of the first stage."""
-    encoder = VisionTransformer(
-        task.image_shape, task.preset.patch_size, **task.preset.encoder
-    )
-    return VisionEncoderDecoder(
-        encoder,
-        first.vocabulary_size,
-        first.code_length,
-        end_id=None,
-        **task.preset.decoder,
-    )
 
 
 def train(task, curves, clock):
     """Both stages, one after the other."""
-    heading("1. Codes: what guides the base model?")
-    first = build_stage_one(task)
+    shared.heading("1. Codes: what guides the base model?")
+    first = build_stage_one(task.preset, task.labels, task.seed)
     curves["codes"] = fit(first, task, task.preset.codes)
     clock.stop("codes")
 
-    heading("2. Maximum likelihood: which codes are likely?")
-    second = build_language_model(task, first)
+    shared.heading("2. Maximum likelihood: which codes are likely?")
+    second = build_language_model(task.preset, first)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     schedule = task.preset.likelihood
     curves["likelihood"] = fit(second, task, schedule, loss, first.code_pairs)
@@ -348,7 +250,7 @@ def train(task, curves, clock):
 
 
 def fit(model, task, schedule, loss=None, transform=None):
-    """Trains until the loss of held-out images has stopped to fall."""
+    """Trains until the loss of held-out images stops improving."""
     data, steps = task.training(schedule, transform)
     model.compile(optimizer(schedule, steps * data["epochs"]), loss)
     transform = {} if transform is None else {"transform": transform}
@@ -368,14 +270,8 @@ def fit(model, task, schedule, loss=None, transform=None):
 
 def optimizer(schedule, steps):
     """Adam, with a learning rate that grows, and falls along a cosine."""
-    warmup = schedule["warmup"]
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        steps - warmup,
-        schedule["last"],
-        warmup_target=schedule["rate"],
-        warmup_steps=warmup,
-    )
+    rate, warmup, last = (schedule[key] for key in ("rate", "warmup", "last"))
+    rate = shared.learning_rate(steps, rate, warmup, last)
     return keras.optimizers.Adam(rate, global_clipnorm=1.0)
 
 
@@ -396,7 +292,7 @@ def tune(uvim, task):
     history = tuned.fit(
         **data,
         validation_data=task.held_out,
-        callbacks=[OfficialScores(PanopticQuality(task.stuff_classes), task.held_out)],
+        callbacks=[OfficialMetrics(PanopticQuality(task.stuff_classes), task.held_out)],
     ).history
     return {name: history[name] for name in ("reward", "val_reward", "val_pq")}
 
@@ -431,38 +327,19 @@ def measure(uvim, task):
     return {name: float(value) for name, value in column.items()}, shown
 
 
-def print_table(before, after):
-    print(f"{'':26}{'before':>9}{'after':>9}{'change':>8}")
-    for name, old in before.items():
-        change = f"{after[name] / old - 1.0:+8.0%}" if old else ""
-        print(f"{name:26}{old:9.3f}{after[name]:9.3f}{change}")
-
-
-def save_curves(path, curves):
-    """The losses of both stages, and what happened while tuning."""
-    figure, axes = matplotlib.pyplot.subplots(1, 3, figsize=(12, 3.5))
-    for panel, stage in zip(axes, ("codes", "likelihood", "tuning"), strict=True):
-        for name, values in curves.get(stage, {}).items():
-            if "codes" not in name and "perplexity" not in name:
-                panel.plot(values, label=name)
-        panel.set(title=stage, xlabel="epoch")
-        panel.legend()
-    save_figure(figure, path)
-
-
 def save_gallery(path, task, before, after, count=8):
     """Ground truth and predictions of the first images."""
     images, labels = task.test[0]
     count = min(count, len(images))
     columns = {"image": None, "truth": labels, "before": before, "after": after}
     size = (2 * count, 8)
-    figure, axes = matplotlib.pyplot.subplots(4, count, squeeze=False, figsize=size)
+    _, axes = matplotlib.pyplot.subplots(4, count, squeeze=False, figsize=size)
     for row, (title, maps) in zip(axes, columns.items(), strict=True):
         row[0].set_title(title, loc="left")
         for i, panel in enumerate(row):
             panel.axis("off")
             panel.imshow(0.5 * images[i] + 0.5 if maps is None else colours(maps[i]))
-    save_figure(figure, path)
+    shared.save_figure(path)
 
 
 def colours(labels):
@@ -471,12 +348,6 @@ def colours(labels):
     palette = matplotlib.colormaps["tab20"](np.maximum(classes, 0) % 20)[..., :3]
     shade = 1.0 - 0.15 * (np.abs(instances) % 4)
     return palette * shade[..., None] * (classes > 0)[..., None]
-
-
-def save_figure(figure, path):
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    matplotlib.pyplot.close(figure)
-    print(f"saved {path}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,14 @@
 """Tunes Keras vision models for what they are used for."""
 
-from keras_reward.auxiliary import ConfidenceLoss
+from keras_reward.baselines import (
+    Baseline,
+    FunctionBaseline,
+    GreedyBaseline,
+    LeaveOneOutBaseline,
+    MeanBaseline,
+    MovingAverageBaseline,
+    StandardizedBaseline,
+)
 from keras_reward.codecs import BoxCodec, ColorPalette
 from keras_reward.policies import (
     AutoregressivePolicy,
@@ -8,6 +16,8 @@ from keras_reward.policies import (
     CategoricalPolicy,
     CausalLMPolicy,
     GaussianPolicy,
+    Likelihood,
+    ModelPolicy,
     Policy,
 )
 from keras_reward.rewards import (
@@ -31,12 +41,21 @@ from keras_reward.rewards import (
     VividnessReward,
     matched_iou,
 )
+from keras_reward.terms import (
+    KL,
+    ConfidenceLoss,
+    Entropy,
+    MaximumLikelihood,
+    Term,
+)
 from keras_reward.tuning import RewardTuning
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "KL",
     "AutoregressivePolicy",
+    "Baseline",
     "BernoulliPolicy",
     "BoxCodec",
     "CIDErReward",
@@ -46,14 +65,23 @@ __all__ = [
     "ColorfulnessReward",
     "ConfidenceLoss",
     "DiceReward",
+    "Entropy",
+    "FunctionBaseline",
     "FunctionReward",
     "GaussianPolicy",
+    "GreedyBaseline",
     "HostReward",
     "HueEntropyReward",
+    "LeaveOneOutBaseline",
     "LengthReward",
+    "Likelihood",
+    "MaximumLikelihood",
     "MeanAveragePrecisionReward",
+    "MeanBaseline",
     "MeanIoUReward",
+    "ModelPolicy",
     "ModelReward",
+    "MovingAverageBaseline",
     "PSNRReward",
     "PanopticQualityReward",
     "Policy",
@@ -62,7 +90,9 @@ __all__ = [
     "RepetitionReward",
     "Reward",
     "RewardTuning",
+    "StandardizedBaseline",
     "SumReward",
+    "Term",
     "VividnessReward",
     "matched_iou",
 ]

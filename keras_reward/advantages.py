@@ -1,41 +1,39 @@
 """From rewards to advantages: how much better than its baseline a sample did.
 
-Every function maps rewards of shape `(batch, samples)` to advantages of the same
-shape, float32. A reward that is not finite (NaN: "cannot be scored") gets advantage
-0 and is left out of the baseline of its group, the samples of the same input.
+The baselines map rewards of shape `(batch, samples)` to advantages of the same shape,
+float32. A group is the samples of one input. A reward that is not finite (NaN: "no
+reward") gets advantage 0 and is left out of the baseline of its group.
 
-Unbiased means: the average of `advantage * grad(log_prob)` is the gradient of the
-expected reward. A baseline keeps that if it does not depend on the sample that it
-is subtracted from (Williams 1992, "Simple statistical gradient-following algorithms").
+Unbiased means that the average of `advantage * grad(log_prob)` is the gradient of the
+expected reward. A baseline is unbiased if it does not depend on the sample that it is
+subtracted from (Williams 1992, "Simple statistical gradient-following algorithms").
 """
 
 from keras import ops
 
-BASELINES = ("leave_one_out", "greedy", "mean", "moving_average", None)
 
-
-def split_scored(rewards):
-    """Separates the rewards that count from those that could not be computed.
+def split_finite(rewards):
+    """Separates finite rewards from those that are NaN or infinite.
 
     Args:
-        rewards: `(batch, samples)`, may hold NaN or infinities.
+        rewards: `(batch, samples)`, may contain NaN or infinities.
 
     Returns:
-        `(values, scored)`: the rewards with 0 where they are not finite, and the
-        boolean mask of those that are finite, both `(batch, samples)`.
+        `(values, finite)`: the rewards, with 0 where they are not finite, and a
+        boolean mask of the finite ones, both `(batch, samples)`.
     """
     rewards = ops.cast(rewards, "float32")
-    scored = ops.isfinite(rewards)
-    return ops.where(scored, rewards, 0.0), scored
+    finite = ops.isfinite(rewards)
+    return ops.where(finite, rewards, 0.0), finite
 
 
 def leave_one_out(rewards):
     """Each reward minus the mean reward of the *other* samples of its input.
 
     `A_i = r_i - sum_{j != i} r_j / (n - 1)`, unbiased (Kool et al. 2019, "Buy 4
-    REINFORCE samples, get a baseline for free!"). With two samples this is the
-    method of Pinto et al. 2023, section 3, applied to both of them. An input with a
-    single scored sample has no baseline and gets advantage 0.
+    REINFORCE samples, get a baseline for free!"). With two samples, this is the
+    method of Pinto et al. 2023, section 3, applied to both. An input with a single
+    finite reward has no baseline, so its advantage is 0.
 
     Args:
         rewards: `(batch, samples)`.
@@ -51,17 +49,17 @@ def leave_one_out(rewards):
     advantages.leave_one_out([[1.0, 2.0, 6.0]])  # [[-3.0, -1.5, 4.5]]
     ```
     """
-    values, scored, count = _centered(rewards)
+    values, finite, count = _centered(rewards)
     others = ops.sum(values, axis=1, keepdims=True) - values
     advantages = values - others / ops.maximum(count - 1.0, 1.0)
-    return ops.where(ops.logical_and(scored, count > 1.0), advantages, 0.0)
+    return ops.where(ops.logical_and(finite, count > 1.0), advantages, 0.0)
 
 
 def mean(rewards):
     """Each reward minus the mean reward of all samples of its input, itself included.
 
     `A_i = r_i - mean(r)`. Equals the leave-one-out advantage times `(n - 1) / n`, so
-    the gradient is right in direction and too short by that factor.
+    the gradient has the right direction but is too small by that factor.
 
     Args:
         rewards: `(batch, samples)`.
@@ -69,9 +67,9 @@ def mean(rewards):
     Returns:
         Advantages, `(batch, samples)`. Exactly 0 where all rewards are equal.
     """
-    values, scored, count = _centered(rewards)
+    values, finite, count = _centered(rewards)
     average = ops.sum(values, axis=1, keepdims=True) / ops.maximum(count, 1.0)
-    return ops.where(scored, values - average, 0.0)
+    return ops.where(finite, values - average, 0.0)
 
 
 def greedy(rewards, greedy_rewards):
@@ -88,44 +86,44 @@ def greedy(rewards, greedy_rewards):
     Returns:
         Advantages, `(batch, samples)`.
     """
-    values, scored = split_scored(rewards)
-    baseline, has_baseline = split_scored(greedy_rewards)
-    scored = ops.logical_and(scored, has_baseline[:, None])
-    return ops.where(scored, values - baseline[:, None], 0.0)
+    values, finite = split_finite(rewards)
+    baseline, has_baseline = split_finite(greedy_rewards)
+    finite = ops.logical_and(finite, has_baseline[:, None])
+    return ops.where(finite, values - baseline[:, None], 0.0)
 
 
 def moving_average(rewards, average):
     """Each reward minus an average of the rewards of *earlier* batches.
 
-    Unbiased: the average must not contain the batch itself. `update_average` moves
-    it on afterwards.
+    Unbiased if the average does not contain the batch itself. Call `update_average`
+    afterwards.
 
     Args:
         rewards: `(batch, samples)`.
-        average: scalar, the average before this batch. NaN stands for "no batch
-            yet" and leaves the rewards as they are; so does 0.
+        average: scalar, the average before this batch. NaN means "no batch yet" and
+            leaves the rewards unchanged, as 0 does.
 
     Returns:
         Advantages, `(batch, samples)`.
     """
-    values, scored = split_scored(rewards)
+    values, finite = split_finite(rewards)
     average = ops.where(ops.isnan(average), 0.0, average)
-    return ops.where(scored, values - average, 0.0)
+    return ops.where(finite, values - average, 0.0)
 
 
 def update_average(average, rewards, momentum=0.9):
     """The moving average after another batch.
 
     Args:
-        average: scalar, the average before. NaN stands for "no batch yet".
+        average: scalar, the average before this batch. NaN means "no batch yet".
         rewards: `(batch, samples)`.
-        momentum: weight of the past, 0.9: the average looks back about ten batches.
+        momentum: weight of the past. With 0.9 the average looks back about ten batches.
 
     Returns:
-        Scalar; unchanged if no reward of the batch could be scored.
+        Scalar; unchanged if no reward of the batch is finite.
     """
-    values, scored = split_scored(rewards)
-    count = ops.sum(ops.cast(scored, "float32"))
+    values, finite = split_finite(rewards)
+    count = ops.sum(ops.cast(finite, "float32"))
     batch_mean = ops.sum(values) / ops.maximum(count, 1.0)
     moved = momentum * average + (1.0 - momentum) * batch_mean
     moved = ops.where(ops.isnan(average), batch_mean, moved)
@@ -135,57 +133,60 @@ def update_average(average, rewards, momentum=0.9):
 def scale_by_std(advantages, rewards, epsilon=1e-6):
     """Advantages divided by the standard deviation of their group's rewards.
 
-    Makes the step independent of the reward's scale, at a price: inputs whose
-    samples differ little weigh as much as those where they differ a lot, which
-    biases the gradient (Liu et al. 2025, arXiv 2503.20783). Off by default.
+    Makes the step independent of the scale of the reward. The price is a biased
+    gradient: inputs whose rewards differ little count as much as those whose rewards
+    differ a lot (Liu et al. 2025, arXiv 2503.20783). Off by default.
 
     Args:
-        advantages: `(batch, samples)`.
-        rewards: `(batch, samples)`, the rewards they come from.
+        advantages: `(batch, samples)` or `(batch, samples, ...)`.
+        rewards: `(batch, samples)`, the rewards that they come from.
         epsilon: added to the deviation, in units of the reward.
 
     Returns:
-        Advantages, `(batch, samples)`; 0 where all rewards are equal.
+        Advantages of the same shape; 0 where all rewards are equal.
     """
-    return advantages / (reward_std(rewards)[:, None] + epsilon)
+    deviation = reward_std(rewards) + epsilon
+    axes = (1,) * (len(advantages.shape) - 1)
+    return advantages / ops.reshape(deviation, (-1, *axes))
 
 
 def reward_std(rewards):
-    """Standard deviation of the scored rewards of each input (divisor `n - 1`).
+    """Standard deviation of the finite rewards of each input (divisor `n - 1`).
 
     Args:
         rewards: `(batch, samples)`.
 
     Returns:
-        `(batch,)`; 0 for inputs with fewer than two scored samples.
+        `(batch,)`; 0 for inputs with fewer than two finite rewards.
     """
-    values, scored, count = _centered(rewards)
+    values, finite, count = _centered(rewards)
     average = ops.sum(values, axis=1, keepdims=True) / ops.maximum(count, 1.0)
-    squares = ops.where(scored, ops.square(values - average), 0.0)
+    squares = ops.where(finite, ops.square(values - average), 0.0)
     return ops.sqrt(ops.sum(squares, axis=1) / ops.maximum(count[:, 0] - 1.0, 1.0))
 
 
 def no_signal(rewards):
-    """Which inputs teach nothing, because all their scored samples earn the same.
+    """Which inputs give no gradient, because all their samples have the same reward.
 
     Args:
         rewards: `(batch, samples)`.
 
     Returns:
-        `(batch,)` boolean. True as well where no sample could be scored.
+        `(batch,)` boolean. Also True where no reward is finite.
     """
     values, _, _ = _centered(rewards)
     return ops.all(values == 0.0, axis=1)
 
 
 def _centered(rewards):
-    """Rewards minus the best of their group, 0 where unscored; mask; scored count.
+    """Rewards minus the best of their group, the mask of finite ones, and their number.
 
-    No difference between rewards of a group depends on the shift. It makes equal
-    rewards exactly 0, where a sum and a division would leave rounding errors behind.
+    The shift does not change differences within a group. It makes equal rewards exactly
+    0, where a sum and a division would leave rounding errors. Rewards that are not
+    finite become 0.
     """
-    values, scored = split_scored(rewards)
-    best = ops.max(ops.where(scored, values, -float("inf")), axis=1, keepdims=True)
-    values = ops.where(scored, values - ops.where(ops.isfinite(best), best, 0.0), 0.0)
-    count = ops.sum(ops.cast(scored, "float32"), axis=1, keepdims=True)
-    return values, scored, count
+    values, finite = split_finite(rewards)
+    best = ops.max(ops.where(finite, values, -float("inf")), axis=1, keepdims=True)
+    values = ops.where(finite, values - ops.where(ops.isfinite(best), best, 0.0), 0.0)
+    count = ops.sum(ops.cast(finite, "float32"), axis=1, keepdims=True)
+    return values, finite, count

@@ -1,17 +1,18 @@
-"""Batches of NumPy arrays from whatever `fit` takes."""
+"""Batches of NumPy arrays from any data that `fit` takes."""
 
 import keras
-import numpy as np
+
+from keras_reward.nests import rows_of, take_rows, to_numpy
 
 
 def batches_of(data, batch_size):
-    """The number of batches and the batches.
+    """The number of batches, and the batches.
 
     Args:
         data: `(x, y)` arrays or nests of them, y may be None; or an iterable of such
             batches: a `keras.utils.PyDataset`, a `tf.data.Dataset`, a PyTorch
             `DataLoader`, a list.
-        batch_size: of batches where `data` is arrays.
+        batch_size: batch size if `data` is arrays.
 
     Returns:
         The number of batches, None if unknown, and an iterator of `(x, y)` in NumPy.
@@ -20,7 +21,7 @@ def batches_of(data, batch_size):
         rows = rows_of(data)
         starts = range(0, rows, batch_size)
         slices = [slice(start, start + batch_size) for start in starts]
-        return len(slices), (as_pair(take(data, rows)) for rows in slices)
+        return len(slices), (as_pair(take_rows(data, rows)) for rows in slices)
     if isinstance(data, keras.utils.PyDataset):
         count = data.num_batches
         return count, (as_pair(data[i]) for i in range(count))
@@ -29,39 +30,6 @@ def batches_of(data, batch_size):
 
 
 def as_pair(batch):
-    """`(x, y)` in NumPy of a batch; y is None if there is none."""
+    """A batch as `(x, y)` in NumPy; y is None if there is none."""
     batch = batch if isinstance(batch, tuple | list) else (batch,)
     return to_numpy((*batch, None)[:2])
-
-
-def rows_of(structure):
-    """Length of the first axis of a nest of arrays."""
-    return len(keras.tree.flatten(structure)[0])
-
-
-def take(data, rows):
-    """A slice of every array in a nest."""
-    return map_arrays(lambda array: array[rows], data)
-
-
-def pad_rows(structure, rows):
-    """Repeats the last row of every array in a nest, so that there are `rows`."""
-    missing = rows - rows_of(structure)
-    if missing <= 0:
-        return structure
-    return map_arrays(
-        lambda array: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]),
-        structure,
-    )
-
-
-def to_numpy(structure):
-    """Every tensor in a nest as a NumPy array."""
-    return map_arrays(keras.ops.convert_to_numpy, structure)
-
-
-def map_arrays(function, structure):
-    """Applies `function` to the arrays of a nest, and leaves None as it is."""
-    return keras.tree.map_structure(
-        lambda leaf: None if leaf is None else function(leaf), structure
-    )

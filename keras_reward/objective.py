@@ -1,11 +1,11 @@
-"""The objective: log-probabilities of outputs, weighted.
+"""The objective: weighted log-probabilities of outputs.
 
 Maximum likelihood and reward tuning ascend the same quantity,
 
     mean over the batch of  weight * log P(output | x; theta),
 
-and differ only in whose outputs are scored and how they are weighted: the ground
-truth with weight 1, or the model's own samples with their advantages as weights
+and differ only in the outputs and their weights: the ground truth with weight 1, or
+the model's own samples with their advantages as weights
 (Pinto et al. 2023, "Tuning computer vision models with task rewards", section 3).
 """
 
@@ -15,8 +15,8 @@ from keras import ops
 def categorical_log_prob(logits, indices):
     """Log-probability of each index under a softmax, in float32.
 
-    Gathers first and subtracts the log-sum-exp after, so that no copy of all
-    log-probabilities is made.
+    Gathers before subtracting the log-sum-exp, so that the log-probabilities of the
+    other classes are never stored.
 
     Args:
         logits: `(..., classes)`.
@@ -56,11 +56,11 @@ def categorical_entropy(logits):
     return ops.log(total) - ops.sum(weights * logits, axis=-1) / total
 
 
-def categorical_scores(logits, indices, entropy_gradient=False):
-    """Log-probability and entropy of softmax distributions, from one exponential.
+def categorical_likelihood(logits, indices, entropy_gradient=False):
+    """Log-probabilities and entropies of softmax distributions in one pass.
 
-    As `categorical_log_prob` and `categorical_entropy`, for where both are needed and
-    logits are large.
+    As `categorical_log_prob` and `categorical_entropy` together, but the exponential of
+    the logits is computed only once.
 
     Args:
         logits: `(..., classes)`.
@@ -87,8 +87,8 @@ def sequence_log_prob(token_log_probs, mask=None):
 
     Args:
         token_log_probs: `(batch, samples, ...)`, any number of token axes.
-        mask: as `token_log_probs`, True or 1 for the tokens that belong to the
-            output. Default: all do.
+        mask: shaped like `token_log_probs`, True or 1 for the tokens that belong to
+            the output. Default: all tokens.
 
     Returns:
         `(batch, samples)`.
@@ -102,23 +102,23 @@ def sequence_log_prob(token_log_probs, mask=None):
 
 
 def weighted_likelihood_loss(log_probs, weights, mask=None, sample_weight=None):
-    """The loss of both stages: minus the mean of `weight * log P(output)`.
+    """Minus the mean of `weight * log P(output)`.
 
-    With the ground truth and weights 1 it is the negative log-likelihood. With own
-    samples and their advantages its gradient is the Reinforce estimate (Pinto et al.
-    2023, algorithm 2): per sequence if `log_probs` and `weights` are
-    `(batch, samples)`, per token if both have token axes, weighing every token by an
+    With the ground truth and weights of 1, this is the negative log-likelihood. With
+    the model's samples and their advantages, its gradient is the Reinforce estimate
+    (Pinto et al. 2023, algorithm 2): per sequence if `log_probs` and `weights` are
+    `(batch, samples)`, per token if both have token axes, so that each token has an
     advantage of its own.
 
     Args:
         log_probs: `(batch, samples)` or `(batch, samples, ...)` with token axes.
-        weights: `(batch, samples)`, or the shape of `log_probs`. Held constant: no
-            gradient flows into them.
-        mask: as `log_probs`; which tokens belong to the output. Default: all.
+        weights: `(batch, samples)`, or the shape of `log_probs`. No gradient flows into
+            them.
+        mask: shaped like `log_probs`, which tokens belong to the output. Default: all.
         sample_weight: `(batch,)`, the weight of each input. Default: 1.
 
     Returns:
-        Scalar: the sum over tokens, and the mean over inputs and samples.
+        Scalar: summed over tokens, averaged over inputs and samples.
 
     Example:
 
@@ -141,86 +141,22 @@ def weighted_likelihood_loss(log_probs, weights, mask=None, sample_weight=None):
     return -ops.mean(outputs)
 
 
-def kl_estimate(log_ratios):
-    """Estimates of the Kullback-Leibler divergence from a reference, by sample.
-
-    For a sample of the policy with log-ratios `d = log p - log q` of its parts, p of
-    the policy and q of the reference, the sum over parts of
-
-        exp(-d) - 1 + d.
-
-    Unbiased for `KL(p || q)`, since `E[exp(-d)] = 1` under p given what was drawn
-    before; never negative; and, near the reference, of far lower variance than d alone,
-    since the two vary against each other (Schulman 2020, "Approximating KL Divergence",
-    the estimator k3). Far from it, where q gives much probability to what p hardly ever
-    draws, rare samples make up the mean.
+def reward_loss(likelihood, advantages, sample_weight=None):
+    """The loss of an update: minus the mean of `advantage * log_prob` of samples.
 
     Args:
-        log_ratios: `(batch, samples, ...)`, 0 where a part does not count.
+        likelihood: a `Likelihood` of samples `(batch, n, ...)`.
+        advantages: `(batch, n)`, or one for each position, `(batch, n, ...)`.
+            Positions that do not count are ignored.
+        sample_weight: `(batch,)`, the weight of each input. Default: 1.
 
     Returns:
-        `(batch, samples)`, in nats.
-
-    Example:
-
-    ```python
-    import numpy as np
-    from keras_reward import objective
-
-    objective.kl_estimate(np.array([[[0.0, 0.7]]], "float32"))  # [[0.197]]
-    ```
+        Scalar, see `weighted_likelihood_loss`.
     """
-    return sequence_log_prob(_kl_of_parts(log_ratios))
-
-
-def _kl_of_parts(log_ratios):
-    log_ratios = ops.cast(log_ratios, "float32")
-    return ops.expm1(-log_ratios) + log_ratios
-
-
-def kl_weights(log_ratios, ordered=False):
-    """Weights of log-probabilities whose gradient is that of the divergence.
-
-    The gradient of `KL(p || q)` is the mean over samples of `sum_t G_t grad log p_t`,
-    with `d_t = log p_t - log q_t` and
-
-        G_t = d_t + sum over later parts s of (exp(-d_s) - 1 + d_s).
-
-    What was drawn before part t does not depend on it and is left out, and what comes
-    later is estimated as in `kl_estimate`: both lower the variance and leave the mean.
-    So does the mean of the other samples of the input, which is subtracted as in
-    `advantages.leave_one_out`. To differentiate `kl_estimate` itself would follow
-    another divergence (Tang & Munos 2025, "On a few pitfalls in KL divergence gradient
-    estimation for RL"). At the reference every weight is exactly 0.
-
-    Args:
-        log_ratios: `(batch, samples, ...)`, 0 where a part does not count.
-        ordered: whether the parts in the last axis are drawn one after the other, each
-            given those before. Default False: independently of one another.
-
-    Returns:
-        As `log_ratios`, to be multiplied by log-probabilities and added to a loss.
-
-    Example:
-
-    ```python
-    import numpy as np
-    from keras_reward import objective
-
-    ratios = np.array([[[0.2], [0.6]]], "float32")
-    objective.kl_weights(ratios)  # [[[-0.4], [0.4]]]
-    ```
-    """
-    weights = ops.cast(log_ratios, "float32")
-    if ordered:
-        parts = _kl_of_parts(weights)
-        total = ops.sum(parts, axis=-1, keepdims=True)
-        weights = weights + total - ops.cumsum(parts, axis=-1)
-    n = weights.shape[1]
-    if n == 1:
-        return weights
-    others = ops.sum(weights, axis=1, keepdims=True) - weights
-    return weights - others / (n - 1.0)
+    log_probs = likelihood.log_prob
+    if len(advantages.shape) > 2:
+        log_probs = likelihood.position_log_probs
+    return weighted_likelihood_loss(log_probs, advantages, None, sample_weight)
 
 
 def input_weights(sample_weight, like):

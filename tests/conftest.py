@@ -34,6 +34,7 @@ for name, value in SETTINGS.items():
 import chance
 import keras
 import pytest
+from backends import CAN_TRAIN
 
 BACKEND = keras.config.backend()
 
@@ -54,7 +55,16 @@ if BACKEND != "tensorflow":
     sys.meta_path.insert(0, NoTensorFlow)
 STATM = pathlib.Path("/proc/self/statm")
 kept_memory = 500  # MB; at the start, what is imported
-collect_ignore_glob = [] if BACKEND == "jax" else ["*_jax.py"]
+
+# Tests of one backend are collected on that backend alone, and where Keras does not
+# train, the tests of what is left.
+LEFT = ("backend", "codecs", "evaluation", "forms", "rewards", "test_advantages.py")
+collect_ignore_glob = [
+    f"*_{name}.py" for name in ("jax", "torch", "numpy") if name != BACKEND
+]
+if not CAN_TRAIN:
+    here = pathlib.Path(__file__).parent
+    collect_ignore_glob += [p.name for p in here.iterdir() if p.name not in LEFT]
 chance.shift_seeds()
 
 

@@ -1,5 +1,8 @@
 """What importing the package costs, and what it promises."""
 
+import ast
+import collections
+import graphlib
 import pathlib
 import pkgutil
 import subprocess
@@ -60,3 +63,50 @@ def test_only_backend_modules_import_a_backend():
             words = line.split()
             if words[:1] in (["import"], ["from"]):
                 assert words[1].split(".")[0] not in BACKENDS, f"{path}: {line}"
+
+
+# From the floor up: each of these imports from those before it alone.
+ORDER = (
+    *("backend", "nests", "compiled", "batches", "rollout", "sampling"),
+    *("objective", "advantages", "forms", "sequences", "baselines", "rewards"),
+    *("codecs", "policies", "models", "data", "terms", "evaluation", "callbacks"),
+    "tuning",
+)
+# A reward's operators make combinations, which are rewards.
+CIRCLES = {("rewards.reward", "rewards.combination")}
+
+
+def imports():
+    """Pairs of modules of the package, the first of which imports the second."""
+    root = pathlib.Path(keras_reward.__file__).parent
+    names = {name.removeprefix("keras_reward.") for name in MODULES}
+    names |= {f"backend.{backend}" for backend in BACKENDS}
+    for path in root.rglob("*.py"):
+        module = ".".join(path.relative_to(root).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith(
+                "keras_reward"
+            ):
+                package = node.module.removeprefix("keras_reward").strip(".")
+                for alias in node.names:
+                    inner = f"{package}.{alias.name}".strip(".")
+                    yield (
+                        module.removesuffix(".__init__"),
+                        (inner if inner in names else package),
+                    )
+
+
+def test_imports_run_downwards():
+    for module, imported in imports():
+        above, below = (name.split(".")[0] for name in (module, imported))
+        if module != "__init__" and above != below:
+            assert ORDER.index(below) < ORDER.index(above), f"{module} -> {imported}"
+
+
+def test_no_modules_import_each_other():
+    above = collections.defaultdict(set)
+    for module, imported in imports():
+        if (module, imported) not in CIRCLES:
+            above[module].add(imported)
+    graph = graphlib.TopologicalSorter(above)
+    graph.prepare()  # raises a CycleError that names the circle

@@ -13,11 +13,10 @@
 # %% [markdown]
 # # Make it colourful
 #
-# A colorizer sees a grey photograph and picks a colour for every cell of a coarse grid.
-# Trained to imitate, it is timid: a shirt may have been anything, and the likeliest
-# guess for "anything" is greyish brown. Reward tuning asks for what was wanted in the
-# first place: pictures that are vivid, and of many hues (Pinto et al. 2023, section
-# 4.3).
+# A colorizer gets a grey photograph and picks a colour for every cell of a coarse grid.
+# Trained to imitate, it is timid: a shirt may have any colour, and the most likely
+# guess is a greyish brown. Reward tuning asks for what we want: vivid pictures with
+# many hues (Pinto et al. 2023, section 4.3).
 
 # %%
 import os
@@ -29,7 +28,7 @@ from sklearn.datasets import load_sample_image
 
 from keras_reward.codecs import ColorPalette, to_gray
 
-SMALL = "KERAS_REWARD_SMALL" in os.environ  # a few steps, to see that all of it runs
+SMALL = "KERAS_REWARD_SMALL" in os.environ  # a few steps, for tests
 CROPS = 16 if SMALL else 512
 MLE_EPOCHS, TUNING_EPOCHS = (1, 1) if SMALL else (60, 40)
 POOL = 8 if SMALL else 128
@@ -38,8 +37,8 @@ keras.utils.set_random_seed(0)
 # %% [markdown]
 # ## Pictures
 #
-# Crops of two photographs that come with scikit-learn. Nothing is downloaded. The
-# flower is learned from; the temple is held out.
+# Crops of two photographs that come with scikit-learn; nothing is downloaded. The
+# flower is for training, the temple is held out.
 
 
 # %%
@@ -61,9 +60,9 @@ gray, held_out_gray = (
 # %% [markdown]
 # ## Stage 1: imitate
 #
-# The model sees grey and returns, for each of 8 x 8 cells, logits of the colours of a
-# palette. The palette knows both directions: photograph to colour indices for learning,
-# and indices to photograph for looking.
+# For each of 8 x 8 cells the model returns logits over the colours of a palette. The
+# palette converts photographs to colour indices for training, and indices back to
+# photographs.
 
 # %%
 palette = ColorPalette(spacing=20.0)
@@ -87,11 +86,11 @@ colorizer.fit(gray, colors, epochs=MLE_EPOCHS, verbose=0)
 # ## Stage 2: ask for colour
 #
 # `ColorfulnessReward` is the share of vivid pixels times the entropy of their hues. It
-# looks at images; the policy's codec, the palette, paints the samples for it.
+# takes images; the policy's codec, the palette, turns samples into images.
 #
 # The temperature matters here. Cells are drawn independently, so at temperature 1 a
-# sample is colourful by noise alone, and the greedy picture has no reason to change.
-# Sharper samples look like what the model will do when it is greedy.
+# sample is colourful by noise alone, and the greedy picture does not need to change.
+# Samples at a lower temperature are closer to the greedy picture.
 
 # %%
 from keras_reward import CategoricalPolicy, ColorfulnessReward, RewardTuning
@@ -107,7 +106,7 @@ tuned = RewardTuning(
 tuned.compile(keras.optimizers.Adam(3e-4))
 
 # %% [markdown]
-# Before anything changes: what do its samples earn, and what does it paint?
+# Before tuning: what do the samples earn, and what does the model paint?
 
 # %%
 from keras_reward.evaluation import findings, plot, reward_distribution
@@ -125,10 +124,10 @@ for name in ("val_reward", "val_vividness", "val_hue_entropy"):
 # %% [markdown]
 # ## Look
 #
-# Numbers first: the distribution of rewards over samples, before and after. Left, how
-# samples are spread; in the middle the best of N; right the likeliest of N. Where the
-# right curve of the first model stays below the tuned one, no amount of sampling and
-# picking the likeliest replaces tuning.
+# Numbers first: the distribution of rewards over samples, before and after tuning. On
+# the left the rewards of samples, in the middle the best of N, on the right the most
+# likely of N. If the right curve before tuning stays below the one after, drawing many
+# samples and taking the most likely one does not replace tuning.
 
 # %%
 after = reward_distribution(tuned, data, num_samples=POOL, verbose=0)
@@ -141,7 +140,7 @@ plot(before, after, path="colorfulness.png")
 
 # %% [markdown]
 # Then the pictures. They are the test that counts: a reward can be earned in ways that
-# nobody meant, and only an eye sees that.
+# nobody intended, and only a person sees that.
 
 # %%
 painted_after = tuned.predict(held_out_gray, verbose=0)
@@ -158,21 +157,21 @@ figure.savefig("gallery.png")
 # ## Did it cheat?
 #
 # A network that knows where a pixel is can paint the same rainbow on every picture and
-# earn full reward. Zero padding tells it. A test: paint the picture and its mirror
-# image. If colours follow content, they are mirrored too.
+# earn the full reward. Zero padding gives away the position. To test this, colour a
+# picture and its mirror image. If colours follow the content, they are mirrored too.
 
 
 # %%
 def mirror_agreement(model):
-    """Share of cells whose colour a mirror image keeps."""
+    """Share of cells whose colour is the same in the mirror image."""
     straight = np.argmax(model.predict(held_out_gray, verbose=0), axis=-1)
     mirrored = np.argmax(model.predict(held_out_gray[:, :, ::-1], verbose=0), axis=-1)
     return np.mean(straight == mirrored[:, :, ::-1])
 
 
-print(f"colours that a mirror keeps: {mirror_agreement(colorizer):.0%}")
+print(f"mirror agreement: {mirror_agreement(colorizer):.0%}")
 
 # %% [markdown]
-# `examples/colorization.py` does this properly, with reflecting padding, a network
-# without positions, more photographs, and a table over seeds. "Why did my score fall?"
-# is about what else can go wrong.
+# `examples/colorization.py` is the full version, with reflect padding, a network
+# without positions, more photographs, and a table over seeds. "Why did my reward fall?"
+# shows what else can go wrong.

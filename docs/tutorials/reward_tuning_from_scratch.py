@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Reward tuning from scratch
 #
-# A model can be tuned for anything that can be *measured*, even where the measure has
-# no derivative. The idea takes one sentence: make the model's own outputs more
-# likely, the more so the better they did.
+# A model can be tuned for anything that can be *measured*, even if the measure has no
+# derivative. The idea in one sentence: make the model's own outputs more or less
+# likely, depending on how good they were.
 #
-# This notebook writes it down in NumPy, on a problem small enough to see everything.
+# This notebook implements it in NumPy, on a problem small enough to see everything.
 # Then it does the same with `keras_reward`, and the numbers are equal.
 #
 # The method is Reinforce (Williams 1992), for vision models as in Pinto et al. 2023,
@@ -29,7 +29,7 @@ import os
 import keras
 import numpy as np
 
-SMALL = "KERAS_REWARD_SMALL" in os.environ  # a few steps, to see that all of it runs
+SMALL = "KERAS_REWARD_SMALL" in os.environ  # a few steps, for tests
 STEPS = 20 if SMALL else 200
 BATCH, SAMPLES, RATE = 128, 4, 1.0
 
@@ -37,8 +37,8 @@ BATCH, SAMPLES, RATE = 128, 4, 1.0
 # ## The problem
 #
 # An input is a point in the plane. The model answers with one of five directions. The
-# reward says how well the direction fits the point, rounded to quarters: a staircase,
-# flat almost everywhere, so that its derivative is 0 or does not exist.
+# reward is how well the direction fits the point, rounded to quarters: a staircase,
+# flat almost everywhere, so its derivative is 0 or does not exist.
 
 # %%
 angles = 2 * np.pi * np.arange(5) / 5
@@ -54,8 +54,8 @@ def reward(x, actions):
 
 
 # %% [markdown]
-# The model is linear: five logits from two coordinates. It has learned nothing yet, so
-# at first it is right about as often as chance.
+# The model is linear: five logits from two coordinates. It has not learned anything
+# yet, so at first it is about as good as chance.
 
 # %%
 kernel = 0.1 * np.random.default_rng(1).normal(size=(2, 5))
@@ -81,18 +81,18 @@ print(f"greedy reward at the start: {greedy_reward(x):.3f}")
 # Each step does five things.
 #
 # 1. **Sample** a few answers for each input from the model itself. One uniform random
-#    number, put through the cumulative distribution, gives one answer.
-# 2. **Reward** them. It is only ever evaluated.
+#    number, put through the inverse of the cumulative distribution, gives one answer.
+# 2. **Reward** them. The reward is evaluated but never differentiated.
 # 3. **Compare** each with the others of the same input: the mean of the other rewards
-#    is its *baseline*, the difference its *advantage*. Above 0: better than its
-#    siblings.
+#    is its *baseline*, and the difference its *advantage*. Above 0 means better than
+#    the other samples.
 # 4. **Differentiate** `- mean(advantage * log p(answer))`. For a softmax the derivative
-#    of `log p(answer)` by the logits is `one_hot(answer) - p`.
+#    of `log p(answer)` with respect to the logits is `one_hot(answer) - p`.
 # 5. **Update**, here by plain gradient descent.
 #
-# On average this climbs the expected reward, exactly, staircase or not. The baseline
-# does not change the average, since it does not depend on the sample that it judges,
-# and it takes most of the noise away.
+# On average this is exactly the gradient of the expected reward, staircase or not. The
+# baseline does not change the average, because it does not depend on the sample it is
+# subtracted from, and it removes most of the noise.
 
 # %%
 random_numbers = keras.random.SeedGenerator(0)
@@ -126,15 +126,15 @@ scratch = [step(x) for _ in range(STEPS)]
 print(f"greedy reward at the end:   {greedy_reward(x):.3f}")
 
 # %% [markdown]
-# That is all of it. Compare with maximum likelihood: there the answers come from people
-# and every advantage is 1. The two stages of training differ in whose answers are made
-# more likely, and by how much.
+# That is the whole method. Compare it with maximum likelihood, where the answers come
+# from people and every advantage is 1. The two stages of training differ only in whose
+# answers become more likely, and by how much.
 #
 # ## The same with the library
 #
-# The model is any Keras model, the reward any function. `RewardTuning` does the five
-# steps, on JAX, TensorFlow or PyTorch. The reward asks for the model's inputs by an
-# argument of that name.
+# The model can be any Keras model and the reward any function. `RewardTuning` does the
+# five steps, on JAX, TensorFlow or PyTorch. A reward with an argument `inputs` gets the
+# model's inputs.
 
 # %%
 from keras import ops
@@ -157,14 +157,14 @@ tuned.compile(keras.optimizers.SGD(RATE))
 history = tuned.fit(x, batch_size=BATCH, epochs=STEPS, shuffle=False, verbose=0).history
 
 # %% [markdown]
-# One epoch is one step here, since the batch holds all points. Both ways drew the same
-# random numbers, so they made the same samples, step after step, and arrive at the same
+# One epoch is one step here, because the batch holds all points. Both versions draw the
+# same random numbers, so they get the same samples in every step and end with the same
 # weights.
 
 # %%
 for number in (0, STEPS // 2, STEPS - 1):
-    ours, theirs = scratch[number], history["reward"][number]
-    print(f"step {number:3}: reward {ours:.4f} in NumPy, {theirs:.4f} with the library")
+    by_hand, library = scratch[number], history["reward"][number]
+    print(f"step {number:3}: {by_hand:.4f} in NumPy, {library:.4f} with the library")
 np.testing.assert_allclose(scratch, history["reward"], atol=1e-3)
 np.testing.assert_allclose(kernel, model.get_weights()[0], atol=1e-3)
 print("equal")
@@ -173,7 +173,7 @@ print("equal")
 # ## Where to go from here
 #
 # - `fit` logs more than the reward: [what the metrics mean](../metrics.md), and why the
-#   loss is near 0 all the time.
+#   loss stays near 0.
 # - [How reward tuning works](../how_it_works.md) has the same five steps with the names
-#   of the code.
+#   used in the code.
 # - "Make it colourful" tunes a model of images.

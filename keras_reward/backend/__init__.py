@@ -1,9 +1,11 @@
-"""The one place that knows a backend.
+"""All code that depends on the backend.
 
-Each module overrides Keras's `train_step` for its backend as a mixin `RewardTrainer`.
-A step is the same everywhere: `RewardTuning.training_loss` under the gradient, with a
-`no_gradient(function, *args)` for what is sampled and rewarded, then Keras's own
-optimizer. `keep_weights` makes the model hold its weights when a step is interrupted.
+Each module overrides Keras's `train_step` for its backend in a mixin `RewardTrainer`.
+What a step does is the same everywhere, `RewardTuning.training_step`. It gets
+`descend(loss)`, which differentiates a loss and takes a step of the optimizer. The loss
+gets `no_gradient(function, *args)`, for sampling and rewards. `keep_weights` lets the
+model keep its weights when a step is interrupted. On other backends of Keras, which
+only run a model, training raises an error.
 
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
 within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.
@@ -35,7 +37,9 @@ elif keras.config.backend() == "torch":
         host_call,
     )
 else:
-    raise ImportError(
-        "keras_reward trains on the Keras backends jax, tensorflow and torch. "
-        f"Received: keras.config.backend() == {keras.config.backend()!r}"
+    from keras_reward.backend.evaluation_only import (
+        LOOPS_RECOMPUTE,
+        XLA_CALLS_HOST,
+        RewardTrainer,
+        host_call,
     )

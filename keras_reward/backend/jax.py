@@ -5,59 +5,86 @@ import keras
 import numpy as np
 from jax.experimental import io_callback
 
+from keras_reward.backend.keras_private import KeepsWeights
+
 XLA_CALLS_HOST = True
 LOOPS_RECOMPUTE = True
 
 
-class RewardTrainer:
+class RewardTrainer(KeepsWeights):
     """Mixin for `keras.Model`: one step of reward tuning, as a pure function."""
 
-    def _get_jax_state(self, purge_model_variables=False, **kinds):
-        # Keras lets go of the weights before a step. An error while the first one is
-        # traced, from a reward of the wrong shape say, would lose the model.
-        del purge_model_variables
-        return super()._get_jax_state(**kinds)
-
-    def keep_weights(self):
-        """Takes the weights from a loop over batches that an error ends."""
-        self.jax_state_sync()
-
     def train_step(self, state, data):
-        trainable, non_trainable, optimizer_variables, metrics_variables = state
-        # Variables that a step changes beside the weights: seeds, averages, metrics.
-        updated = self.non_trainable_variables + self.metrics_variables
-        constants = [
-            *zip(updated, non_trainable + metrics_variables, strict=True),
-            *zip(self.optimizer.variables, optimizer_variables, strict=True),
-        ]
-
-        def loss_and_updates(differentiated):
-            weights = zip(self.trainable_variables, differentiated, strict=True)
-            scope = keras.StatelessScope([*weights, *constants], collect_losses=True)
-
-            def no_gradient(function, *args):
-                # The same variables, but with weights that carry no derivative, so
-                # that nothing of a sampling loop is recorded.
-                weights = zip(self.trainable_variables, trainable, strict=True)
-                current = [(v, scope.get_current_value(v)) for v in updated]
-                with keras.StatelessScope([*weights, *current]) as inner:
-                    result = function(*jax.lax.stop_gradient(args))
-                for variable in updated:
-                    scope.add_update((variable, inner.get_current_value(variable)))
-                return jax.lax.stop_gradient(result)
-
-            with scope:
-                loss = self.training_loss(data, no_gradient)
-                scaled = self.optimizer.scale_loss(loss)
-                logs = self.training_logs()
-            return scaled, (logs, [scope.get_current_value(v) for v in updated])
-
-        gradients, (logs, values) = jax.grad(loss_and_updates, has_aux=True)(trainable)
-        trainable, optimizer_variables = self.optimizer.stateless_apply(
-            optimizer_variables, gradients, trainable
+        kinds = (
+            self.trainable_variables,
+            self.non_trainable_variables,
+            self.optimizer.variables,
+            self.metrics_variables,
         )
-        seam = len(non_trainable)
-        return logs, (trainable, values[:seam], optimizer_variables, values[seam:])
+        values = [
+            pair
+            for variables, given in zip(kinds, state, strict=True)
+            for pair in zip(variables, given, strict=True)
+        ]
+        with keras.StatelessScope(values) as scope:
+            logs = self.training_step(data, lambda loss: descend(self, loss, scope))
+        return logs, tuple(values_in(scope, variables) for variables in kinds)
+
+
+def descend(model, loss_function, scope):
+    """Differentiates a loss and takes a step of the optimizer.
+
+    Args:
+        model: a `keras.Model`.
+        loss_function: takes `no_gradient` and returns a scalar.
+        scope: `keras.StatelessScope` with all variables of the model, which are
+            updated there.
+    """
+    optimizer, weights = model.optimizer, model.trainable_variables
+    before = values_in(scope, weights)
+    # Variables that a loss changes: seeds, averages, metrics.
+    updated = model.non_trainable_variables + model.metrics_variables
+    constants = pairs_in(scope, updated + optimizer.variables)
+
+    def loss_and_updates(differentiated):
+        pairs = [*zip(weights, differentiated, strict=True), *constants]
+        inner = keras.StatelessScope(pairs, collect_losses=True)
+
+        def no_gradient(function, *args):
+            # The same variables, but with weights that carry no derivative, so
+            # that nothing of a sampling loop is recorded.
+            pairs = [*zip(weights, before, strict=True), *pairs_in(inner, updated)]
+            with keras.StatelessScope(pairs) as held:
+                result = function(*jax.lax.stop_gradient(args))
+            for pair in pairs_in(held, updated):
+                inner.add_update(pair)
+            return jax.lax.stop_gradient(result)
+
+        with inner:
+            scaled = optimizer.scale_loss(loss_function(no_gradient))
+        return scaled, values_in(inner, updated)
+
+    gradients, changed = jax.grad(loss_and_updates, has_aux=True)(before)
+    after, optimizer_values = optimizer.stateless_apply(
+        values_in(scope, optimizer.variables), gradients, before
+    )
+    for variables, values in (
+        (updated, changed),
+        (weights, after),
+        (optimizer.variables, optimizer_values),
+    ):
+        for pair in zip(variables, values, strict=True):
+            scope.add_update(pair)
+
+
+def values_in(scope, variables):
+    """Values of variables within a `keras.StatelessScope`."""
+    return [scope.get_current_value(variable) for variable in variables]
+
+
+def pairs_in(scope, variables):
+    """Variables with their values within a `keras.StatelessScope`."""
+    return list(zip(variables, values_in(scope, variables), strict=True))
 
 
 def host_call(function, tensors, shape):

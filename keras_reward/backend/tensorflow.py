@@ -13,20 +13,29 @@ class RewardTrainer:
         """Nothing to do: a step writes the model's own variables."""
 
     def train_step(self, data):
-        with tf.GradientTape() as tape:
+        return self.training_step(data, lambda loss: descend(self, loss))
 
-            def no_gradient(function, *args):
-                with tape.stop_recording():
-                    return function(*args)
 
-            loss = self.training_loss(data, no_gradient)
-            # Replicas sum their gradients; the loss is a mean over each one's batch.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            loss = self.optimizer.scale_loss(loss / replicas)
-        weights = self.trainable_weights
-        gradients = tape.gradient(loss, weights)
-        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-        return self.training_logs()
+def descend(model, loss_function):
+    """Differentiates a loss and takes a step of the optimizer.
+
+    Args:
+        model: a `keras.Model`.
+        loss_function: takes `no_gradient` and returns a scalar.
+    """
+    optimizer, weights = model.optimizer, model.trainable_weights
+    with tf.GradientTape() as tape:
+
+        def no_gradient(function, *args):
+            with tape.stop_recording():
+                return function(*args)
+
+        loss = loss_function(no_gradient)
+        # Replicas sum their gradients; the loss is a mean over each one's batch.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        scaled = optimizer.scale_loss(loss / replicas)
+    gradients = tape.gradient(scaled, weights)
+    optimizer.apply_gradients(zip(gradients, weights, strict=True))
 
 
 def host_call(function, tensors, shape):

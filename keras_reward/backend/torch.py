@@ -10,33 +10,56 @@ class RewardTrainer:
     """Mixin for `keras.Model`: one step of reward tuning."""
 
     def keep_weights(self):
-        """Nothing to do: a step writes the model's own variables."""
+        """Does nothing: a step writes to the model's own variables."""
+
+    def make_train_function(self, force=False):
+        refuse_processes()
+        return super().make_train_function(force)
 
     def train_step(self, data):
-        self.zero_grad()
-        loss = self.training_loss(data, no_gradient)
-        self.optimizer.scale_loss(loss).backward()
-        weights = self.trainable_weights
-        gradients = [weight.value.grad for weight in weights]
-        with torch.no_grad():
-            self.optimizer.apply(gradients, weights)
-        return self.training_logs()
+        return self.training_step(data, lambda loss: descend(self, loss))
+
+
+def descend(model, loss_function):
+    """Differentiates a loss and takes a step of the optimizer.
+
+    Args:
+        model: a `keras.Model`.
+        loss_function: takes `no_gradient` and returns a scalar.
+    """
+    model.zero_grad()
+    model.optimizer.scale_loss(loss_function(no_gradient)).backward()
+    weights = model.trainable_weights
+    gradients = [weight.value.grad for weight in weights]
+    with torch.no_grad():
+        model.optimizer.apply(gradients, weights)
+
+
+def refuse_processes():
+    """Raises if other processes train too: each would train its own model."""
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        raise NotImplementedError(
+            "keras_reward does not average gradients between processes on PyTorch yet. "
+            "Train in one process, or on several devices with JAX or TensorFlow. "
+            f"Received: world size {group.get_world_size()}"
+        )
 
 
 def no_gradient(function, *args):
-    """Calls a function without recording it: `stop_gradient` alone would record."""
+    """Calls a function without recording it; `stop_gradient` alone would record it."""
     with torch.no_grad():
         return function(*args)
 
 
 @torch.compiler.disable
 def host_call(function, tensors, shape):
-    """Calls a function of NumPy arrays that returns one.
+    """Calls a function that takes NumPy arrays and returns one.
 
     Args:
         function: takes an array for each of `tensors`.
         tensors: list of tensors.
-        shape: shape of what it returns, in float32.
+        shape: shape of the float32 array that it returns.
 
     Returns:
         A float32 tensor on the device of `tensors`.

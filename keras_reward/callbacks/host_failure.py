@@ -1,16 +1,16 @@
-"""An error in a reward that runs on the host ends the training."""
+"""Ends training when a reward that runs on the host fails."""
 
 import keras
 
 
 class HostFailure(keras.callbacks.Callback):
-    """Raises what went wrong in a `HostReward`, after the step in which it did.
+    """Raises an error that occurred in a `HostReward`, after the step in which it did.
 
-    `RewardTuning` adds it by itself where the reward runs on the host. The rows that
-    failed had no influence on that step, and the model keeps its weights.
+    `RewardTuning` adds it if the reward runs on the host. The rows that failed had no
+    influence on that step, and the model keeps its weights.
     """
 
-    # Not safe to run apart from the steps, so Keras waits for each one to end.
+    # Must run between steps, so Keras waits for each one to end.
     async_safe = False
 
     def on_train_batch_end(self, batch, logs=None):

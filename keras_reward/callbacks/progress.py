@@ -1,4 +1,4 @@
-"""The progress bar, with the reward in front."""
+"""A progress bar that shows the reward first."""
 
 import keras
 
@@ -6,20 +6,26 @@ import keras
 class RewardProgress(keras.callbacks.ProgbarLogger):
     """Keras's progress bar with `reward` and `val_reward` first.
 
-    `RewardTuning` adds it by itself; Keras would list the metrics by name.
+    `RewardTuning` adds it; Keras would list the metrics by name.
     """
 
     async_safe = True  # like the progress bar that Keras adds
 
-    def _update_progbar(self, batch, logs=None):
-        super()._update_progbar(batch, reward_first(logs))
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, reward_first(logs))
 
-    def _finalize_progbar(self, logs):
-        super()._finalize_progbar(reward_first(logs))
+    def on_test_batch_end(self, batch, logs=None):
+        super().on_test_batch_end(batch, reward_first(logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, reward_first(logs))
+
+    def on_test_end(self, logs=None):
+        super().on_test_end(reward_first(logs))
 
 
 def reward_first(logs):
-    """A copy of the logs: `reward`, `val_reward`, then the others as they were."""
+    """A copy of the logs: `reward`, `val_reward`, then the others in their order."""
     logs = dict(logs or {})
     lead = {name: logs[name] for name in ("reward", "val_reward") if name in logs}
     return {**lead, **logs}

@@ -1,4 +1,4 @@
-"""Stops a run that goes wrong, and goes back to the best weights."""
+"""Stops a run that goes wrong, and restores the best weights."""
 
 import math
 import warnings
@@ -6,18 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_reward.batches import batches_of, pad_rows, rows_of
+from keras_reward.batches import batches_of
 from keras_reward.callbacks.steps import StepCallback
-from keras_reward.evaluation.compiled import Greedy, probe
+from keras_reward.compiled import kept
+from keras_reward.evaluation.probes import Greedy
+from keras_reward.nests import pad_rows, rows_of
 
 TRY = {
-    "fall": "a learning rate 10 times lower, a warm-up, or `kl_weight` with a "
-    "reference; more samples (`num_samples`) if the reward is noisy",
+    "fall": "a learning rate 10 times lower, a warm-up, or a `KL` term; "
+    "more samples (`num_samples`) if the reward is noisy",
     "monitor": "a reward that includes what fell (`reward + weight * monitor`), or "
-    "`kl_weight` with a reference: the model found a way to earn the reward that was "
+    "a `KL` term: the model found a way to earn the reward that was "
     "not meant",
-    "entropy": "`entropy_weight` above 0, a lower learning rate, or `kl_weight` with "
-    "a reference",
+    "entropy": "an `Entropy` term, a lower learning rate, or a `KL` term",
     "no_signal": "more samples (`num_samples`), a higher `temperature`, or a reward "
     "that tells more outputs apart; if the reward is at its maximum, the work is done",
 }
@@ -28,12 +29,12 @@ class Firing(NamedTuple):
 
     Attributes:
         rule: `"fall"`, `"monitor"`, `"entropy"` or `"no_signal"`.
-        name: of the quantity in the logs.
-        value: what it was.
-        limit: what it should have stayed above (`no_signal`: below).
-        step, epoch: when it was found: steps of this `fit` done; epochs from 0.
-        restored_step: the step whose weights the model has now.
-        message: all of that in words, and what to try.
+        name: name of the quantity in the logs.
+        value: its value.
+        limit: the limit that it should have stayed above (`no_signal`: below).
+        step, epoch: when it was found: number of steps since `fit` began; epoch from 0.
+        restored_step: the step whose weights were restored.
+        message: all of this in words, and what to try.
     """
 
     rule: str
@@ -49,36 +50,40 @@ class Firing(NamedTuple):
 class RewardGuard(StepCallback):
     """Stops training and restores the best weights when tuning goes wrong.
 
-    Four rules, each with the name under which it is reported:
+    There are four rules:
 
     - `fall`: the greedy validation reward falls by more than `tolerance` from its best.
-    - `monitor`: another watched reward does, typically a term of weight 0: the sign of
-      a reward that is exploited.
-    - `entropy`: the policy's entropy falls below `entropy_floor`, having been above.
-    - `no_signal`: the samples of most inputs all earn the same, so nothing is learned.
+    - `monitor`: another monitored reward does, typically one of weight 0: a sign that
+      the model exploits the reward.
+    - `entropy`: the policy's entropy falls below `entropy_floor`, after being above it.
+    - `no_signal`: for most inputs, all samples have the same reward, so nothing is
+      learned.
 
-    A value that is not finite breaks its rule. The best weights are those of the
-    highest validation reward of all checks before. The guard warns, and keeps what it
-    found in `fired`. The optimizer's state is not restored: `compile` anew to go on.
+    A value that is not finite breaks its rule. The best weights are those with the
+    highest validation reward of all earlier checks. The guard warns, and stores what it
+    found in `fired`. The optimizer's state is not restored: `compile` again to
+    continue.
 
-    Checks are made after each epoch. With `validation_data` also before the first step,
-    so that the untouched model is what is gone back to if nothing better came, and with
-    `every_steps` within epochs. A learning rate that is far too high ruins a model
-    within one epoch; only these two see it in time.
+    The rules are checked after each epoch; with `validation_data` also before the first
+    step, so that the initial weights are restored if nothing better was found; with
+    `every_steps` also within epochs. A learning rate that is far too high ruins a model
+    within one epoch, and only these two options find it in time.
 
     Args:
-        monitors: names in the logs, of which the first decides which weights are best.
-            Default `("val_reward",)`. For a term of weight 0 add `"val_"` and its name.
-        tolerance: how far a monitor may fall from its best, as a share of the largest
-            magnitude that it has had. Default 0.1.
-        entropy_floor: in nats per position. Default 0.001. None: no such rule.
-        no_signal_share: the largest share of inputs whose samples all earn the same.
-            Default 0.95. None: no such rule.
+        monitors: names in the logs. The first one decides which weights are best.
+            Default `("val_reward",)`. The name of a reward of weight 0 has the prefix
+            `"val_"` too.
+        tolerance: how far a monitor may fall from its best, as a share of its largest
+            magnitude so far. Default 0.1.
+        entropy_floor: minimum entropy in nats per position. Default 0.001. None
+            disables the rule.
+        no_signal_share: the largest allowed share of inputs whose samples all have the
+            same reward. Default 0.95. None disables the rule.
         validation_data: `(x, y)` arrays or nests of them, or an iterable of batches.
             The guard then computes the monitors itself, from greedy outputs. Default
             None: it takes them from the logs of `fit(validation_data=...)`.
         every_steps: also check after this many steps. Default None.
-        batch_size: of `validation_data` where it is arrays. Default 32.
+        batch_size: batch size of `validation_data` if it is arrays. Default 32.
 
     Example:
 
@@ -134,10 +139,10 @@ class RewardGuard(StepCallback):
         self.best_step, self.best_value = 0, math.nan
         self.best_weights = self.model.get_weights()
         self.above_floor = False
-        self.seen = {}  # running means of the epoch at the last check, and its batches
+        self.seen = {}  # at the last check: means over the epoch, number of batches
         self.warned = False
         if self.validation_data is not None:
-            self.greedy = probe(Greedy, self.model)
+            self.greedy = kept(self.model, Greedy)
             self.check_monitors(self.validate())
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -175,7 +180,7 @@ class RewardGuard(StepCallback):
     def since_last_check(self, logs, batches):
         """Means of `entropy` and `no_signal` over the steps since the last check.
 
-        The logs hold means over the epoch so far, in which a collapse would hide.
+        The logs contain means over the epoch so far, which would hide a collapse.
         """
         recent, before = {}, self.seen.get("batches", 0)
         for name in ("entropy", "no_signal"):
@@ -187,7 +192,7 @@ class RewardGuard(StepCallback):
         return recent
 
     def validate(self):
-        """The mean of the reward and of each part over the greedy outputs: a dict."""
+        """Mean reward and components of the greedy outputs: a dict."""
         totals, size = {}, None
         for x, y in batches_of(self.validation_data, self.batch_size)[1]:
             rows = rows_of((x,))
@@ -195,10 +200,10 @@ class RewardGuard(StepCallback):
             rewards = self.greedy.run(*pad_rows((x, y), size))["rewards"]
             for name, values in rewards.items():
                 totals.setdefault(f"val_{name}", []).extend(values[:rows])
-        return {name: mean_of_scored(values) for name, values in totals.items()}
+        return {name: mean_of_finite(values) for name, values in totals.items()}
 
     def check_policy(self, logs):
-        """The rules about the samples of training."""
+        """Checks the rules about the samples of training."""
         entropy, floor = logs.get("entropy"), self.entropy_floor
         if floor is not None and entropy is not None:
             if math.isnan(entropy) or (self.above_floor and entropy < floor):
@@ -209,7 +214,7 @@ class RewardGuard(StepCallback):
             self.fire("no_signal", "no_signal", share, most)
 
     def check_monitors(self, logs):
-        """The rules about validation; keeps the weights if they are the best."""
+        """Checks the rules about validation; keeps the weights if they are the best."""
         for name in self.monitors:
             if name not in logs:
                 raise ValueError(
@@ -231,7 +236,7 @@ class RewardGuard(StepCallback):
             self.best[name] = max(self.best.get(name, -math.inf), value)
 
     def fire(self, rule, name, value, limit):
-        """Stops, restores, and says so."""
+        """Stops training, restores the best weights, and warns."""
         self.model.keep_weights()
         self.model.set_weights(self.best_weights)
         self.model.stop_training = True
@@ -248,8 +253,8 @@ class RewardGuard(StepCallback):
         warnings.warn(message, stacklevel=2)
 
 
-def mean_of_scored(values):
+def mean_of_finite(values):
     """Mean of the finite values, NaN if there is none."""
     values = np.asarray(values, "float64")
-    scored = values[np.isfinite(values)]
-    return float(scored.mean()) if len(scored) else math.nan
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan

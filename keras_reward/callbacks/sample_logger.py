@@ -1,58 +1,56 @@
-"""What a model says of a few fixed inputs, again and again while it is tuned."""
+"""Logs a model's samples of a few fixed inputs while it is tuned."""
 
 import json
 import pathlib
 
 import numpy as np
 
-from keras_reward.batches import map_arrays, rows_of, to_numpy
 from keras_reward.callbacks.sample_outlets import open_outlets
-from keras_reward.callbacks.sample_pictures import (
-    draw_sheet,
-    input_images,
-    output_images,
-)
 from keras_reward.callbacks.steps import StepCallback
-from keras_reward.evaluation.compiled import Greedy, Sampler, probe
+from keras_reward.compiled import kept
+from keras_reward.evaluation.probes import Greedy, Sampler
+from keras_reward.forms.pictures import draw_sheet, input_images, output_images
+from keras_reward.nests import rows_of, take_rows, to_numpy
 
-MOST_NUMBERS = 4096  # of an output in JSON; a larger one is in the picture
+MOST_NUMBERS = 4096  # maximum of an output in JSON; larger ones are only drawn
 
 
 class SampleLogger(StepCallback):
     """Writes the samples of fixed inputs, their rewards, and the greedy output.
 
-    Look at samples: a rising reward says that the model found something, not what.
-    Before the first step, and then every `every_epochs` epochs or `every_steps` steps,
-    it writes to `folder`:
+    Look at the samples: a rising reward does not show how the model earns it. Before
+    the first step, and then every `every_epochs` epochs or `every_steps` steps, the
+    callback writes to `folder`:
 
-    - `samples.jsonl`, one line for each input: epoch, step, and the output, reward and
-      parts of the greedy output, and output, reward and log-probability of each sample.
-      Outputs of more than 4,096 numbers are left to the picture.
-    - `samples_000120.png` after step 120, where inputs or outputs are images, boxes
-      over images, or maps of classes: the input, the greedy output, the samples, each
-      with its reward. Drawn by `keras.visualization`, which needs OpenCV for boxes.
+    - `samples.jsonl`, one line for each input: epoch, step, the greedy output with its
+      reward and components, and output, reward and log-probability of each sample.
+      Outputs of more than 4,096 numbers are only drawn.
+    - `samples_000120.png` after step 120, if inputs or outputs are images, boxes
+      over images, or maps of classes: the input, the greedy output and the samples,
+      each with its reward. Drawn with `keras.visualization`, which needs OpenCV for
+      boxes.
 
-    The samples come from the same random numbers each time, so that what changes is the
-    model. They have no influence on the training.
+    The samples use the same random numbers each time, so that only the model changes.
+    They have no influence on the training.
 
     Args:
-        folder: where to write; made if it is missing.
+        folder: where to write; created if it does not exist.
         x: a few inputs, an array or a nest of arrays.
         y: their targets, as the reward takes them. Default None.
         num_samples: number of samples of each input. Default 4.
         every_epochs: int. Default 1, unless `every_steps` is given.
         every_steps: int. Default None.
         describe: a function from outputs in rows to a list of strings, such as
-            `vocabulary.decode`: they are written beside the outputs and on the picture.
-        bounding_box_format: of boxes, one of Keras's names. Default `"xyxy"`.
-        tensorboard: a folder for TensorBoard's event files, which needs `tensorboard`.
-            Default None.
-        wandb: if True, also logs to the run that `wandb.init` has begun. Default False.
-        seed: int, for the random numbers of the samples. Default 0.
+            `vocabulary.decode`. They are written to the file and on the picture.
+        bounding_box_format: Keras's name of the format of boxes. Default `"xyxy"`.
+        tensorboard: a folder for TensorBoard's event files; needs the package
+            `tensorboard`. Default None.
+        wandb: if True, also logs to the run that `wandb.init` started. Default False.
+        seed: int, seed of the samples' random numbers. Default 0.
 
     Raises:
-        ValueError: for numbers that are not positive, or `every_epochs` and
-            `every_steps` together; for `wandb=True` without a run.
+        ValueError: for numbers that are not positive, for `every_epochs` and
+            `every_steps` together, or for `wandb=True` without a run.
 
     Example:
 
@@ -118,8 +116,8 @@ class SampleLogger(StepCallback):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.greedy = probe(Greedy, self.model)
-        self.sampler = probe(Sampler, self.model, self.num_samples, True)
+        self.greedy = kept(self.model, Greedy)
+        self.sampler = kept(self.model, Sampler, self.num_samples, True)
         self.epoch = -1  # before the first one
         self.write()
 
@@ -137,7 +135,7 @@ class SampleLogger(StepCallback):
             outlet.flush()
 
     def write(self):
-        """Samples, and writes what came out to every place."""
+        """Draws samples, and writes them to the folder and all outlets."""
         greedy = self.greedy.run(self.x, self.y)
         samples = self.sampler.draw(self.x, self.y, [self.seed])
         name = f"samples_{self.step:06d}.png"
@@ -151,13 +149,13 @@ class SampleLogger(StepCallback):
             outlet.write(self.step, records, sheet)
 
     def records(self, greedy, samples, picture):
-        """One dict for each input, of what JSON can hold."""
+        """One dict for each input, of values that JSON can represent."""
         n = self.num_samples
         greedy_texts = self.texts(greedy["outputs"])
         texts = self.texts(samples["outputs"])
 
         def output(outputs, texts, row):
-            held = map_arrays(lambda leaf: leaf[row], outputs)
+            held = take_rows(outputs, row)
             return {
                 "output": plain(held, picture),
                 **({} if texts is None else {"text": texts[row]}),
@@ -185,12 +183,12 @@ class SampleLogger(StepCallback):
         ]
 
     def texts(self, outputs):
-        """What `describe` says of each row, or None."""
+        """The strings that `describe` returns for each row, or None."""
         return None if self.describe is None else list(map(str, self.describe(outputs)))
 
 
 def draw_sheet_of(logger, greedy, samples):
-    """The picture of one moment, see `draw_sheet`; None where nothing can be drawn."""
+    """The picture of one step, see `draw_sheet`; None if nothing can be drawn."""
     images, n = input_images(logger.x), logger.num_samples
     repeated = None if images is None else np.repeat(images, n, axis=0)
     form = logger.bounding_box_format
@@ -216,7 +214,7 @@ def draw_sheet_of(logger, greedy, samples):
 
 
 def plain(value, picture=None):
-    """Numbers, arrays and nests of them as JSON has them; not finite is null."""
+    """Numbers, arrays and nests of them for JSON; null if not finite."""
     if isinstance(value, dict):
         return {name: plain(held, picture) for name, held in value.items()}
     if isinstance(value, list | tuple):

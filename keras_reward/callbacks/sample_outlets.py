@@ -1,4 +1,4 @@
-"""Where samples are shown beside files: TensorBoard, Weights & Biases."""
+"""Outlets for samples besides files: TensorBoard and Weights & Biases."""
 
 import json
 import time
@@ -22,7 +22,7 @@ def open_outlets(tensorboard, wandb):
 class TensorBoardOutlet:
     """Event files with the sheet as an image, records as text, rewards as numbers.
 
-    By the package `tensorboard` itself, which needs no TensorFlow.
+    Uses the package `tensorboard`, which does not need TensorFlow.
     """
 
     def __init__(self, folder):
@@ -53,7 +53,7 @@ class TensorBoardOutlet:
 
 
 def text_value(texts):
-    """Strings as TensorBoard's text plugin shows them."""
+    """Strings as a value for TensorBoard's text plugin."""
     from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
@@ -78,7 +78,7 @@ class WandbOutlet:
 
         if wandb.run is None:
             raise ValueError(
-                "`wandb=True` logs to a run: begin one with `wandb.init(...)` before. "
+                "`wandb=True` logs to a run: start one with `wandb.init(...)` first. "
                 "Received: wandb.run=None"
             )
         self.wandb = wandb
@@ -105,7 +105,7 @@ class WandbOutlet:
         self.wandb.log({**logged, f"{TAG}/step": step})
 
     def flush(self):
-        """Nothing to do: `wandb.finish` belongs to who began the run."""
+        """Does nothing: whoever started the run calls `wandb.finish`."""
 
 
 def mean_rewards(records):

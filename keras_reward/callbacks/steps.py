@@ -4,7 +4,7 @@ import keras
 
 
 class StepCallback(keras.callbacks.Callback):
-    """Base class: knows how many steps have been made, and which are due.
+    """Base class: counts the training steps, and tells when to act.
 
     Attributes:
         step: number of training steps since `fit` began.
@@ -31,7 +31,7 @@ class StepCallback(keras.callbacks.Callback):
         self.epoch, self._first = epoch, self.step
 
     def advance(self, batch):
-        """Counts the steps up to `batch` of the epoch; whether a step was due.
+        """Counts the steps up to `batch`; returns whether `every_steps` are over.
 
         With `steps_per_execution`, several steps end at once.
         """

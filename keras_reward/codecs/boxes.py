@@ -4,7 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.rewards.boxes import corners, standardize_format
+from keras_reward.forms.boxes import corners, standardize_format
+from keras_reward.sequences.sequence_model import shift_right
 
 BOX_TOKENS = 6  # y0, x0, y1, x1, class, confidence
 CLASS, CONFIDENCE = 4, 5  # their places in a box
@@ -16,46 +17,47 @@ class BoxCodec:
     """Sets of boxes as sequences of tokens, six for each box.
 
     A box is written as `y0, x0, y1, x1, class, confidence`. A coordinate is one of
-    `num_buckets` equally spaced points from one edge of the image to the other, both
-    edges included; the confidence is one of two tokens, "wrong" and "right", whose
-    probability is the score of the box. A sequence has `6 * max_boxes` tokens. After
-    its last box stands the end token, unless the sequence is full, and then padding.
+    `num_buckets` equally spaced points from one edge of the image to the other, edges
+    included. The confidence is one of two tokens, "wrong" and "right"; the probability
+    of "right" is the score of the box. A sequence has `6 * max_boxes` tokens. Unless it
+    is full, the end token and then padding follow its last box.
 
-    With `end_id=None` every sequence has exactly `max_boxes` boxes: those left over
-    have a class of their own, "nothing", and decode to padding. In the ground truth
-    they are noise: random boxes, whose coordinates have weight 0.
+    With `end_id=None`, every sequence has exactly `max_boxes` boxes. The remaining ones
+    have the extra class "nothing" and decode to padding. In the ground truth they are
+    noise: random boxes whose coordinates have weight 0.
 
-    The vocabulary, in this order: the special ids (as many as the largest of them and
-    one more), the buckets (the same for all four coordinates), the classes, "nothing"
-    if `end_id` is None, "wrong", "right".
+    The vocabulary consists, in this order, of the special ids (from 0 to the largest of
+    them), the buckets (the same for all four coordinates), the classes, "nothing" if
+    `end_id` is None, "wrong", and "right".
 
-    As the `codec` of an `AutoregressivePolicy` it also says which tokens may stand
-    where (`slot_mask`), and that confidences are not for the reward to change, but for
-    a `ConfidenceLoss` (`position_mask`).
+    As the `codec` of an `AutoregressivePolicy`, it also defines the tokens allowed at
+    each position (`slot_mask`), and leaves the confidences out of the log-probability
+    (`position_mask`): they are trained by a `ConfidenceLoss`, not by the reward.
 
     Args:
         num_classes: number of classes; labels are from 0 to `num_classes - 1`.
         image_size: `(height, width)` of the images in pixels, or one int for both.
-        max_boxes: most boxes of an image. Default 100.
-        num_buckets: number of points that a coordinate can be. Default 1000. With
-            `size + 1`, buckets are pixels' edges, and whole coordinates are exact.
+        max_boxes: maximum number of boxes in an image. Default 100.
+        num_buckets: number of possible values of a coordinate. Default 1000. With
+            `size + 1`, buckets are the edges of pixels, and whole coordinates are
+            exact.
         bounding_box_format: Keras's name of the format of boxes, in pixels or
             relative. Default `"xyxy"`.
         score: what the score of a box is. `"confidence"` (default): the probability of
             the token "right". `"class"`: that of the class token. None: boxes have no
             scores.
-        start_id: id that a decoder is given before the first token. Default 0.
+        start_id: id that a decoder gets before the first token. Default 0.
         end_id: id of the end token. Default 1. None: see above.
         pad_id: id of padding. Default 0.
 
     Attributes:
         vocabulary_size: number of token ids.
-        max_length: `6 * max_boxes`, tokens of a sequence.
+        max_length: `6 * max_boxes`, the number of tokens in a sequence.
         slot_mask: NumPy bool `(max_length, vocabulary_size)`, tokens allowed at each
-            position: the first of a box may be a coordinate or the end, others are of
-            their kind.
+            position: those of its kind, and at the first position of a box also the
+            end token.
         position_mask: NumPy bool `(max_length,)`, False at confidences.
-        uses_token_probs: whether `decode` makes scores of the probabilities of tokens.
+        uses_token_probs: whether `decode` computes scores from token probabilities.
 
     Example:
 
@@ -75,7 +77,7 @@ class BoxCodec:
 
     Reference: Pinto et al. 2023, "Tuning computer vision models with task rewards",
     section 4.2; Chen et al. 2022, "Pix2seq: A Language Modeling Framework for Object
-    Detection", from which random order and noise boxes are.
+    Detection", the source of the random order and the noise boxes.
     """
 
     def __init__(
@@ -136,15 +138,15 @@ class BoxCodec:
     # From boxes to tokens, on the host.
 
     def encode(self, targets, seed=None):
-        """Tokens of the ground truth, the boxes of each image in random order.
+        """Tokens of the ground truth, with the boxes of each image in random order.
 
-        Boxes are cut at the image's edges. Left out are padding, crowds, and boxes that
-        are empty, inverted, not finite or wholly outside; and of an image with more
-        than `max_boxes` boxes, all but that many, drawn at random. A side shorter than
-        a bucket becomes one bucket long.
+        Boxes are clipped to the image. Padding, crowds, and boxes that are empty,
+        inverted, not finite or outside the image are left out. If an image has more
+        than `max_boxes` boxes, a random choice of that many is kept. A side shorter
+        than a bucket becomes one bucket long.
 
-        Confidences are drawn at random, so that a model has read both tokens, and have
-        weight 0: the ground truth has nothing to teach about them.
+        Confidences are random, so that the model gets both tokens as inputs, and have
+        weight 0, since the ground truth does not determine them.
 
         Args:
             targets: dict of NumPy arrays: `boxes` `(batch, N, 4)`, `labels`
@@ -154,7 +156,7 @@ class BoxCodec:
 
         Returns:
             Two NumPy arrays `(batch, max_length)`: int32 token ids, and float32
-            weights, 1 at tokens that a model should learn to write.
+            weights, 1 at tokens that a model should learn.
         """
         rng = np.random.default_rng(seed)
         labels = np.asarray(targets["labels"]).astype("int64")
@@ -190,7 +192,7 @@ class BoxCodec:
         return tokens, weights
 
     def quantize(self, boxes):
-        """Buckets y0, x0, y1, x1 of boxes `(..., 4)`, and which boxes have any area."""
+        """Buckets y0, x0, y1, x1 of boxes `(..., 4)`, and which boxes are not empty."""
         left, top, right, bottom = corners(boxes, self.bounding_box_format)
         height, width = self.unit
         with np.errstate(invalid="ignore"):
@@ -216,7 +218,7 @@ class BoxCodec:
         return boxes
 
     def preprocess(self, images, targets, seed=None):
-        """What a sequence model is fitted to.
+        """The data for the maximum likelihood training of a sequence model.
 
         Args:
             images: `(batch, height, width, channels)`.
@@ -224,31 +226,30 @@ class BoxCodec:
 
         Returns:
             `(x, y, sample_weight)` for `fit`: `x` is a dict of `images` and
-            `token_ids`, the start token and the tokens before the last one.
+            `token_ids`, the start token and all tokens except the last one.
         """
         tokens, weights = self.encode(targets, seed)
-        starts = np.full((len(tokens), 1), self.start_id, "int32")
-        token_ids = np.concatenate([starts, tokens[:, :-1]], axis=1)
+        token_ids = shift_right(np, tokens, self.start_id)
         return {"images": images, "token_ids": token_ids}, tokens, weights
 
     # From tokens to boxes, traced.
 
     def decode(self, inputs, samples, token_probs=None):
-        """Boxes of token sequences.
+        """Decodes token sequences to boxes.
 
-        Any ids will do. A box with a token of the wrong kind becomes padding, and so do
-        boxes that are empty or inverted, or after the first end token, or cut short by
-        it; the boxes after a malformed one are read all the same.
+        Any ids are accepted. A box with a token of the wrong kind becomes padding, and
+        so do boxes that are empty or inverted, or that include or follow the first end
+        token. A malformed box does not affect the boxes after it.
 
         Args:
-            inputs: not looked at; the images, as a policy passes them.
+            inputs: not used; the images, as a policy passes them.
             samples: `(batch, n, max_length)` int token ids.
             token_probs: `(batch, n, max_length)`, the probability of each of these
-                tokens where it was written, of those allowed there. Default None.
+                tokens among those allowed at its position. Default None.
 
         Returns:
             dict of `boxes` `(batch, n, max_boxes, 4)` float32 in the codec's format,
-            `labels` `(batch, n, max_boxes)` int32, -1 for padding, and, given
+            `labels` `(batch, n, max_boxes)` int32, -1 for padding, and, with
             `token_probs` and unless `score` is None, `scores` `(batch, n, max_boxes)`
             float32 in [0, 1], 0 for padding.
         """
@@ -289,7 +290,7 @@ class BoxCodec:
         return ops.reshape(tokens, (-1, tokens.shape[1], self.max_boxes, BOX_TOKENS))
 
     def coordinates(self, buckets):
-        """Boxes `(..., 4)` in the codec's format, of float buckets y0, x0, y1, x1."""
+        """Boxes `(..., 4)` in the codec's format from float buckets y0, x0, y1, x1."""
         height, width = (size / (self.num_buckets - 1) for size in self.unit)
         top, left = buckets[..., 0] * height, buckets[..., 1] * width
         bottom, right = buckets[..., 2] * height, buckets[..., 3] * width
@@ -308,8 +309,8 @@ class BoxCodec:
         return ops.stack(sides, axis=-1)
 
     def scores(self, tokens, token_probs):
-        """Scores `(batch, n, max_boxes)`. A box has two confidence tokens, so that the
-        probability of either is known from the other's."""
+        """Scores `(batch, n, max_boxes)`. The probabilities of the two confidence
+        tokens sum to 1, so either gives the other."""
         token_probs = ops.cast(token_probs, "float32")
         if self.score == "class":
             return token_probs[..., CLASS]

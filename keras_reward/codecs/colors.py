@@ -1,184 +1,27 @@
-"""Colours: RGB and CIE Lab, and a palette of colour bins.
+"""A palette of colour bins, from which a colorizer chooses."""
 
-Images are float sRGB in [0, 1], `(..., 3)`. Lab is CIE 1976 with the D65 white of
-the 2 degree observer: L in [0, 100], a and b in about [-110, 110].
-"""
-
-import functools
 import math
 
 import keras
 import numpy as np
 from keras import ops
 
-# IEC 61966-2-1 (sRGB) primaries to CIE XYZ, and the D65 white point, with the digits
-# that scikit-image uses. White becomes (100, -0.0025, 0.0047), not exactly grey.
-RGB_TO_XYZ = np.array(
-    [
-        [0.412453, 0.357580, 0.180423],
-        [0.212671, 0.715160, 0.072169],
-        [0.019334, 0.119193, 0.950227],
-    ]
+from keras_reward.forms.colors import (
+    LAB_OFFSET,
+    LAB_SLOPE,
+    WHITE,
+    XYZ_TO_RGB,
+    lab_to_rgb,
+    lightness_of,
+    rgb_to_lab,
 )
-WHITE = np.array([0.95047, 1.0, 1.08883])
-XYZ_TO_RGB = np.linalg.inv(RGB_TO_XYZ)
-
-# CIE 15: where the cube root of Lab becomes a line, and that line.
-LAB_EDGE = (6.0 / 29.0) ** 3
-LAB_SLOPE = (29.0 / 6.0) ** 2 / 3.0
-LAB_OFFSET = 4.0 / 29.0
-
-
-def power(x, exponent):
-    """`x ** exponent` for x > 0, by the exponential and the logarithm."""
-    return ops.exp(exponent * ops.log(x))
-
-
-def srgb_to_linear(rgb):
-    """Undoes the sRGB transfer curve: display values to light, both in [0, 1]."""
-    curve = power((ops.maximum(rgb, 0.04045) + 0.055) / 1.055, 2.4)
-    return ops.where(rgb > 0.04045, curve, rgb / 12.92)
-
-
-def linear_to_srgb(rgb):
-    """The sRGB transfer curve: light to display values, both in [0, 1]."""
-    curve = 1.055 * power(ops.maximum(rgb, 0.0031308), 1.0 / 2.4) - 0.055
-    return ops.where(rgb > 0.0031308, curve, rgb * 12.92)
-
-
-def lab_curve(t):
-    """CIE's f: the cube root with a linear piece near black."""
-    root = power(ops.maximum(t, LAB_EDGE), 1.0 / 3.0)
-    return ops.where(t > LAB_EDGE, root, LAB_SLOPE * t + LAB_OFFSET)
-
-
-def inverse_lab_curve(f):
-    """The inverse of `lab_curve`."""
-    return ops.where(f > 6.0 / 29.0, f * f * f, (f - LAB_OFFSET) / LAB_SLOPE)
-
-
-def rgb_to_lab(images, stack=True):
-    """sRGB to CIE Lab (D65).
-
-    Args:
-        images: `(..., 3)` float RGB in [0, 1].
-        stack: False returns the three planes as a tuple, without joining them.
-
-    Returns:
-        `(..., 3)` float32: L in [0, 100], a, b; or a tuple of three `(...)`.
-
-    Example:
-
-    ```python
-    import numpy as np
-    from keras_reward.codecs import rgb_to_lab
-
-    rgb_to_lab(np.array([1.0, 0.0, 0.0], "float32"))  # [53.24, 80.09, 67.20], red
-    ```
-    """
-    linear = srgb_to_linear(ops.cast(images, "float32"))
-    red, green, blue = linear[..., 0], linear[..., 1], linear[..., 2]
-    x, y, z = (
-        lab_curve(float(r) * red + float(g) * green + float(b) * blue)
-        for r, g, b in RGB_TO_XYZ / WHITE[:, None]
-    )
-    planes = (116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z))
-    return ops.stack(planes, axis=-1) if stack else planes
-
-
-def lab_to_linear(lightness, a, b):
-    """Lab planes to planes of linear RGB, outside [0, 1] where out of gamut."""
-    y = (lightness + 16.0) / 116.0
-    x, z = y + a / 500.0, y - b / 200.0
-    light = [inverse_lab_curve(f) for f in (x, y, z)]
-    return [
-        sum(float(weight) * plane for weight, plane in zip(row, light, strict=True))
-        for row in XYZ_TO_RGB * WHITE
-    ]
-
-
-def lab_to_rgb(lightness, a, b, gamut_steps=7):
-    """CIE Lab (D65) to sRGB, with chroma shrunk where a screen cannot show it.
-
-    A colour outside sRGB is moved straight towards the grey of its lightness until
-    it can be shown: lightness and the direction of (a, b) stay as asked for. How far
-    is found by bisection.
-
-    Args:
-        lightness, a, b: Lab planes of one shape `(...)` (or shapes that broadcast).
-        gamut_steps: bisection steps. The chroma is within `2 ** -gamut_steps` of the
-            largest one that fits.
-
-    Returns:
-        `(..., 3)` float32 RGB in [0, 1].
-
-    Example:
-
-    ```python
-    import numpy as np
-    from keras_reward.codecs import lab_to_rgb
-
-    zero = np.zeros((1,), "float32")
-    lab_to_rgb(zero + 50.0, zero, zero)  # [[0.466, 0.466, 0.466]], middle grey
-    ```
-    """
-    lightness, a, b = (ops.cast(plane, "float32") for plane in (lightness, a, b))
-
-    def fits(scale):
-        planes = lab_to_linear(lightness, scale * a, scale * b)
-        low = functools.reduce(ops.minimum, planes)
-        high = functools.reduce(ops.maximum, planes)
-        return ops.logical_and(low >= -GAMUT_SLACK, high <= 1.0 + GAMUT_SLACK)
-
-    scale = ops.where(fits(1.0), 1.0, 0.0)
-    for step in range(1, gamut_steps + 1):
-        larger = scale + 2.0**-step
-        scale = ops.where(ops.logical_and(larger <= 1.0, fits(larger)), larger, scale)
-    planes = lab_to_linear(lightness, scale * a, scale * b)
-    return linear_to_srgb(ops.clip(ops.stack(planes, axis=-1), 0.0, 1.0))
-
-
-GAMUT_SLACK = 2e-4  # grey itself misses the gamut by rounding at L = 0 and 100
-
-
-def lightness_of(images):
-    """Lab lightness of grey or RGB images.
-
-    Args:
-        images: `(..., 1)` or `(..., 3)` float sRGB in [0, 1].
-
-    Returns:
-        `(...)` float32 in [0, 100].
-    """
-    linear = srgb_to_linear(ops.cast(images, "float32"))
-    if linear.shape[-1] == 1:
-        luminance = linear[..., 0]
-    else:
-        luminance = sum(
-            float(weight) * linear[..., channel]
-            for channel, weight in enumerate(RGB_TO_XYZ[1])
-        )
-    return 116.0 * lab_curve(luminance) - 16.0
-
-
-def to_gray(images):
-    """The grey image of the same Lab lightness.
-
-    Args:
-        images: `(..., 3)` float RGB in [0, 1].
-
-    Returns:
-        `(..., 1)` float32 in [0, 1].
-    """
-    luminance = inverse_lab_curve((lightness_of(images) + 16.0) / 116.0)
-    return ops.clip(linear_to_srgb(luminance), 0.0, 1.0)[..., None]
 
 
 def gamut_colors(spacing):
     """Points of a square (a, b) grid that sRGB can show at some lightness.
 
     Args:
-        spacing: distance of grid points in Lab units. The grid contains (0, 0).
+        spacing: distance between grid points in Lab units. The grid contains (0, 0).
 
     Returns:
         NumPy float32 array `(colors, 2)`, grey first, then by growing chroma.
@@ -203,11 +46,11 @@ class ColorPalette:
     """Colour bins: a grid of the (a, b) plane, as far as sRGB can show it.
 
     The codec of colorizers that choose one of `num_colors` colours for each cell of a
-    coarse grid, while the lightness comes from the grey input image. As in Zhang et
-    al. 2016, "Colorful image colorization".
+    coarse grid, while the lightness comes from the grey input image, as in Zhang et al.
+    2016, "Colorful image colorization".
 
     Args:
-        spacing: distance of neighbouring bins in Lab units. Default 20.0.
+        spacing: distance between neighbouring bins in Lab units. Default 20.0.
 
     Attributes:
         num_colors: number of bins.
@@ -240,8 +83,8 @@ class ColorPalette:
 
         Args:
             images: `(batch, H, W, 3)` float RGB in [0, 1].
-            grid: `(rows, columns)` of cells; H and W must be multiples. Default: one
-                cell for each pixel.
+            grid: `(rows, columns)` of cells; H and W must be multiples of these.
+                Default: one cell for each pixel.
 
         Returns:
             `(batch, rows, columns)` int32.
@@ -260,10 +103,10 @@ class ColorPalette:
         return ops.cast(ops.argmin(distance, axis=-1), "int32")
 
     def decode(self, inputs, samples):
-        """Paints the lightness of the input images in the sampled colours.
+        """Combines the lightness of the input images with the sampled colours.
 
-        Colours are interpolated between the centres of cells, and shrunk in chroma
-        where sRGB cannot show them (`lab_to_rgb`), so that lightness is kept.
+        Colours are interpolated between the centres of cells. Where sRGB cannot show
+        them, their chroma is reduced (`lab_to_rgb`), so that the lightness is kept.
 
         Args:
             inputs: `(batch, H, W, 1)` or `(batch, H, W, 3)` float images in [0, 1].
@@ -291,9 +134,9 @@ class ColorPalette:
 
 
 def resize(planes, height, width):
-    """Bilinear interpolation `(rows, h, w)` to `(rows, height, width)`.
+    """Bilinear interpolation of `(rows, h, w)` to `(rows, height, width)`.
 
-    As two small matrix products, so that planes need no channel axis.
+    Computed as two small matrix products, so that planes need no channel axis.
     """
     vertical = interpolation_matrix(planes.shape[1], height)
     horizontal = interpolation_matrix(planes.shape[2], width)
@@ -305,38 +148,3 @@ def interpolation_matrix(size, target):
     position = (np.arange(target) + 0.5) * size / target - 0.5
     position = np.clip(position, 0.0, size - 1.0)[:, None]
     return np.maximum(1.0 - np.abs(position - np.arange(size)), 0.0).astype("float32")
-
-
-def guided_filter(maps, guide, radius, epsilon=1e-3):
-    """Smooths maps except across the edges of a guide, such as colours by lightness.
-
-    Within a window the map becomes the guide times a slope plus an offset, by least
-    squares. Each pixel takes the mean of the slopes and of the offsets of all windows
-    that it lies in.
-
-    Args:
-        maps: `(batch, height, width, channels)`.
-        guide: `(batch, height, width, 1)`, in [0, 1].
-        radius: of the windows in pixels: they are squares of side `2 * radius + 1`, cut
-            off at the border. With 0 the maps stay as they are.
-        epsilon: variance of the guide in a window that counts as half an edge. In
-            windows of less, maps become even.
-
-    Returns:
-        Float32, of the shape of `maps`.
-
-    Reference: He, Sun and Tang 2010, "Guided Image Filtering", section 3.
-    """
-    maps, guide = (ops.cast(x, "float32") for x in (maps, guide))
-    means = functools.partial(window_means, radius=radius)
-    level, middle = means(maps), means(guide)
-    variance = means(guide * guide) - middle * middle
-    slope = (means(guide * maps) - middle * level) / (variance + epsilon)
-    return means(slope) * guide + means(level - slope * middle)
-
-
-def window_means(maps, radius):
-    """Means over squares around each pixel, of what lies within the map."""
-    side = 2 * radius + 1
-    maps = ops.average_pool(maps, (side, 1), strides=1, padding="same")
-    return ops.average_pool(maps, (1, side), strides=1, padding="same")

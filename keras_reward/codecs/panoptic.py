@@ -1,8 +1,8 @@
-"""Panoptic maps as a network learns them: ids in a canonical order, and logits back."""
+"""Panoptic maps for networks: ids in a canonical order, and maps from logits."""
 
 from keras import ops
 
-from keras_reward.rewards.panoptic import (
+from keras_reward.forms.panoptic_maps import (
     is_stuff,
     joint_counts,
     rank_segments,
@@ -10,26 +10,25 @@ from keras_reward.rewards.panoptic import (
 )
 
 VOID = 0
-NO_INSTANCE = -1  # of pixels that have a segment, but one too many
+NO_INSTANCE = -1  # instance of pixels whose segment has no number
 
 
 def canonical_segments(maps, max_segments):
-    """Numbers the segments of each map by place: from top to bottom, by their centres.
+    """Numbers the segments of each map from top to bottom, by their centres.
 
-    A segment is all pixels of one class and instance. Stuff and crowds are segments
-    like others, and all classes share the numbers 1, 2, ... A segment comes before
-    another one if its centre of mass is higher; the horizontal place counts as well,
-    one pixel of height as much as the whole height to the right.
+    A segment is all pixels of one class and instance. Stuff and crowds are ordinary
+    segments, and all classes share the numbers 1, 2, ... Segments are ordered by
+    `height * y + x` of their centre of mass.
 
     Args:
         maps: int class and instance, `(batch, height, width, 2)`. Void is class 0 or a
             negative class.
-        max_segments: most segments of a map. Of a map with more, those that come first
-            in reading order are numbered.
+        max_segments: maximum number of segments in a map. If there are more, the first
+            ones in reading order are numbered.
 
     Returns:
         Int32 maps `(batch, height, width, 2)`: the class, 0 for void, and the number,
-        0 for void and -1 for segments that have none.
+        0 for void and -1 for segments without number.
 
     Example:
 
@@ -67,7 +66,7 @@ def canonical_segments(maps, max_segments):
 
 
 def centres(counts):
-    """Mean index `(batch, segments)` of counts `(batch, segments, size)`, and area."""
+    """Mean index and area `(batch, segments)` of counts `(batch, segments, size)`."""
     counts = ops.cast(counts, "float32")
     area = ops.sum(counts, axis=-1)
     index = ops.arange(counts.shape[-1], dtype="float32")
@@ -75,9 +74,9 @@ def centres(counts):
 
 
 def order_of(keys):
-    """Place of each key `(batch, n)` among those of its row, from 0, int32.
+    """Rank of each key `(batch, n)` in its row, from 0, int32.
 
-    Of equal ones the first comes first, on every backend.
+    Equal keys keep their order, on every backend.
     """
     index = ops.arange(keys.shape[-1])
     mine, other = keys[:, :, None], keys[:, None, :]
@@ -87,10 +86,10 @@ def order_of(keys):
 
 
 def panoptic_from_logits(semantics, instances, min_fraction=0.0, stuff_classes=()):
-    """Panoptic maps of per-pixel logits.
+    """Panoptic maps from per-pixel logits.
 
-    Each pixel belongs to its likeliest instance. All pixels of an instance have one
-    class, that of the largest sum of logits over them.
+    Each pixel belongs to its likeliest instance. All pixels of an instance get the
+    class with the largest sum of logits over them.
 
     Args:
         semantics: logits of classes, void first, `(batch, height, width, classes)`.

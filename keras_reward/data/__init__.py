@@ -1,4 +1,4 @@
-"""Data sets of images for `fit`, with boxes, captions and panoptic maps."""
+"""Datasets of images for `fit`, with boxes, captions and panoptic maps."""
 
 from keras_reward.data.coco import CocoBoxes, CocoCaptions
 from keras_reward.data.coco_dataset import CocoDataset

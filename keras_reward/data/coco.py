@@ -15,36 +15,38 @@ PAD_LABEL = -1
 
 
 class CocoBoxes(CocoDataset):
-    """Images with boxes, of COCO's "instances" files or of boxes alone.
+    """Images with boxes, from COCO's "instances" files or files of boxes alone.
 
-    Targets are a dict that detection rewards and `CocoDetection` read, in pixels of the
+    Targets are a dict for detection rewards and `CocoDetection`, in pixels of the
     resized image: `boxes` `(batch, max_boxes, 4)` float32 in "xyxy", `labels`
     `(batch, max_boxes)` int32 and -1 for padding, `is_crowd` bool and `area` float32,
-    and with `masks=True` `masks` `(batch, max_boxes, H, W)` uint8 of 0 and 1.
+    and with `masks=True` also `masks` `(batch, max_boxes, H, W)` uint8 of 0 and 1.
 
-    Labels count from 0 in the order of `class_names`. COCO's scores by size, such as
+    Labels count from 0 in the order of `class_names`. COCO's metrics by size, such as
     `map_small`, have thresholds in pixels, so they depend on `image_size`.
 
-    Left out and counted in `problems`: a box outside its image, without area, or of a
-    category that the file does not have; what lies over the edge is cut off, and
-    counted if it is more than a pixel. An `area` that is negative or not finite is
-    counted, and that of the box taken. Images without boxes are kept, all padding.
+    Left out and counted in `problems` are boxes outside their image, without area, or
+    of a category that the file does not have. Boxes over the edge are clipped, and
+    counted if more than a pixel is cut off. An `area` that is negative or not finite is
+    counted and replaced by that of the box. Images without boxes are kept, with padding
+    only.
 
     Args:
         images, annotations, image_size: see `CocoDataset`; `coco_files` finds the
             first two.
-        max_boxes: boxes of an image. Of images with more, the first ones are kept,
-            crowds last, and the image is counted in `problems`. Default 100.
+        max_boxes: maximum number of boxes in an image. If there are more, the first
+            ones are kept, with crowds last, and the image is counted in `problems`.
+            Default 100.
         categories: names of the classes to keep, in the order of their labels. Default
-            None: all of the file's, in the order of their ids there.
-        keep_empty: whether to keep images without boxes. They earn rewards nothing but
+            None: all classes in the file, in the order of their ids.
+        keep_empty: whether to keep images without boxes. They earn no reward, but
             belong to an evaluation. Default True.
         keep_crowds: whether to keep boxes around crowds, with `is_crowd`. The official
-            evaluation needs them; as boxes to learn, and for rewards, which do not look
-            at `is_crowd`, leave them out. Default True.
+            evaluation needs them. Leave them out for training and for rewards, which
+            ignore `is_crowd`. Default True.
         masks: whether to add masks, resized by nearest neighbour. Needs pycocotools
             (`pip install keras-reward[coco]`). Default False.
-        **arguments: others of `CocoDataset`.
+        **arguments: further arguments of `CocoDataset`.
 
     Example:
 
@@ -148,7 +150,7 @@ class CocoBoxes(CocoDataset):
         return batch
 
     def _box(self, annotation, image, name):
-        """A dict of one box in pixels of the original image, None if unusable."""
+        """A dict of one box in pixels of the original image; None if unusable."""
         try:
             left, top, width, height = map(float, annotation["bbox"])
             area = float(annotation.get("area", width * height))
@@ -203,19 +205,20 @@ class CocoCaptions(CocoDataset):
     """Images with captions.
 
     Targets are token ids `(batch, max_captions, max_length)` int32, where absent
-    captions are all padding; without a `vocabulary`, for each image a list of strings.
+    captions are all padding; without a `vocabulary`, a list of strings for each image.
 
-    A caption without words is left out and counted in `problems`, and so is an image
-    without captions, or with more than `max_captions`, of which the first are kept.
+    Captions without words and images without captions are left out and counted in
+    `problems`. Images with more than `max_captions` captions are counted too, and only
+    the first ones are kept.
 
     Args:
         images, annotations, image_size: see `CocoDataset`; `coco_files` finds the
             first two.
-        vocabulary: optional `Vocabulary`. It can be set later, since it is best made of
-            the attribute `captions` of the training data. Default None.
-        max_captions: captions of an image. Default 5, as many as COCO's images have at
-            least.
-        **arguments: others of `CocoDataset`.
+        vocabulary: optional `Vocabulary`. It can be set later, since it is best made
+            from the attribute `captions` of the training data. Default None.
+        max_captions: maximum number of captions of an image. Default 5, the minimum
+            in COCO.
+        **arguments: further arguments of `CocoDataset`.
 
     Example:
 
@@ -258,7 +261,7 @@ class CocoCaptions(CocoDataset):
 
     @property
     def captions(self):
-        """Captions of all images, a list of strings for each, in the data's order."""
+        """A list of strings for each image, in the order of the images."""
         return [list(item.annotation) for item in self.items]
 
     def annotate(self, data, images):
@@ -298,7 +301,7 @@ class CocoCaptions(CocoDataset):
 
 
 def run_lengths(segmentation, image):
-    """COCO's polygons or run lengths as compressed run lengths, or a ValueError."""
+    """Converts COCO's polygons or run lengths to compressed run lengths."""
     size = [image["height"], image["width"]]
     tools = import_masks()
     try:
@@ -314,7 +317,7 @@ def run_lengths(segmentation, image):
 
 
 def import_masks():
-    """pycocotools' module for masks, or an error that says how to get it."""
+    """pycocotools' module for masks, or an error on how to install it."""
     try:
         from pycocotools import mask
     except ImportError as error:

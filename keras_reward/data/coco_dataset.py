@@ -1,4 +1,4 @@
-"""What the readers of COCO's formats share: images, batches, and reports."""
+"""The base class of the readers of COCO's formats: images, batches and reports."""
 
 import warnings
 from collections import defaultdict
@@ -19,7 +19,7 @@ EXAMPLES_IN_WARNING = 3
 
 
 class Item(NamedTuple):
-    """An image of the data set. `annotation` is what the reader's `annotate` made."""
+    """An image of the dataset. `annotation` comes from the reader's `annotate`."""
 
     image_id: int
     file_name: str
@@ -29,7 +29,7 @@ class Item(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """The rectangle that an image fills in its resized version, in pixels."""
+    """The rectangle, in pixels, that an image fills in its resized version."""
 
     top: int
     left: int
@@ -38,10 +38,10 @@ class Placement(NamedTuple):
 
 
 class CocoDataset(keras.utils.PyDataset):
-    """Base of the readers: batches of resized images with their targets.
+    """Base class of the readers: batches of resized images with their targets.
 
     A batch is `(images, targets)`: images `(batch, H, W, 3)` float32 in [0, 1], targets
-    as the subclass says. Use `CocoBoxes`, `CocoCaptions` or `CocoPanoptic`.
+    depend on the subclass. Use `CocoBoxes`, `CocoCaptions` or `CocoPanoptic`.
 
     Subclasses implement `annotate`, `target` and `collate`.
 
@@ -50,34 +50,34 @@ class CocoDataset(keras.utils.PyDataset):
             in place.
         annotations: path of the JSON file.
         image_size: `(height, width)` of the images in a batch.
-        batch_size: images in a batch. Default 32.
+        batch_size: number of images in a batch. Default 32.
         shuffle: whether each epoch has its own order. Default False.
-        seed: an int that decides the orders. Default 0.
-        pad_to_aspect_ratio: False (the default) stretches images to `image_size`. True
-            keeps their shape, and fills up with black on two sides.
+        seed: int, seed of the orders. Default 0.
+        pad_to_aspect_ratio: if False (default), images are stretched to `image_size`.
+            If True, they keep their aspect ratio and are padded with black.
         drop_remainder: whether to leave out the last batch if it is not full, so that
-            all have one shape; with `shuffle` that meets other images in each epoch.
-            Default False: the last batch may be smaller, and no image is left out.
+            all have the same shape; with `shuffle`, other images are left out in each
+            epoch. Default False: the last batch may be smaller.
         check_images: whether to decode every file once, at the start, so that broken
             ones are left out and counted. Default False: see below.
-        transform: optional function of `images` and `targets` whose result is the batch
-            instead, such as `(x, y, sample_weight)`. It runs in the workers.
+        transform: optional function of `images` and `targets` that returns the batch,
+            such as `(x, y, sample_weight)`. It runs in the workers.
         **workers: Keras's `workers`, `use_multiprocessing` and `max_queue_size`.
 
-    What is wrong with the files is counted in `problems`, a dict from a description to
-    a list of the paths or ids concerned, and is summed up in one warning. Reading goes
-    on with the rest, and with the first of several images with one id. A file that
-    turns out broken in the middle of an epoch is reported in a warning with its path,
-    and the next image of the data set takes its place in the batch: always the same
-    one, with workers and without. What a worker process (`use_multiprocessing=True`)
-    finds is not counted, since it has a copy of `problems`, and it warns in each epoch
-    anew. `check_images=True` finds and counts broken files at the start, whatever reads
-    later. Give it to data for evaluation, so that no image is evaluated twice.
+    Problems with the files are counted in `problems`, a dict from a description to a
+    list of the paths or ids, and summarized in one warning. The rest of the data is
+    used; of several images with the same id, the first one. If a file turns out to be
+    broken during an epoch, a warning reports its path, and the next image of the
+    dataset replaces it in the batch, always the same one, with or without workers.
+    Worker processes (`use_multiprocessing=True`) have copies of `problems`: what they
+    find is not counted, and they warn again in each epoch. `check_images=True` finds
+    and counts broken files at the start, in all cases. Use it for evaluation data, so
+    that no image is evaluated twice.
 
     Raises:
-        FileNotFoundError: there is no such folder or file.
-        ValueError: the JSON is broken or not COCO's, two of its categories have one id
-            or name, or no image is left.
+        FileNotFoundError: if there is no such folder or file.
+        ValueError: if the JSON is broken or not COCO's, if two of its categories have
+            the same id or name, or if no image is left.
     """
 
     def __init__(
@@ -122,20 +122,20 @@ class CocoDataset(keras.utils.PyDataset):
 
         Args:
             data: the JSON file's dictionary.
-            images: the JSON file's image entries by id, the missing ones included.
+            images: the JSON file's image entries by id, including missing images.
 
         Returns:
-            A dict from image ids to annotations, small and ready to be sent to workers.
-            An image that is not in it is left out.
+            A dict from image ids to annotations, small enough to be sent to workers.
+            Images that are not in it are left out.
         """
         raise NotImplementedError
 
     def target(self, item, placement):
-        """The target of one image, that lies at `placement` in its resized version."""
+        """The target of one image, which is at `placement` in its resized version."""
         raise NotImplementedError
 
     def collate(self, targets):
-        """The targets of a batch, of a list of those of its images."""
+        """The targets of a batch, from a list of the targets of its images."""
         raise NotImplementedError
 
     def __len__(self):
@@ -157,7 +157,7 @@ class CocoDataset(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         """Draws the order of the next epoch."""
-        # Here and not at an epoch's begin, when Keras has already started the workers.
+        # Not at the start of an epoch, when Keras has already started the workers.
         self._epoch += 1
         self._order = np.arange(len(self.items))
         if self.shuffle:
@@ -179,7 +179,7 @@ class CocoDataset(keras.utils.PyDataset):
                 self.problems["annotation of an unknown image"].append(name)
 
     def warn_once(self, kind, which, consequence):
-        """Counts a problem that shows in the middle of an epoch, and warns of it."""
+        """Counts a problem that is found during an epoch, and warns about it."""
         if which not in self.problems[kind]:
             self.problems[kind].append(which)
             warnings.warn(f"COCO data: {kind}: {which}. {consequence}", stacklevel=2)
@@ -230,7 +230,7 @@ class CocoDataset(keras.utils.PyDataset):
         if summary:
             warnings.warn(
                 f"{self.annotations}: {len(self.items)} images can be used. {summary}. "
-                "All of them are in the data set's `problems`.",
+                "All of them are in the dataset's `problems`.",
                 stacklevel=4,  # where the reader is made
             )
 
@@ -255,7 +255,7 @@ class CocoDataset(keras.utils.PyDataset):
 
 
 def is_image_entry(entry):
-    """Whether a JSON value says of an image what is needed."""
+    """Whether a JSON value is a valid image entry."""
     if not isinstance(entry, dict):
         return False
     sizes = [entry.get("height"), entry.get("width")]
@@ -267,7 +267,7 @@ def is_image_entry(entry):
 
 
 def read_checked(files, name, item):
-    """An image file that has the shape its entry says, up to its scale."""
+    """Reads an image and checks that it has the aspect ratio of its entry."""
     image = files.read(name)
     width, height = image.size
     # Sizes that were scaled and rounded may differ by a pixel.
@@ -280,7 +280,7 @@ def read_checked(files, name, item):
 
 
 def place(item, image_size, pad_to_aspect_ratio):
-    """Where an image lies when it is resized: a `Placement`."""
+    """The `Placement` of an image in its resized version."""
     rows, columns = image_size
     if not pad_to_aspect_ratio:
         return Placement(0, 0, rows, columns)
@@ -291,7 +291,7 @@ def place(item, image_size, pad_to_aspect_ratio):
 
 
 def resize(image, placement, image_size, resampling):
-    """A Pillow image as an array, resized to its placement, with 0 around it."""
+    """A Pillow image as an array, resized to its placement and padded with 0."""
     method = getattr(import_pillow().Resampling, resampling)
     pixels = np.asarray(image.resize((placement.width, placement.height), method))
     if placement[2:] == tuple(image_size):

@@ -1,4 +1,4 @@
-"""COCO's files: where they lie, and how one is read."""
+"""Finding and reading COCO's files."""
 
 import io
 import json
@@ -10,7 +10,7 @@ SPLITS = {
     "train": ("train", "train2017", "train2014"),
     "eval": ("eval", "val", "val2017", "val2014"),
 }
-ANNOTATIONS = {  # what each kind may be read from, best first
+ANNOTATIONS = {  # file names for each kind, best first
     "boxes": ("boxes", "instances"),
     "instances": ("instances",),
     "captions": ("captions",),
@@ -19,11 +19,11 @@ ANNOTATIONS = {  # what each kind may be read from, best first
 
 
 class BrokenImageError(Exception):
-    """An image file that cannot be decoded; the message begins with its path."""
+    """An image file cannot be decoded; the message begins with its path."""
 
 
 def coco_files(folder, split, kind):
-    """Finds the files of a data set in COCO's format.
+    """Finds the files of a dataset in COCO's format.
 
     Two layouts are known: COCO's own,
 
@@ -33,7 +33,7 @@ def coco_files(folder, split, kind):
     val2017/*.jpg
     ```
 
-    and a flat one, whose images stay in tar files,
+    and a flat one with images in tar files,
 
     ```
     boxes_eval.json  instances_eval.json  captions_eval.json  panoptic_eval.json
@@ -41,9 +41,9 @@ def coco_files(folder, split, kind):
     ```
 
     Args:
-        folder: the folder that holds these.
+        folder: the folder that contains these.
         split: the name in the files, such as `"val2017"`; or `"train"` or `"eval"` for
-            whichever of the usual names is there.
+            whichever of the usual names exists.
         kind: `"boxes"` (from a file of boxes if there is one, else of instances),
             `"instances"`, `"captions"` or `"panoptic"`.
 
@@ -52,7 +52,7 @@ def coco_files(folder, split, kind):
         `maps` for `"panoptic"`.
 
     Raises:
-        FileNotFoundError: with the names that were tried.
+        FileNotFoundError: if files are missing, with the names that were tried.
 
     Example:
 
@@ -110,8 +110,8 @@ def read_annotations(path):
     """The dictionary in one of COCO's JSON files, with `images` and `annotations`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: with the path, where the file is not JSON or not COCO's.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not JSON or not COCO's, with the path.
     """
     try:
         data = json.loads(pathlib.Path(path).read_bytes())
@@ -134,11 +134,11 @@ def read_categories(data, path):
 
     Args:
         data: the JSON file's dictionary.
-        path: where the file is, for errors.
+        path: path of the file, for errors.
 
     Raises:
-        ValueError: with the path, where there is no such list, or a category has no
-            integer `id` or no `name`, or has one that another one has too.
+        ValueError: if there is no such list, or if a category has no integer `id` or no
+            `name`, or the same as another one; with the path.
     """
     categories = data.get("categories")
     is_list = isinstance(categories, list)
@@ -160,7 +160,7 @@ def read_categories(data, path):
 
 
 def is_category(value):
-    """Whether a JSON value says of a category what is needed."""
+    """Whether a JSON value is a valid category."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("id"), int)
@@ -173,8 +173,8 @@ def choose_classes(categories, names, path):
 
     Args:
         categories: from `read_categories`.
-        names: those to keep, or None for all.
-        path: where the file is, for errors.
+        names: the names to keep, or None for all.
+        path: path of the file, for errors.
     """
     known = tuple(category["name"] for category in categories.values())
     if names is None:
@@ -196,8 +196,8 @@ def is_id(value):
 class ImageFiles:
     """The image files in a folder, or in a tar file that is read in place.
 
-    Holds names and positions only, no open file: it can be copied to other processes
-    and used by several threads.
+    Stores only names and positions, no open file, so it can be copied to other
+    processes and used by several threads.
 
     Args:
         path: a folder, or an uncompressed tar file.
@@ -228,20 +228,20 @@ class ImageFiles:
         return name in self.members
 
     def path_of(self, name):
-        """Where a file is, for people."""
+        """The path of a file, for messages."""
         separator = os.sep if self.members is None else ":"
         return f"{self.path}{separator}{name}"
 
     def read(self, name):
-        """An image as Pillow's, in RGB, or a `BrokenImageError`."""
+        """A Pillow image in RGB; raises a `BrokenImageError` if it is broken."""
         image = import_pillow()
         try:
             return image.open(io.BytesIO(self._bytes(name))).convert("RGB")
-        except image.UnidentifiedImageError as error:  # whose text differs every time
+        except image.UnidentifiedImageError as error:  # its text differs every time
             raise BrokenImageError(
                 f"{self.path_of(name)}: no image in a format that Pillow knows"
             ) from error
-        except Exception as error:  # Pillow's decoders raise all sorts
+        except Exception as error:  # Pillow's decoders raise all kinds of errors
             raise BrokenImageError(f"{self.path_of(name)}: {error}") from error
 
     def _bytes(self, name):
@@ -254,7 +254,7 @@ class ImageFiles:
 
 
 def import_pillow():
-    """Pillow's module `Image`, or an error that says how to get it."""
+    """Pillow's module `Image`, or an error on how to install it."""
     try:
         from PIL import Image
     except ImportError as error:

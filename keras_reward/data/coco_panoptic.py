@@ -11,28 +11,29 @@ from keras_reward.data.coco_files import (
 )
 
 VOID = 0
-ID_OF_RGB = np.array([1, 256, 256**2], "int32")  # how a map's colours spell an id
+ID_OF_RGB = np.array([1, 256, 256**2], "int32")  # a map's colours encode an id
 
 
 class CocoPanoptic(CocoDataset):
     """Images with panoptic maps.
 
-    Targets are maps of class and instance, `(batch, H, W, 2)` int32, as panoptic
-    rewards and `PanopticQuality` read them. Class 0 is void, class k is
-    `class_names[k - 1]`. The things of an image have instances 1, 2, ..., negative for
-    crowds; stuff has instance 0. The attribute `stuff_classes` holds the classes of
-    stuff. Maps are resized by nearest neighbour, so a tiny segment may vanish.
+    Targets are maps of class and instance, `(batch, H, W, 2)` int32, for panoptic
+    rewards and `PanopticQuality`. Class 0 is void, class k is `class_names[k - 1]`. The
+    things of an image have instances 1, 2, ..., negative for crowds; stuff has instance
+    0. The attribute `stuff_classes` has the classes of stuff. Maps are resized by
+    nearest neighbour, so a tiny segment may vanish.
 
-    Left out and counted in `problems`: images without a map. A segment becomes void,
-    and is counted, if the file does not have its category; and if the JSON does not
-    list it, which shows only when the map is read (in a warning with its path).
+    Images without a map are left out and counted in `problems`. A segment becomes void
+    and is counted if the file does not have its category, or if the JSON does not list
+    it. The latter is only found when the map is read, with a warning.
 
     Args:
         images, annotations, maps, image_size: see `CocoDataset`; `maps` is the folder
             or tar file of the PNG maps. `coco_files` finds the first three.
         categories: names of the classes to keep, in the order of their labels; others
-            become void. Default None: all of the file's, in the order of their ids.
-        **arguments: others of `CocoDataset`.
+            become void. Default None: all classes in the file, in the order of their
+            ids.
+        **arguments: further arguments of `CocoDataset`.
 
     Example:
 
@@ -150,7 +151,7 @@ class CocoPanoptic(CocoDataset):
 
 
 def is_segment(segment):
-    """Whether a JSON value says of a segment what is needed."""
+    """Whether a JSON value is a valid segment."""
     return isinstance(segment, dict) and all(
         is_id(segment.get(key)) for key in ("id", "category_id")
     )

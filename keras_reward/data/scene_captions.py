@@ -1,4 +1,4 @@
-"""Five differently worded captions of a scene, from a small grammar."""
+"""Five different captions of a scene, from a small grammar."""
 
 import itertools
 from typing import NamedTuple
@@ -10,7 +10,7 @@ PLURAL = ("zeros", "ones", "twos", "threes", "fours",
           "fives", "sixes", "sevens", "eights", "nines")
 # fmt: on
 COUNTS = {2: "two", 3: "three"}
-# Where the first group of digits is from the second one, and the other way round.
+# Where the first group of digits is relative to the second one, and the reverse.
 RELATIONS = {"vertical": ("above", "below"), "horizontal": ("left of", "right of")}
 PLACES = {
     "vertical": ("at the top", "at the bottom"),
@@ -22,8 +22,8 @@ class Group(NamedTuple):
     """Equal digits next to each other.
 
     Attributes:
-        count: how many, 1 to 3.
-        digit: which, 0 to 9.
+        count: number of digits, 1 to 3.
+        digit: the digit, 0 to 9.
     """
 
     count: int
@@ -31,12 +31,12 @@ class Group(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What the captions of a scene say.
+    """What the captions of a scene describe.
 
     Attributes:
         groups: one or two `Group`s of different digits, the upper or left one first.
-        axis: `"vertical"`, one group is above the other, or `"horizontal"`.
-        place: of a single group, 0 if it is at the top or on the left, else 1.
+        axis: `"vertical"` if one group is above the other, or `"horizontal"`.
+        place: place of a single group, 0 if it is at the top or on the left, else 1.
     """
 
     groups: tuple
@@ -47,16 +47,16 @@ class Layout(NamedTuple):
 def wordings(layout):
     """All captions that a scene may have.
 
-    Five people describe it. Each has a habit and, within it, some wordings to choose
-    from at random, all equally likely. The first one is brief and leaves out where the
-    digits are. The others say it, each in more than one way: so the brief caption is
-    the single most likely one, although most people would miss something in it.
+    The captions imitate five people. Each has a style with a few equally likely
+    wordings. The first style is brief and does not say where the digits are. The others
+    do, each with several wordings. So the brief caption is the most likely one,
+    although most captions say more.
 
     Args:
         layout: a `Layout`.
 
     Returns:
-        Five lists of captions without a caption in common.
+        Five lists of captions that have no caption in common.
     """
     if len(layout.groups) == 1:
         return wordings_of_one(layout)
@@ -105,14 +105,14 @@ def agreement(group):
 
 
 def named_digits(caption):
-    """How many of each digit a caption names.
+    """The number of each digit that a caption names.
 
     Args:
         caption: any string of lower-case words.
 
     Returns:
-        A list of ten numbers. Digits count where a number of them is given: "a three
-        and sevens" names one 3 and no 7.
+        A list of ten numbers. Digits only count with a number: "a three and sevens"
+        names one 3 and no 7.
     """
     counts = {"a": 1, "an": 1, **{word: count for count, word in COUNTS.items()}}
     named = [0] * 10

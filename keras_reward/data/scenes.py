@@ -1,4 +1,4 @@
-"""Scenes: real handwritten digits over real photographs, unlimited and never stored."""
+"""Scenes: real handwritten digits over real photographs, made on demand."""
 
 import functools
 import pathlib
@@ -14,8 +14,8 @@ TASKS = ("boxes", "captions", "panoptic")
 SIZE = 64  # pixels; the lengths below are for scenes of this size
 TEST_EVERY = 5  # the first of every five digit images is a test image
 
-# Photographs that scikit-image and scikit-learn bring along, by split and kind. Those
-# "in colour" are so nearly everywhere, so that most crops show which kind it is.
+# Photographs that come with scikit-image and scikit-learn, by split and kind. Those
+# with "colour" have it nearly everywhere, so that most crops show their kind.
 PHOTOGRAPHS = {
     "train": {
         "colour": ("astronaut.png", "chelsea.png", "coffee.png", "retina.jpg"),
@@ -27,14 +27,14 @@ PHOTOGRAPHS = {
     },
 }
 PHOTOGRAPH_SIDE = 2.0  # short side of a photograph, in scenes
-BRIGHTNESS = 0.55  # of photographs: the digits are light, and stand out
+BRIGHTNESS = 0.55  # of photographs, so that the light digits stand out
 
 # Classes of panoptic maps. Digit d has class d + 1, since 0 means void.
 COLOUR_CLASS, GREY_CLASS = 11, 12
 STUFF_CLASSES = (COLOUR_CLASS, GREY_CLASS)
 CLASS_NAMES = SINGULAR  # of labels
 
-# Numbers of digits in the first and the second group, and how often.
+# Numbers of digits in the first and the second group, and their frequencies.
 COUNTS = ((1, 0), (2, 0), (1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
 COUNT_SHARES = (0.15, 0.15, 0.22, 0.11, 0.11, 0.09, 0.085, 0.085)
 SIZES = {1: (22, 30), 2: (20, 28), 3: (18, 24)}  # of digits, by their number in a row
@@ -68,18 +68,19 @@ class Scene(NamedTuple):
 
 
 class Scenes(keras.utils.PyDataset):
-    """Scenes of handwritten digits over photographs, drawn when they are asked for.
+    """Scenes of handwritten digits over photographs, made on demand.
 
-    Each scene has one to four digits, in one group of equal digits or two, over two
+    Each scene has one to four digits, in one or two groups of equal digits, over two
     photographs, one in colour and one in black and white. A scene is determined by its
-    split and its index: the set is as long as you like, the same everywhere, and takes
-    no space. The two splits share no image of a digit and no photograph.
+    split and its index, so the dataset can have any length, is the same everywhere, and
+    needs no disk space. The two splits have no image of a digit and no photograph in
+    common.
 
-    Boxes and maps are of what is visible: a digit that lies over another one hides a
-    part of it, at most 30 %. The captions come from a grammar, `wordings` in
-    `scene_captions.py`, and are true of the scene.
+    Boxes and maps show only what is visible: a digit may hide at most 30 % of another
+    one. The captions come from a grammar, `wordings` in `scene_captions.py`, and are
+    true of the scene.
 
-    Needs scikit-learn, scikit-image and Pillow, which bring digits and photographs.
+    Needs scikit-learn, scikit-image and Pillow, for the digits and photographs.
 
     Args:
         split: `"train"` or `"test"`.
@@ -87,15 +88,16 @@ class Scenes(keras.utils.PyDataset):
         task: what the targets are, see below. Default `"boxes"`.
         batch_size: scenes in a batch; the last batch may be smaller. Default 32.
         start: index of the first scene. Default 0.
-        vocabulary: a `Vocabulary` that makes captions token ids. Default None: strings.
-        transform: a function of `(images, targets)` whose result is the batch, such as
-            one that makes `(x, y, sample_weight)`. Default None.
+        vocabulary: a `Vocabulary` that turns captions into token ids. Default None:
+            captions are strings.
+        transform: a function of `(images, targets)` that returns the batch, such as
+            `(x, y, sample_weight)`. Default None.
         size: height and width of the images, at least 32. Default 64.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
             `keras.utils.PyDataset`.
 
     Batch: `(images, targets)` with images `(B, size, size, 3)` float32 in [0, 1] and
-    targets of the task
+    the targets of the task:
 
     - `"boxes"`: dict of `boxes` `(B, 4, 4)` float32 "xyxy" in pixels, and `labels`
       `(B, 4)` int32, the digits, -1 for padding;
@@ -104,7 +106,7 @@ class Scenes(keras.utils.PyDataset):
 
     Raises:
         ValueError: for an unknown split or task, and for numbers out of range.
-        ImportError: without the packages.
+        ImportError: if a package is missing.
 
     Example:
 
@@ -173,7 +175,7 @@ class Scenes(keras.utils.PyDataset):
 
 
 def pad_boxes(scenes):
-    """Boxes and labels of scenes, as arrays with room for as many as there may be."""
+    """Boxes and labels of scenes, padded to the maximum number of digits."""
     most = max(map(sum, COUNTS))
     boxes = np.zeros((len(scenes), most, 4), "float32")
     labels = np.full((len(scenes), most), -1, "int32")
@@ -184,7 +186,7 @@ def pad_boxes(scenes):
 
 
 def make_scene(split, index, size=SIZE):
-    """One `Scene`, the same whenever it is asked for.
+    """Makes a `Scene`; the same arguments give the same scene.
 
     Args:
         split: `"train"` or `"test"`.
@@ -201,14 +203,14 @@ def make_scene(split, index, size=SIZE):
         [group.count for group in layout.groups],
     ).astype("int32")
     boxes = None
-    while boxes is None:  # until every digit can be seen well enough
+    while boxes is None:  # until every digit is visible enough
         stamps = place_digits(split, layout, labels, generator, size)
         boxes = stamp(image, panoptic, labels, stamps, generator)
     return Scene(image, boxes, labels, panoptic, captions, layout)
 
 
 def draw_layout(generator):
-    """Which digits there are, and how they lie."""
+    """Draws which digits there are, and how they are arranged."""
     choice, axis, place = generator.random(3)
     counts = COUNTS[np.searchsorted(np.cumsum(COUNT_SHARES[:-1]), choice, "right")]
     first = int(generator.integers(10))
@@ -219,7 +221,7 @@ def draw_layout(generator):
 
 
 def draw_background(split, generator, size):
-    """An image of two photographs side by side or one above the other, and its map."""
+    """An image of two photographs, next to or above each other, and its map."""
     photographs = load_photographs(split, size)
     image = np.empty((size, size, 3), "float32")
     panoptic = np.zeros((size, size, 2), "int32")
@@ -239,7 +241,7 @@ def draw_background(split, generator, size):
 
 
 def place_digits(split, layout, labels, generator, size):
-    """Draws an image of each digit, its size and its place.
+    """Chooses an image of each digit, its size and its place.
 
     Returns:
         For each digit its opacity, `(side, side)` float32, and its top left corner.
@@ -264,7 +266,7 @@ def place_digits(split, layout, labels, generator, size):
 
 
 def stamp(image, panoptic, labels, stamps, generator):
-    """Draws digits over image and map, unless one of them hid too much of another.
+    """Draws digits over image and map, unless one would hide too much of another.
 
     Returns:
         The boxes `(digits, 4)`, or None: nothing was drawn.
@@ -303,11 +305,11 @@ def light_colours(generator, count):
     return 1.0 - 0.5 * numbers[:, 1:] * (1.0 - hue)
 
 
-# What is read once in a process.
+# Read once per process.
 
 
 def import_or_explain(name):
-    """A module of the packages that bring digits and photographs."""
+    """Imports a module of the packages with digits and photographs."""
     try:
         return __import__(name, fromlist=["_"])
     except ImportError as error:
@@ -319,7 +321,7 @@ def import_or_explain(name):
 
 
 def digit_numbers(split):
-    """Numbers, in scikit-learn's order, of the digit images of a split."""
+    """Indices, in scikit-learn's order, of the digit images of a split."""
     total = len(load_digits().images)
     is_test = np.arange(total) % TEST_EVERY == 0
     return np.flatnonzero(is_test == (split == "test"))
@@ -340,7 +342,7 @@ def load_digit_images(split, side):
     for number in digit_numbers(split):
         pixels = (digits.images[number] * (255.0 / 16.0)).astype("uint8")
         enlarged = Image.fromarray(pixels).resize((side, side), Image.BICUBIC)
-        # Steeper than the scan, so that strokes have an edge.
+        # More contrast than the scan, so that strokes have an edge.
         opacity = np.clip(np.asarray(enlarged, "float32") / 127.5 - 0.4, 0.0, 1.0)
         by_digit[digits.target[number]].append(opacity)
     return [np.stack(images) for images in by_digit]
@@ -373,7 +375,7 @@ def find_photograph(folders, name):
             if path.exists():
                 return path
     raise FileNotFoundError(
-        "Scenes need the photographs that scikit-image and scikit-learn bring along. "
+        "Scenes need the photographs that come with scikit-image and scikit-learn. "
         f"Received: no {name} in {', '.join(map(str, folders))}"
     )
 

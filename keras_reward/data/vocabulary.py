@@ -13,18 +13,18 @@ FIRST_WORD_ID = 3
 class Vocabulary:
     """Translates between captions and token ids.
 
-    Captions are lower-cased, and what is neither letter, digit nor underscore is taken
-    out ("don't" is "dont"), as the field does before it scores them. Id 0 is padding
-    (and the start of a sequence), 1 the end, 2 every word that is not known, and words
-    begin at 3.
+    Captions are lower-cased, and all characters except letters, digits and underscores
+    are removed ("don't" becomes "dont"), as is usual before captions are compared. Id 0
+    is padding (and the start of a sequence), 1 the end token, 2 any unknown word, and
+    known words begin at 3.
 
     Args:
         words: the known words, in the order of their ids: a list of distinct strings,
             as `encode` splits them.
-        max_length: length of an encoded caption, end token included.
+        max_length: length of an encoded caption, including the end token.
 
     Raises:
-        ValueError: if a word occurs twice or would never be found in a caption.
+        ValueError: if a word occurs twice or cannot occur in a caption.
 
     Example:
 
@@ -60,20 +60,20 @@ class Vocabulary:
 
     @classmethod
     def from_captions(cls, captions, max_length, min_count=1):
-        """The vocabulary of the words in captions, the most frequent ones first.
+        """Makes a vocabulary of the words in captions, the most frequent ones first.
 
         Args:
             captions: iterable of strings.
-            max_length: length of an encoded caption, end token included.
+            max_length: length of an encoded caption, including the end token.
             min_count: words that occur less often are left out.
         """
         counts = collections.Counter(w for caption in captions for w in split(caption))
-        # By frequency, then alphabet: the order of the captions does not matter.
+        # By frequency, then alphabetically: the order of captions does not matter.
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         return cls([word for word, n in ranked if n >= min_count], max_length)
 
     def __len__(self):
-        """Number of token ids, the special ones included."""
+        """Number of token ids, including special ones."""
         return FIRST_WORD_ID + len(self.words)
 
     def encode(self, captions):
@@ -83,10 +83,10 @@ class Vocabulary:
             captions: a list of strings; or a list of such lists, one for each image.
 
         Returns:
-            `(captions, max_length)` int32, each ended and padded. A caption that is too
-            long loses its last words, not its end. For lists of lists
-            `(images, captions, max_length)`, all padding where an image has fewer
-            captions than others.
+            `(captions, max_length)` int32, with end token and padding. A caption that
+            is too long loses its last words, but keeps the end token. For lists of
+            lists, `(images, captions, max_length)`, with captions of padding for images
+            that have fewer than others.
         """
         if isinstance(captions, str):
             raise ValueError(
@@ -113,7 +113,7 @@ class Vocabulary:
 
         Returns:
             A string for `(T,)`, else a list of strings, nested like `ids`. Padding is
-            left out, and unknown words stand as "<unknown>".
+            left out, and unknown words become "<unknown>".
         """
         ids = keras.ops.convert_to_numpy(ids)
         if ids.ndim > 1:

@@ -1,4 +1,4 @@
-"""The field's own scores of a dataset, and what tuning did to a model."""
+"""Official metrics of a dataset, and analyses of tuned models."""
 
 from keras_reward.evaluation.cider import Cider, cider
 from keras_reward.evaluation.coco_detection import CocoDetection, coco_detection

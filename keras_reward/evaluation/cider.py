@@ -6,30 +6,30 @@ import math
 import keras
 import numpy as np
 
-from keras_reward.rewards.ngrams import scored_captions, scored_references
+from keras_reward.forms.captions import counted_lengths, counted_references
 
 ORDERS = 4
 SIGMA = 6.0
 
 
 class Cider:
-    """CIDEr-D of a dataset's captions, as the field reports it.
+    """CIDEr-D of a dataset's captions, as it is usually reported.
 
-    Document frequencies are those of the references that are evaluated, which are known
-    only when all have been seen: `result` does the work. Equal to pycocoevalcap's
-    `Cider` on the same words.
+    The document frequencies are those of the evaluated references. They are only known
+    at the end, so `result` does the work. Equal to pycocoevalcap's `Cider` on the same
+    words.
 
     Captions are integer ids (cut at the first end token or padding; a reference that is
-    all padding is absent), or strings with words between spaces. An image without
-    references is not scored: NaN in `per_image`, and left out of the mean.
+    all padding is absent), or strings of words separated by spaces. An image without
+    references has no CIDEr-D: it is NaN in `per_image` and left out of the mean.
 
     Args:
-        end_id: id of the end token. Default None: captions end at padding alone.
+        end_id: id of the end token. Default None: captions end only at padding.
         pad_id: id of padding. Default 0.
-        score_end_token: whether the end token counts as a word, as in `CIDErReward`.
-            Default False: published scores do not count it.
-        corpus: references of other images to take the document frequencies from, of
-            the same form as `y_true`. Default: the evaluated references.
+        count_end_token: whether the end token counts as a word, as in `CIDErReward`.
+            Default False: published numbers do not count it.
+        corpus: references of other images, in the form of `y_true`, whose document
+            frequencies are used. Default: the evaluated references.
 
     Example:
 
@@ -46,8 +46,8 @@ class Cider:
     Evaluation", section 7 (CIDEr-D).
     """
 
-    def __init__(self, end_id=None, pad_id=0, score_end_token=False, corpus=None):
-        self._cut = (end_id, pad_id, score_end_token)
+    def __init__(self, end_id=None, pad_id=0, count_end_token=False, corpus=None):
+        self._cut = (end_id, pad_id, count_end_token)
         self.corpus = None if corpus is None else self._references(corpus)
         self.reset_state()
 
@@ -68,39 +68,39 @@ class Cider:
         candidates = [ngram_counts(words) for words in self._candidates(y_pred)]
         if len(references) != len(candidates):
             raise ValueError(
-                "`y_true` and `y_pred` must be of equally many images. Received: "
+                "`y_true` and `y_pred` must have the same number of images. Received: "
                 f"references of {len(references)} and captions of {len(candidates)}"
             )
         self.references += references
         self.candidates += candidates
 
     def result(self):
-        """The scores so far.
+        """CIDEr-D of all captions so far.
 
         Returns:
-            A dict: `cider`, the mean over images (NaN without any), in [0, 10], and
-            `per_image`, an array in the order in which they came.
+            A dict: `cider`, the mean over images (NaN if there are none), in [0, 10],
+            and `per_image`, an array in the order of the images.
         """
         corpus = self.references if self.corpus is None else self.corpus
         idf = inverse_document_frequencies(corpus)
-        scores = [
+        values = [
             similarity(candidate, references, idf)
             for candidate, references in zip(
                 self.candidates, self.references, strict=True
             )
         ]
-        scores = np.array(scores, "float64")
-        scored = scores[~np.isnan(scores)]
+        values = np.array(values, "float64")
+        finite = values[~np.isnan(values)]
         return {
-            "cider": float(scored.mean()) if len(scored) else math.nan,
-            "per_image": scores,
+            "cider": float(finite.mean()) if len(finite) else math.nan,
+            "per_image": values,
         }
 
     def _candidates(self, y_pred):
         if is_text(y_pred):
             return [caption.split() for caption in y_pred]
         ids = as_ids(y_pred, 2, "captions", "(images, tokens)")
-        lengths = scored_captions(np, ids, *self._cut)
+        lengths = counted_lengths(np, ids, *self._cut)
         return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
     def _references(self, y_true):
@@ -111,17 +111,17 @@ class Cider:
             ids = as_ids(y_true, 3, "references", "(images, references, tokens)")
             images = [
                 [ids[:n].tolist() for ids, n, present in captions if present]
-                for captions in map(zip, *scored_references(np, ids, *self._cut))
+                for captions in map(zip, *counted_references(np, ids, *self._cut))
             ]
         return [[ngram_counts(words) for words in image] for image in images]
 
 
 def cider(y_true, y_pred, **arguments):
-    """CIDEr-D of a dataset in one go.
+    """CIDEr-D of a dataset in one call.
 
     Args:
-        y_true, y_pred: as `Cider.update_state` takes them.
-        **arguments: those of `Cider`.
+        y_true, y_pred: as for `Cider.update_state`.
+        **arguments: arguments of `Cider`.
 
     Returns:
         A dict: `cider`, the mean over images, and `per_image`, an array.
@@ -141,7 +141,7 @@ def cider(y_true, y_pred, **arguments):
 
 
 def is_text(captions):
-    """Whether captions are strings and not ids."""
+    """Whether captions are strings, not ids."""
     return isinstance(captions, list | tuple) and all(
         isinstance(caption, str) for caption in captions
     )
@@ -194,7 +194,7 @@ def similarity(candidate, references, idf):
 
 
 def tf_idf(counts, idf):
-    """Vectors count times idf, one dict for each n."""
+    """Vectors of count times idf, one dict for each n."""
     return [{ngram: n * idf(ngram) for ngram, n in each.items()} for each in counts]
 
 

@@ -1,4 +1,4 @@
-"""COCO's official detection scores, from the dictionaries that rewards see."""
+"""COCO's official detection metrics, for the dictionaries that rewards see."""
 
 import contextlib
 import io
@@ -6,20 +6,19 @@ import io
 import keras
 import numpy as np
 
-from keras_reward.rewards.boxes import corners, standardize_format
+from keras_reward.forms.boxes import corners, standardize_format
 
-SCORES = (
+METRICS = (
     *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
     *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
 )
 
 
 class CocoDetection:
-    """Mean average precision and average recall over a dataset, as COCO counts them.
+    """Mean average precision and average recall over a dataset, as COCO defines them.
 
-    The computation is that of pycocotools' `COCOeval`; needs pycocotools
-    (`pip install keras-reward[coco]`). Collects batches, like a Keras metric, but on
-    the host.
+    Uses `COCOeval` of pycocotools (`pip install keras-reward[coco]`). Collects batches,
+    like a Keras metric, but on the host.
 
     Args:
         bounding_box_format: Keras's name of the format of all boxes. Default `"xyxy"`.
@@ -43,11 +42,11 @@ class CocoDetection:
     """
 
     def __init__(self, bounding_box_format="xyxy", image_size=None, iou_type="bbox"):
-        import_pycocotools()  # rather now than after an epoch
+        import_pycocotools()  # fails now, not after an epoch
         self.bounding_box_format = standardize_format(bounding_box_format)
         if self.bounding_box_format.startswith("rel_") and image_size is None:
             raise ValueError(
-                "COCO's scores depend on areas in pixels, so boxes in a relative "
+                "COCO's metrics depend on areas in pixels, so boxes in a relative "
                 "format need `image_size=(height, width)`. Received: "
                 f"bounding_box_format={bounding_box_format!r}, image_size=None"
             )
@@ -80,7 +79,7 @@ class CocoDetection:
         of 0 and 1, or for each image a list of COCO's compressed run-length encodings.
         """
         truth = self.annotations(y_true, "y_true")
-        predictions = self.annotations(y_pred, "y_pred", scored=True)
+        predictions = self.annotations(y_pred, "y_pred", with_scores=True)
         if truth[0] != predictions[0]:
             raise ValueError(
                 "`y_true` and `y_pred` must hold the same number of images. "
@@ -90,7 +89,7 @@ class CocoDetection:
         self.predictions += predictions[1]
         self.images += truth[0]
 
-    def annotations(self, detections, role, scored=False):
+    def annotations(self, detections, role, with_scores=False):
         """The number of images, and COCO's annotations of them."""
         label_key = find_key(detections, ("labels", "classes"), role)
         shape_key = find_key(
@@ -98,7 +97,7 @@ class CocoDetection:
         )
         labels = to_array(detections[label_key])
         columns = {}
-        if scored:
+        if with_scores:
             score_key = find_key(detections, ("scores", "confidence"), role)
             columns["score"] = to_array(detections[score_key])
         else:
@@ -127,7 +126,7 @@ class CocoDetection:
         return len(labels), found
 
     def shape(self, shape):
-        """What an annotation says about one box or mask."""
+        """The part of an annotation that describes one box or mask."""
         if self.iou_type == "bbox":
             return {"bbox": shape.tolist(), "area": float(shape[2] * shape[3])}
         mask = import_pycocotools().mask
@@ -136,13 +135,13 @@ class CocoDetection:
         return {"segmentation": shape, "area": float(mask.area(shape))}
 
     def result(self):
-        """The scores of all images so far.
+        """The metrics of all images so far.
 
         Returns:
             dict of COCO's twelve numbers as floats: `map` (IoU 0.50 to 0.95), `map_50`,
             `map_75`, `map_small`, `map_medium`, `map_large`, `ar_1`, `ar_10`, `ar_100`
-            (average recall with so many boxes per image), `ar_small`, `ar_medium`,
-            `ar_large`, where -1 stands for no ground truth of that kind; and
+            (average recall with this many boxes per image), `ar_small`, `ar_medium`,
+            `ar_large`, which are -1 without ground truth of that kind; and
             `ap_per_class`, a dict from the label of each class with ground truth to
             its `map`.
         """
@@ -159,21 +158,21 @@ class CocoDetection:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        # Of (thresholds, recalls, classes, areas, numbers of boxes).
+        # Axes: (thresholds, recalls, classes, areas, numbers of boxes).
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         per_class = {
             label: float(precision[:, :, k].mean())
             for k, label in enumerate(sorted(labels))
             if precision[0, 0, k] > -1
         }
-        scores = dict(zip(SCORES, map(float, evaluation.stats), strict=True))
-        return {**scores, "ap_per_class": per_class}
+        metrics = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+        return {**metrics, "ap_per_class": per_class}
 
     def dataset(self, annotations, labels):
-        """Annotations as pycocotools wants them."""
+        """Annotations in the form that pycocotools needs."""
         dataset = import_pycocotools().coco.COCO()
         dataset.dataset = {
-            # pycocotools reads the sizes, but encoded masks bring their own.
+            # pycocotools reads the sizes, but encoded masks have their own.
             "images": [
                 {"id": image, "height": 0, "width": 0} for image in range(self.images)
             ],
@@ -190,18 +189,17 @@ class CocoDetection:
 def coco_detection(
     y_true, y_pred, bounding_box_format="xyxy", image_size=None, iou_type="bbox"
 ):
-    """COCO's official detection scores of predicted boxes.
+    """COCO's official detection metrics of predicted boxes.
 
     Args:
-        y_true: the ground truth of all images, as `CocoDetection.update_state` takes
-            it.
-        y_pred: the predictions with `scores` or `confidence`, likewise.
+        y_true: the ground truth of all images, as for `CocoDetection.update_state`.
+        y_pred: the predictions in the same form, with `scores` or `confidence`.
         bounding_box_format: Keras's name of the format of all boxes. Default `"xyxy"`.
         image_size: `(height, width)` in pixels, for relative formats.
         iou_type: `"bbox"` (the default), or `"segm"` to compare masks.
 
     Returns:
-        dict, as `CocoDetection.result` describes it.
+        dict, as returned by `CocoDetection.result`.
 
     Example:
 
@@ -210,8 +208,8 @@ def coco_detection(
     from keras_reward.evaluation import coco_detection
 
     truth = {"boxes": np.array([[[0, 0, 4, 4]]], "float32"), "labels": np.array([[7]])}
-    scores = coco_detection(truth, {**truth, "scores": np.array([[0.9]])})
-    scores["map"], scores["ap_per_class"]  # 1.0, {7: 1.0}
+    metrics = coco_detection(truth, {**truth, "scores": np.array([[0.9]])})
+    metrics["map"], metrics["ap_per_class"]  # 1.0, {7: 1.0}
     ```
 
     Reference: Lin et al. 2014, "Microsoft COCO: common objects in context".
@@ -222,23 +220,23 @@ def coco_detection(
 
 
 def import_pycocotools():
-    """The package with the modules used here, or an error that says how to get it."""
+    """The package with the modules used here, or an error on how to install it."""
     try:
         import pycocotools.coco
         import pycocotools.cocoeval
         import pycocotools.mask
     except ImportError as error:
         raise ImportError(
-            "COCO's official scores need pycocotools. Install it with "
+            "COCO's official metrics need pycocotools. Install it with "
             "`pip install keras-reward[coco]`."
         ) from error
     return pycocotools
 
 
 def to_array(value):
-    """A NumPy array from one, from a list or from a tensor of any backend."""
+    """A NumPy array from an array, a list or a tensor of any backend."""
     if isinstance(value, (np.ndarray, list, tuple)):
-        return np.asarray(value)  # keeps float64, which decides at thresholds
+        return np.asarray(value)  # keeps float64, which matters at thresholds
     return keras.ops.convert_to_numpy(value)
 
 
@@ -267,7 +265,7 @@ def check_lengths(role, labels, columns):
 
 
 def to_left_top_width_height(boxes, bounding_box_format, image_size):
-    """COCO's own format, in pixels and float64: `(images, N, 4)`.
+    """Converts boxes to COCO's format, in pixels and float64: `(images, N, 4)`.
 
     Boxes with NaN and inverted ones become empty, so that they count as wrong.
     """

@@ -1,32 +1,32 @@
-"""The paper's figure 5 of two reward distributions, and what it found in it."""
+"""The paper's figure 5, which compares two reward distributions, and its findings."""
 
 import numpy as np
 
 
 def findings(before, after, rare=0.05):
-    """What the paper found in its figure 5, as numbers.
+    """The findings of the paper's figure 5, as numbers.
 
-    Three findings: most samples of the tuned model beat a level that few samples of the
-    model before reach; with enough samples the best of the model before beats the best
-    of the tuned one; the likeliest of many samples of the model before stays below the
+    The three findings are: most samples of the tuned model exceed a level that few
+    samples reach before tuning; with enough samples, the best one before tuning beats
+    the best one after it; the likeliest of many samples before tuning stays below the
     tuned model.
 
     Args:
-        before, after: `RewardDistribution` of the same examples and equally many
+        before, after: `RewardDistribution` of the same examples and the same number of
             samples.
         rare: the share of samples before tuning that reach the level. Default 0.05.
 
     Returns:
-        A dict of floats (None where there is none):
-        `level`, the mean reward that a share `rare` of samples reaches before;
-        `share_above`, the share of samples after that reaches it, read off the mean
-        quantile functions as in the paper; `share_above_own`, the same with each
-        example's own level, the mean over examples;
-        `crossing`, the smallest N whose best sample before is at least as good as that
-        after; `best_before` and `best_after`, the best of all;
-        `likeliest_before` and `likeliest_after`, the likeliest of all, and
-        `likeliest_stays_below`, whether every choice of the likeliest before is worth
-        less than the mean sample after;
+        A dict of floats (None if undefined):
+        `level`, the mean reward that a share `rare` of samples reaches before tuning;
+        `share_above`, the share of samples after tuning that reaches it, read from the
+        mean quantile functions as in the paper; `share_above_own`, the same with the
+        level of each example, averaged over examples;
+        `crossing`, the smallest N at which the best sample before tuning is at least as
+        good as that after it; `best_before` and `best_after`, the best of all samples;
+        `likeliest_before` and `likeliest_after`, the likeliest of all samples, and
+        `likeliest_stays_below`, whether the likeliest of N samples before tuning is
+        below the mean sample after it for every N;
         `greedy_before`, `greedy_after`, `mean_before`, `mean_after`.
 
     Example:
@@ -49,7 +49,7 @@ def findings(before, after, rare=0.05):
     level = level_of(early, rare)
     own = [
         np.mean(theirs >= level_of(np.sort(mine), rare))
-        for mine, theirs in zip(*both_scored(before, after), strict=True)
+        for mine, theirs in zip(*both_with_rewards(before, after), strict=True)
     ]
     best_before, best_after = before.best_of(), after.best_of()
     crossed = np.flatnonzero(best_before >= best_after)
@@ -72,23 +72,23 @@ def findings(before, after, rare=0.05):
 
 
 def level_of(rising, rare):
-    """The smallest of the values `(n,)` in rising order that at most `rare` reach."""
+    """The smallest of sorted values `(n,)` that at most a share `rare` reaches."""
     reach = max(1, int(np.floor(rare * len(rising) + 1e-9)))
     return rising[-reach]
 
 
-def both_scored(before, after):
+def both_with_rewards(before, after):
     """Rewards before and after of the examples that count in both."""
-    scored = before.scored() & after.scored()
-    return before.rewards[scored], after.rewards[scored]
+    examples = before.with_rewards() & after.with_rewards()
+    return before.rewards[examples], after.rewards[examples]
 
 
 def check_pair(before, after):
     """Raises if two distributions are not of the same examples and sizes."""
     if before.rewards.shape != after.rewards.shape:
         raise ValueError(
-            "`before` and `after` must have the same examples and equally many "
-            f"samples. Received: rewards of shapes {before.rewards.shape} and "
+            "`before` and `after` must have the same examples and number of samples. "
+            f"Received: rewards of shapes {before.rewards.shape} and "
             f"{after.rewards.shape}"
         )
 
@@ -96,12 +96,12 @@ def check_pair(before, after):
 def plot(before, after, path=None, names=("maximum likelihood", "reward tuned")):
     """Draws the three panels of the paper's figure 5.
 
-    Left, the mean quantile function of the reward: the area below it is the mean
-    reward. Middle, the expected reward of the best of N samples. Right, of the
-    likeliest of N samples. Broken lines are the greedy outputs.
+    Left: the mean quantile function of the reward; the area below it is the mean
+    reward. Middle: the expected reward of the best of N samples. Right: that of the
+    likeliest of N samples. Dashed lines are the greedy outputs.
 
     Args:
-        before, after: `RewardDistribution` of the same examples and equally many
+        before, after: `RewardDistribution` of the same examples and the same number of
             samples.
         path: where to save the figure. Default None: not saved.
         names: two names for the legend.

@@ -1,4 +1,4 @@
-"""A mean, and how far it may be from the truth."""
+"""Means with intervals."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class Interval(NamedTuple):
     Attributes:
         mean: float.
         low, high: floats.
-        count: number of values that count, those that are finite.
+        count: number of finite values.
     """
 
     mean: float
@@ -27,12 +27,12 @@ def interval(values, kind="bootstrap", seed=0):
     """The mean of values, with an interval.
 
     Args:
-        values: a number, or `(n,)`; what is not finite is left out.
-        kind: `"bootstrap"` for values of examples: where the means of 95 % of resamples
-            with replacement lie (Efron 1979, "Bootstrap Methods: Another Look at the
-            Jackknife", the percentile method). `"seeds"` for values of a few runs: the
-            lowest and the highest.
-        seed: int, for the resamples.
+        values: a number, or `(n,)`; values that are not finite are left out.
+        kind: `"bootstrap"` for values of examples: the interval that contains the means
+            of 95 % of resamples with replacement (Efron 1979, "Bootstrap Methods:
+            Another Look at the Jackknife", the percentile method). `"seeds"` for values
+            of a few runs: the minimum and the maximum.
+        seed: int, seed of the resamples.
 
     Returns:
         An `Interval`.
@@ -50,7 +50,7 @@ def interval(values, kind="bootstrap", seed=0):
     values = np.atleast_1d(np.asarray(values, "float64"))
     if values.ndim != 1:
         raise ValueError(
-            "An interval is of a number or of values (n,). "
+            "`values` must be a number or have shape (n,). "
             f"Received: shape {values.shape}"
         )
     values = values[np.isfinite(values)]
@@ -64,7 +64,7 @@ def interval(values, kind="bootstrap", seed=0):
 
 
 def resampled_means(values, seed):
-    """Means `(RESAMPLES,)` of as many values, drawn with replacement."""
+    """Means `(RESAMPLES,)` of n of the n values, drawn with replacement."""
     generator = np.random.default_rng(seed)
     n = len(values)
     return np.array(
@@ -75,7 +75,7 @@ def resampled_means(values, seed):
 def difference(before, after, kind="bootstrap", seed=0):
     """The interval of `after - before`, example by example or run by run.
 
-    None where the two are not of equally many values.
+    None if the numbers of values differ.
     """
     before, after = (np.atleast_1d(np.asarray(v, "float64")) for v in (before, after))
     if before.shape != after.shape:

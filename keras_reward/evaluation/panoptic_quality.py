@@ -9,20 +9,20 @@ GROUPS = ("", "_things", "_stuff")
 
 
 class PanopticQuality:
-    """Collects images, and computes PQ, SQ and RQ over all of them.
+    """Panoptic quality (PQ, SQ and RQ) over all images of a dataset.
 
     For a class, PQ is the sum of the IoU of its matches divided by
     TP + FP / 2 + FN / 2; SQ is their mean IoU; RQ is TP / (TP + FP / 2 + FN / 2).
-    The numbers of a dataset are means over classes, so PQ is not SQ times RQ there.
+    The metrics of a dataset are means over classes, so its PQ is not SQ times RQ.
 
-    Matching is that of `PanopticQualityReward`, with any number of segments: class 0 is
-    void; in the ground truth so is any negative class, and a negative instance marks a
-    crowd of its class. A class that only occurs in predictions counts in the means,
-    with 0.
+    Segments are matched as in `PanopticQualityReward`, with any number of segments:
+    class 0 is void; in the ground truth so is any negative class, and a negative
+    instance marks a crowd of its class. A class that only occurs in predictions counts
+    as 0 in the means.
 
     Args:
-        stuff_classes: classes without instances: instance ids of these are ignored.
-            All others are things. Default: none.
+        stuff_classes: classes without instances, whose instance ids are ignored. All
+            others are things. Default: none.
 
     Example:
 
@@ -104,24 +104,24 @@ class PanopticQuality:
                 self._counts[kind][label] += 1
 
     def result(self):
-        """The scores of all images so far.
+        """The metrics of all images so far.
 
         Returns:
-            dict: `pq`, `sq`, `rq`, and the same of things and of stuff (`pq_things`,
-            `pq_stuff`, ...), floats in [0, 1], 0 where there is no class; `per_class`,
-            for each class that occurred a dict of `pq`, `sq`, `rq`, `tp`, `fp`, `fn`.
+            dict: `pq`, `sq`, `rq`, and the same for things and for stuff (`pq_things`,
+            `pq_stuff`, ...), floats in [0, 1], 0 if there are no classes; `per_class`,
+            a dict of `pq`, `sq`, `rq`, `tp`, `fp`, `fn` for each class that occurred.
         """
         labels = sorted(set().union(*self._counts.values()))
         per_class = {label: self._class_result(label) for label in labels}
         result = {}
         for group in GROUPS:
-            scores = [
-                score
-                for label, score in per_class.items()
+            results = [
+                result_of_class
+                for label, result_of_class in per_class.items()
                 if group in ("", "_stuff" if label in self.stuff_classes else "_things")
             ]
             for key in ("pq", "sq", "rq"):
-                values = [score[key] for score in scores]
+                values = [one[key] for one in results]
                 result[key + group] = float(np.mean(values)) if values else 0.0
         return {**result, "per_class": per_class}
 
@@ -138,19 +138,19 @@ class PanopticQuality:
 
 
 def segments_of(panoptic_map, stuff_classes):
-    """The segments of a map, and each pixel's.
+    """The segments of a map, and the segment of each pixel.
 
     Args:
         panoptic_map: `(height, width, 2)`.
         stuff_classes: classes whose instances count as 0.
 
     Returns:
-        `(segments, index)`: `(segments, 2)` class and instance, 0 and 0 for void; and
-        `(pixels,)` which of them each pixel belongs to.
+        `(segments, index)`: `(segments, 2)`, class and instance, both 0 for void; and
+        `(pixels,)`, the segment that each pixel belongs to.
     """
     labels, instances = np.moveaxis(panoptic_map.reshape(-1, 2).astype(np.int64), 1, 0)
     instances = np.where(np.isin(labels, [VOID, *stuff_classes]), 0, instances)
-    # One 64-bit number a pixel: sorting pairs takes many times as long.
+    # One 64-bit number per pixel: sorting pairs is many times slower.
     keys, index = np.unique(
         (labels << 32) | (instances & 0xFFFFFFFF), return_inverse=True
     )
@@ -166,7 +166,7 @@ def panoptic_quality(y_true, y_pred, stuff_classes=()):
         stuff_classes: classes without instances.
 
     Returns:
-        dict, as `PanopticQuality.result` returns it.
+        dict, as returned by `PanopticQuality.result`.
 
     Example:
 

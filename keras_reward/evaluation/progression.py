@@ -1,4 +1,4 @@
-"""Reward and official score over a training, from its log: do they rise together?"""
+"""Whether a reward and an official metric rise together, from the log of a training."""
 
 import csv
 import pathlib
@@ -14,9 +14,9 @@ class Progression(NamedTuple):
         epochs: `(n,)` int, from 0.
         reward: `(n,)` float64.
         metric: `(n,)` float64.
-        rank_correlation: Spearman's, from -1 to 1; NaN where one of the two never
-            changes or fewer than two epochs have both.
-        names: of reward and metric, in the log.
+        rank_correlation: Spearman's, from -1 to 1; NaN if one of the two never changes
+            or fewer than two epochs have both.
+        names: names of reward and metric in the log.
     """
 
     epochs: np.ndarray
@@ -27,21 +27,21 @@ class Progression(NamedTuple):
 
 
 def progression(log, reward="val_reward", metric="val_cider"):
-    """Reward and official score over a training, and their rank correlation.
+    """Reward and official metric during a training, and their rank correlation.
 
-    A reward stands for a metric as long as both rise together. Where the reward goes on
-    rising and the metric does not, the model exploits the difference.
+    A reward is a good substitute for a metric as long as both rise together. If the
+    reward continues to rise but the metric does not, the model exploits the difference.
 
     Args:
         log: what `fit` returned, its `history`, or the path of a file that
             `keras.callbacks.CSVLogger` wrote.
         reward: name of the reward in the log. Default `"val_reward"`: greedy outputs.
-        metric: name of the other quantity, such as the callback `OfficialScores` logs
-            it. Default `"val_cider"`.
+        metric: name of the other quantity, such as those that the callback
+            `OfficialMetrics` logs. Default `"val_cider"`.
 
     Returns:
-        A `Progression`. Epochs in which one of both is missing or not finite are left
-        out.
+        A `Progression`. Epochs in which one of the two is missing or not finite are
+        left out.
 
     Raises:
         ValueError: if the log has no such name.
@@ -88,7 +88,7 @@ def read_log(log):
 
 
 def number(cell):
-    """A float; NaN for what is none."""
+    """A float; NaN if the cell is not a number."""
     try:
         return float(cell)
     except (TypeError, ValueError):
@@ -96,13 +96,13 @@ def number(cell):
 
 
 def rank_correlation(first, second):
-    """Spearman's rank correlation: Pearson's, of ranks.
+    """Spearman's rank correlation: Pearson's correlation of the ranks.
 
     Args:
         first, second: `(n,)`.
 
     Returns:
-        A float, NaN where it is not defined.
+        A float, NaN if it is not defined.
     """
     if len(first) < 2:
         return float("nan")
@@ -113,14 +113,14 @@ def rank_correlation(first, second):
 
 
 def ranks(values):
-    """Ranks `(n,)` from 0; equal values share the mean of theirs."""
+    """Ranks `(n,)` from 0; equal values get their mean rank."""
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - 0.5 * (counts + 1))[index]
 
 
 def plot_progression(result, path=None):
-    """Draws reward and metric over epochs, as the paper's figure 6.
+    """Draws reward and metric over epochs, as in the paper's figure 6.
 
     Args:
         result: a `Progression`.

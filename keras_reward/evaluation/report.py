@@ -1,4 +1,4 @@
-"""One HTML page about a tuning, that opens without a network."""
+"""A self-contained HTML page about a tuning."""
 
 import base64
 import html
@@ -7,11 +7,11 @@ import pathlib
 
 import numpy as np
 
-from keras_reward.callbacks.sample_pictures import as_rgb
 from keras_reward.evaluation.distribution_figure import findings, plot
 from keras_reward.evaluation.intervals import KINDS, difference, interval
+from keras_reward.forms.pictures import as_rgb
 
-# The page may show what is in it, and load nothing.
+# The page may show its own content, and load nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 70rem; margin: 2rem auto;
@@ -39,32 +39,32 @@ def report(
 ):
     """Writes one self-contained HTML page about a tuning.
 
-    Everything is within the file: pictures are embedded, and nothing is loaded from
-    elsewhere. All text is escaped. What is not given is left out.
+    Pictures are embedded in the file, and nothing is loaded from elsewhere. All text is
+    escaped. Sections without data are left out.
 
     Args:
-        path: of the file.
+        path: path of the file.
         title: heading.
         settings: dict, may be nested: learning rate, reward, data, seeds, ...
-        before, after: scores by name, with the same names in both. A score is a number,
-            or one for each example, or one for each run.
-        intervals: `"bootstrap"`: scores are of examples, and a mean is shown with the
-            interval that 95 % of resamples lie in; `"seeds"`: they are of runs, and a
-            mean is shown with the lowest and the highest. Default `"bootstrap"`.
-        history: what `fit` returned, or lists by name: drawn as curves, `val_` with its
-            own.
-        distributions: two `RewardDistribution`, before and after: the paper's figure 5,
-            and its three findings as numbers.
+        before, after: metrics by name, with the same names in both. A metric is a
+            number, or one number per example, or one per run.
+        intervals: `"bootstrap"`: metrics are of examples, and a mean is shown with the
+            interval that contains 95 % of resamples. `"seeds"`: they are of runs, and a
+            mean is shown with the minimum and the maximum. Default `"bootstrap"`.
+        history: what `fit` returned, or lists by name. Drawn as curves, training and
+            validation (`val_`) together.
+        distributions: two `RewardDistribution`, before and after. Shown as the paper's
+            figure 5, with its three findings as numbers.
         pairs: list of dicts, sample pairs to show side by side: `input`, `before`,
             `after`, each a picture `(H, W, 3)` or anything else as text, and the
             numbers `before_reward` and `after_reward`; all optional.
-        seed: int, for the bootstrap.
+        seed: int, seed of the bootstrap.
 
     Returns:
         The path, a `pathlib.Path`.
 
     Raises:
-        ValueError: for scores of different names, or unknown `intervals`.
+        ValueError: for metrics with different names, or unknown `intervals`.
 
     Example:
 
@@ -88,7 +88,7 @@ def report(
         )
     sections = [
         section("Settings", settings and settings_table(settings)),
-        section("Before and after", score_table(before, after, intervals, seed)),
+        section("Before and after", metric_table(before, after, intervals, seed)),
         section("Curves", history and curves(history)),
         section("Rewards of samples", distributions and distribution(distributions)),
         section("Side by side", pairs and pair_table(pairs)),
@@ -114,17 +114,17 @@ def report(
 
 
 def escape(text):
-    """Text of any kind as HTML that shows it."""
+    """Any value as escaped HTML text."""
     return html.escape(str(text), quote=True)
 
 
 def section(title, content):
-    """A heading with content; nothing without content."""
+    """A heading with content; empty without content."""
     return f"<h2>{escape(title)}</h2>\n{content}\n" if content else ""
 
 
 def table(rows, header=()):
-    """HTML of a table whose cells are HTML already: strings `<td>...</td>`."""
+    """An HTML table of cells that are HTML strings `<td>...</td>`."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     head = f"<tr>{head}</tr>\n" if header else ""
     body = "".join(f"<tr>{''.join(cells)}</tr>\n" for cells in rows)
@@ -140,7 +140,7 @@ def settings_table(settings):
 
 
 def flat(settings, prefix=""):
-    """Names and values of a nested dict, inner names behind outer ones."""
+    """Names and values of a nested dict, with outer names as prefixes."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}: ")
@@ -148,12 +148,12 @@ def flat(settings, prefix=""):
             yield f"{prefix}{name}", value
 
 
-def score_table(before, after, intervals, seed):
-    """The table of scores with their intervals and the change."""
+def metric_table(before, after, intervals, seed):
+    """The table of metrics with their intervals and the change."""
     before, after = before or {}, after or {}
     if set(before) != set(after):
         raise ValueError(
-            "`before` and `after` must have scores of the same names. "
+            "`before` and `after` must have metrics of the same names. "
             f"Received: {sorted(before)} and {sorted(after)}"
         )
     if not before:
@@ -163,7 +163,7 @@ def score_table(before, after, intervals, seed):
         pair = before[name], after[name]
         columns = [interval(values, intervals, seed) for values in pair]
         columns.append(difference(*pair, intervals, seed))
-        rows.append([f"<td>{escape(name)}</td>", *map(score_cell, columns)])
+        rows.append([f"<td>{escape(name)}</td>", *map(metric_cell, columns)])
     notes = {
         "bootstrap": "Mean over examples, and the interval of 95 % of bootstrap "
         "resamples. The change is example by example.",
@@ -175,7 +175,7 @@ def score_table(before, after, intervals, seed):
     return table(rows, ("", "before", "after", "change")) + note
 
 
-def score_cell(value):
+def metric_cell(value):
     """A mean with its interval, in one cell."""
     if value is None:
         return "<td></td>"
@@ -194,7 +194,7 @@ def curves(history):
     history = getattr(history, "history", history)
     names = [name.removeprefix("val_") for name in history if name != "epoch"]
     names = list(dict.fromkeys(names))
-    names.sort(key=lambda name: name != "reward")  # it leads; the others as they were
+    names.sort(key=lambda name: name != "reward")  # first; the others keep their order
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
@@ -249,7 +249,7 @@ def pair_table(pairs):
 
 
 def thing(value, name):
-    """A picture, or whatever it is as text."""
+    """A picture as an image, anything else as text."""
     shape = getattr(value, "shape", ())
     if len(shape) == 3 and shape[-1] in (1, 3):
         from PIL import Image
@@ -261,7 +261,7 @@ def thing(value, name):
 
 
 def embedded(figure, description):
-    """A Matplotlib figure within the page."""
+    """A Matplotlib figure as an embedded image."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return image(buffer.getvalue(), description)

@@ -1,4 +1,4 @@
-"""The distribution of rewards that a model's samples earn, for each example."""
+"""The distribution of the rewards of a model's samples, for each example."""
 
 import json
 import os
@@ -9,22 +9,25 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_reward.batches import batches_of, pad_rows, rows_of
-from keras_reward.evaluation.compiled import Greedy, Sampler, probe
+from keras_reward.batches import batches_of
+from keras_reward.compiled import kept
+from keras_reward.evaluation.probes import Greedy, Sampler
 from keras_reward.evaluation.sample_pools import (
     by_likelihood,
     by_reward,
     mean_of_chosen,
 )
+from keras_reward.nests import pad_rows, rows_of
 
 
 class RewardDistribution(NamedTuple):
     """Rewards and log-probabilities of many samples of each example.
 
-    An example with an unscored sample (NaN) is left out of all curves.
+    If a sample of an example has no reward (NaN), the example is left out of all
+    curves.
 
     Attributes:
-        rewards: `(examples, num_samples)` float32, NaN where unscored.
+        rewards: `(examples, num_samples)` float32, NaN where there is no reward.
         log_probs: `(examples, num_samples)` float32, in nats.
         greedy: `(examples,)` float32, reward of the greedy output.
     """
@@ -38,23 +41,23 @@ class RewardDistribution(NamedTuple):
         """Number of samples of each example."""
         return self.rewards.shape[1]
 
-    def scored(self):
+    def with_rewards(self):
         """Which examples count: `(examples,)` bool."""
-        scored = np.isfinite(self.rewards).all(axis=1) & np.isfinite(self.greedy)
-        if not scored.any():
+        finite = np.isfinite(self.rewards).all(axis=1) & np.isfinite(self.greedy)
+        if not finite.any():
             raise ValueError(
-                "Curves need at least one example of which all samples and the greedy "
-                f"output were scored. Received: none of {len(scored)}"
+                "Curves need at least one example in which all samples and the greedy "
+                f"output have a reward. Received: none of {len(finite)}"
             )
-        return scored
+        return finite
 
     def mean(self):
-        """Mean reward of the samples: the expected reward, per example alike."""
-        return float(self.rewards[self.scored()].mean(dtype="float64"))
+        """Mean reward of the samples of all examples: the expected reward."""
+        return float(self.rewards[self.with_rewards()].mean(dtype="float64"))
 
     def greedy_mean(self):
         """Mean reward of the greedy outputs."""
-        return float(self.greedy[self.scored()].mean(dtype="float64"))
+        return float(self.greedy[self.with_rewards()].mean(dtype="float64"))
 
     def quantiles(self):
         """Mean over examples of the quantile function of the reward.
@@ -63,7 +66,7 @@ class RewardDistribution(NamedTuple):
             `(num_samples,)`, rising; at index i the level (i + 0.5) / num_samples. Its
             mean, the area below the curve, is the mean reward.
         """
-        return by_reward(self.rewards[self.scored()]).mean(axis=0)
+        return by_reward(self.rewards[self.with_rewards()]).mean(axis=0)
 
     def best_of(self):
         """Expected reward of the best of N samples: `(num_samples,)`, N from 1."""
@@ -71,8 +74,8 @@ class RewardDistribution(NamedTuple):
 
     def most_likely_of(self):
         """Expected reward of the likeliest of N samples: `(num_samples,)`, N from 1."""
-        scored = self.scored()
-        ordered = by_likelihood(self.rewards[scored], self.log_probs[scored])
+        finite = self.with_rewards()
+        ordered = by_likelihood(self.rewards[finite], self.log_probs[finite])
         return mean_of_chosen(ordered.mean(axis=0))
 
     def save(self, path):
@@ -81,7 +84,7 @@ class RewardDistribution(NamedTuple):
 
     @classmethod
     def load(cls, path):
-        """What `save`, or `reward_distribution` with a `path`, has written."""
+        """Reads a file of `save`, or of `reward_distribution` with a `path`."""
         with np.load(path) as data:
             return cls(*(data[name] for name in cls._fields))
 
@@ -96,28 +99,28 @@ def reward_distribution(
     path=None,
     verbose=1,
 ):
-    """Samples many outputs of each example, and what they earn.
+    """Draws many samples of each example, and computes their rewards.
 
     Figure 5 of the paper shows 10,000 samples of each of 1,024 images. Samples are
-    drawn, scored and dropped `batch_size * chunk_size` at a time, by a function that is
-    compiled once: memory does not grow with `num_samples`, but for the two numbers
-    that are kept of each sample. Samples are drawn, and their likelihood is measured,
-    at the tuner's temperature.
+    drawn, rewarded and dropped `batch_size * chunk_size` at a time, by a function that
+    is compiled once. So memory does not grow with `num_samples`, except for the two
+    numbers stored for each sample. Samples and their likelihood use the tuner's
+    temperature.
 
-    Random numbers follow from `seed` and the place of the chunk alone. So a run that
-    was interrupted goes on from its file, and one with more samples begins with those
-    of one with fewer.
+    The random numbers depend only on `seed` and the index of the chunk. So an
+    interrupted run continues from its file, and a run with more samples begins with
+    those of a run with fewer.
 
     Args:
         tuner: a `RewardTuning` around the model. It need not be compiled.
-        dataset: `(x, y)` arrays or nests of them, or an iterable of batches, in an
-            order that does not change.
+        dataset: `(x, y)` arrays or nests of them, or an iterable of batches in a fixed
+            order.
         num_samples: number of samples of each example. Default 256.
         chunk_size: how many of them are drawn at a time. Default 64.
-        batch_size: number of examples at a time, where `dataset` is arrays. Default 32.
-        seed: int from 0. Default 0.
-        path: a file (.npz) that keeps what has been drawn after each batch, and when
-            the run is interrupted. If it exists the run goes on from there. Default
+        batch_size: number of examples at a time if `dataset` is arrays. Default 32.
+        seed: non-negative int. Default 0.
+        path: a file (.npz) to which the samples are saved after each batch and when
+            the run is interrupted. If it exists, the run continues from it. Default
             None: no file.
         verbose: 0 for no progress bar. Default 1.
 
@@ -126,7 +129,7 @@ def reward_distribution(
 
     Raises:
         ValueError: for numbers that are not positive, data without examples, or a file
-            of another model or of other settings.
+            from another model or other settings.
 
     Example:
 
@@ -162,7 +165,7 @@ def reward_distribution(
         path = pathlib.Path(path).with_suffix(".npz")
         settings["weights"] = fingerprint(tuner)
     earlier = load_blocks(path, settings)
-    functions = probe(Sampler, tuner, chunk_size), probe(Greedy, tuner)
+    functions = kept(tuner, Sampler, chunk_size), kept(tuner, Greedy)
     count, batches = batches_of(dataset, batch_size)
     chunks = -(-num_samples // chunk_size)
     bar = keras.utils.Progbar(
@@ -192,21 +195,21 @@ FIELDS = RewardDistribution._fields
 
 
 def fill_block(block, functions, batch, numbers, bar, done):
-    """Draws what is missing of one batch of examples.
+    """Draws the missing samples of one batch of examples.
 
     Args:
-        block: dict of arrays, see `start_block`; changed.
+        block: dict of arrays, see `start_block`; changed in place.
         functions: a `Sampler` and a `Greedy`.
         batch: `(x, y)`, with at least as many rows as the block.
-        numbers: tuple of ints that the random numbers follow from.
-        bar: `Progbar` to show.
+        numbers: tuple of ints that seed the random numbers.
+        bar: `Progbar` to update.
         done: number of chunks before this batch.
     """
     sampler, greedy = functions
     size, (rows, total) = sampler.num_samples, block["rewards"].shape
     if np.isnan(block["greedy"]).all():
         block["greedy"][:] = greedy.run(*batch)["rewards"]["reward"][:rows]
-    # The chunk that was cut off by a smaller `num_samples` is drawn again.
+    # A chunk that a smaller `num_samples` cut off is drawn again.
     for chunk in range(int(block["drawn"][0]) // size, -(-total // size)):
         drawn = sampler.draw(*batch, [*numbers, chunk])
         here = slice(chunk * size, min(total, (chunk + 1) * size))
@@ -217,12 +220,12 @@ def fill_block(block, functions, batch, numbers, bar, done):
 
 
 def start_block(num_samples, rows, earlier):
-    """Arrays for one batch of examples, with what a file had of it already.
+    """Arrays for one batch of examples, with the samples that a file already has.
 
     Args:
         num_samples: number of samples of each example.
         rows: number of examples.
-        earlier: what `load_blocks` returned; loses the rows that are taken from it.
+        earlier: what `load_blocks` returned; rows taken from it are removed.
     """
     block = {
         "rewards": np.full((rows, num_samples), np.nan, "float32"),
@@ -241,7 +244,7 @@ def start_block(num_samples, rows, earlier):
 
 
 def fingerprint(tuner):
-    """A number that differs between models of different weights."""
+    """A checksum of the weights, which differs between models."""
     checksum = 0
     for weight in tuner.weights:
         array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
@@ -264,7 +267,7 @@ def load_blocks(path, settings):
 
 
 def save_blocks(path, blocks, earlier, settings):
-    """Writes what has been drawn, and what an earlier run knew beyond that."""
+    """Writes the samples so far, and further ones from an earlier run."""
     if path is None or not blocks:
         return
     arrays = {k: np.concatenate([block[k] for block in blocks]) for k in blocks[0]}
@@ -273,4 +276,4 @@ def save_blocks(path, blocks, earlier, settings):
         arrays = {k: np.concatenate([v, earlier[k]]) for k, v in arrays.items()}
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, settings=json.dumps(settings), **arrays)
-    os.replace(partial, path)  # never half a file
+    os.replace(partial, path)  # atomic: never leaves half a file

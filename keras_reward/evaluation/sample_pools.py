@@ -1,26 +1,24 @@
-"""What a pool of n samples says of choosing among N <= n of them.
+"""Estimates from a pool of n samples for a choice among N <= n of them.
 
-The expectation over all subsets of N of the n samples, which is unbiased for N fresh
-samples: every sample counts, in every subset that it is in, and not in the one order
-in which it came.
+The estimate is the mean over all subsets of N of the n samples. It is unbiased for N
+new samples, and does not depend on the order of the pool.
 """
 
 import numpy as np
 
 
 def mean_of_chosen(values):
-    """Mean of the last in order among N random samples, for N = 1 ... n.
+    """Mean value of the chosen one of N random samples, for N = 1 ... n.
 
-    The sample of rank i (from 1) of n is the last one of N with probability
+    The sample of rank i (from 1) of n is the chosen one of N with probability
     `C(i - 1, N - 1) / C(n, N)`, and `sum_i C(i - 1, N - 1) / C(n, N) * value_i` is
-    unbiased for N independent samples, as a U-statistic is (Hoeffding 1948; for the
-    best of N: Chen et al. 2021, "Evaluating Large Language Models Trained on Code",
+    unbiased for N independent samples, since it is a U-statistic (Hoeffding 1948; for
+    the best of N, Chen et al. 2021, "Evaluating Large Language Models Trained on Code",
     section 2.1, is the case of values 0 and 1).
 
     Args:
-        values: `(n,)`, in the order by which samples are chosen: the one that is
-            preferred to all others last. A mean over examples of such arrays gives the
-            mean of their results.
+        values: `(n,)`, ordered by preference, with the preferred sample last. For the
+            mean of such arrays over examples, the result is the mean of their results.
 
     Returns:
         `(n,)` float64, at index N - 1 the mean of the choice among N.
@@ -36,7 +34,7 @@ def mean_of_chosen(values):
     values = np.asarray(values, "float64")
     n = len(values)
     rank = np.arange(1, n + 1)
-    weights = np.full(n, 1.0 / n)  # of N = 1
+    weights = np.full(n, 1.0 / n)  # for N = 1
     result = np.empty(n)
     for size in range(1, n + 1):
         result[size - 1] = weights @ values
@@ -47,18 +45,18 @@ def mean_of_chosen(values):
 
 
 def by_reward(rewards):
-    """Rewards `(examples, n)` of each example in rising order."""
+    """Rewards `(examples, n)`, sorted in each example."""
     return np.sort(np.asarray(rewards, "float64"), axis=1)
 
 
 def by_likelihood(rewards, log_probs):
-    """Rewards `(examples, n)` of each example, the likeliest sample's last.
+    """Rewards `(examples, n)`, sorted by likelihood in each example.
 
-    Among equally likely samples the choice is random: each stands for their mean.
+    The choice among equally likely samples is random, so each gets their mean reward.
 
     Args:
         rewards: `(examples, n)`.
-        log_probs: `(examples, n)`, what is ordered by.
+        log_probs: `(examples, n)`, log-probabilities of the samples.
     """
     rewards = np.asarray(rewards, "float64")
     order = np.argsort(log_probs, axis=1, kind="stable")

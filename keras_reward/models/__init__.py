@@ -1,4 +1,4 @@
-"""Models from images to sequences, and by way of them to labels."""
+"""Models from images to sequences, and by way of these to labels."""
 
 from keras_reward.models.big_vision import load_big_vision
 from keras_reward.models.captions import CaptionPreprocessor

@@ -12,19 +12,19 @@ from keras_reward.models.uvim_stage_one import UViMStageOne
 from keras_reward.models.vision_transformer import VisionTransformer
 
 POSITIONS = ("learn", "sincos2d")
-# Parts of a classifier that an encoder of tokens does not have.
+# Parts of a classifier that an encoder does not have.
 CLASSIFIER = re.compile(r"(head|pre_logits|MAPHead_0)/|cls$")
-WAVELENGTH = 10_000.0  # the longest one of sincos2d positions, over 2 pi
+WAVELENGTH = 10_000.0  # the longest wavelength of sincos2d positions, over 2 pi
 
 
 class Weight(NamedTuple):
-    """One variable, and where its value comes from.
+    """A variable, and the array that it is loaded from.
 
     Attributes:
         variable: the Keras variable.
-        name: name in the file, None for a value that is known without it.
-        convert: makes the variable's value of the file's array. It may raise.
-        shape: shape that the array must have; None where `convert` says.
+        name: name in the file, None for a value that does not need the file.
+        convert: turns the file's array into the variable's value. It may raise.
+        shape: shape that the array must have; None if `convert` checks it.
     """
 
     variable: Any
@@ -36,15 +36,15 @@ class Weight(NamedTuple):
 def load_big_vision(path, model, positions="learn"):
     """Loads the weights of a big_vision checkpoint into a model of the same sizes.
 
-    Of ViT encoders into a `VisionTransformer`, whose classifying head and class token
-    are left out; of `vtt` models, the language models of UViM, into a
-    `VisionEncoderDecoder` whose encoder is a `VisionTransformer`; of UViM's first stage
-    into a `UViMStageOne`. Files are read with one array a layer or with layers stacked
-    by scan, with the older names of modules too, and with or without an optimizer.
+    Loads ViT encoders into a `VisionTransformer`, without the classification head and
+    class token; `vtt` models, the language models of UViM, into a
+    `VisionEncoderDecoder` whose encoder is a `VisionTransformer`; and the first stage
+    of UViM into a `UViMStageOne`. Files may have one array per layer or layers stacked
+    by scan, older names of modules, and an optimizer.
 
-    Positions of image patches are resized where the grid differs, linearly from corner
-    to corner. big_vision's decoders have no biases in their attention: make yours with
-    `attention_bias=False`, or they start as 0.
+    If the grid differs, positions of image patches are resized linearly from corner to
+    corner. big_vision's decoders have no biases in their attention: make yours with
+    `attention_bias=False`, or the biases start as 0.
 
     big_vision's models were trained on images in [-1, 1]. UViM's colours are
     `ColorizationTask(output="rgb", value_range=(-1, 1))`.
@@ -52,16 +52,16 @@ def load_big_vision(path, model, positions="learn"):
     Args:
         path: an `.npz` file.
         model: the Keras model, with `stem="patch"`.
-        positions: `"learn"` (default): those in the file. `"sincos2d"`: those that have
-            no parameters, for models that were trained with them.
+        positions: `"learn"` (default): the positions in the file. `"sincos2d"`: fixed
+            positions, for models that were trained with them.
 
     Returns:
         `model`.
 
     Raises:
         ValueError: if the file cannot be read without pickle; for another kind of
-            model; and if names are missing or left over or shapes differ: all of them
-            in one message. Then the model is as it was.
+            model; and if names are missing or left over or shapes differ. One message
+            lists all of these, and the model does not change.
 
     Example:
 
@@ -117,7 +117,7 @@ def load_big_vision(path, model, positions="learn"):
 
 
 def value_of(weight, arrays):
-    """The value of a variable and None, or None and what is wrong."""
+    """The value of a variable and None, or None and the problem."""
     if weight.name is None:
         return weight.convert(None), None
     if weight.name not in arrays:
@@ -133,7 +133,7 @@ def value_of(weight, arrays):
     return value, None
 
 
-# The models: a list of weights each.
+# Models: each function returns a list of weights.
 
 
 def weights_of(model, positions):
@@ -264,7 +264,7 @@ def mlp(layer, name):
 
 
 def attention(layer, name, bias=True):
-    """Weights of an attention, whose heads have an axis of their own in the file."""
+    """Weights of an attention layer, whose heads have their own axis in the file."""
     weights = []
     for ours, theirs in zip(
         ("query_dense", "key_dense", "value_dense", "output_dense"),
@@ -296,7 +296,7 @@ def encoder_block(block, name):
 
 
 def patches(layer, name, config):
-    """A convolution in the file, with strides as large as its kernel."""
+    """Weights of a patch embedding, a convolution in the file."""
     size, channels = config["patch_size"], config["image_shape"][-1]
     kernel = (size, size, channels, layer.units)
     return [
@@ -306,7 +306,7 @@ def patches(layer, name, config):
 
 
 def label_embedding(layer, name, pixels):
-    """Channels before pixels in the file, `(channels, pixels, width)`."""
+    """Weights of a label embedding, `(channels, pixels, width)` in the file."""
 
     def convert(array):
         return array.transpose(1, 0, 2).reshape(-1, layer.units)
@@ -328,7 +328,7 @@ def label_head(layer, name, pixels):
 
 
 def position_table(layer, name, grid, positions, resizes=True):
-    """Positions of a grid, `(1, rows * columns, width)` in the file."""
+    """Position embeddings of a grid, `(1, rows * columns, width)` in the file."""
     length, width = layer.embeddings.shape
     if positions == "sincos2d":
         return Weight(
@@ -346,9 +346,9 @@ def position_table(layer, name, grid, positions, resizes=True):
 
 
 def resize_positions(table, grid):
-    """Positions `(n * n, width)`, and of a class token before them, for a grid.
+    """Resizes positions `(n * n, width)` to a grid; drops that of a class token.
 
-    Linear interpolation in which corners stay corners, as scipy's `zoom` does it.
+    Linear interpolation that keeps the corners, as in scipy's `zoom`.
     """
     if len(table) == grid[0] * grid[1]:
         return table

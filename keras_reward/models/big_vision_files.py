@@ -1,11 +1,11 @@
-"""Arrays in the checkpoint files of google-research/big_vision, old and new."""
+"""Reads arrays from the checkpoint files of google-research/big_vision."""
 
 import re
 import zipfile
 
 import numpy as np
 
-PREFIXES = ("params/", "opt/target/")  # where files with an optimizer have the weights
+PREFIXES = ("params/", "opt/target/")  # of the weights in files with an optimizer
 OLD_NAMES = {
     r"^Encoder/": "encoder/",
     r"^Decoder/": "decoder/",
@@ -21,13 +21,13 @@ def read_arrays(path):
         path: an `.npz` file, with or without an optimizer.
 
     Raises:
-        ValueError: if it is no such file, or has pickled objects in it.
+        ValueError: if it is not such a file, or contains pickled objects.
     """
     return unify(read(path))
 
 
 def read(path):
-    """Arrays by their names, without optimizer and prefix."""
+    """Arrays by their names, without the optimizer's arrays and without prefixes."""
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
@@ -50,14 +50,14 @@ def read(path):
 
 
 def as_float(array):
-    """Float32; NumPy files have bfloat16 as two bytes without a type."""
+    """An array in float32; NumPy files store bfloat16 as two untyped bytes."""
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
         return (array.view("uint16").astype("uint32") << 16).view("float32")
     return array.astype("float32")
 
 
 def unify(arrays):
-    """The same arrays under the names of today's models, one array a layer."""
+    """The same arrays with the names of current models, one array per layer."""
     for old, new in OLD_NAMES.items():
         arrays = {re.sub(old, new, name): array for name, array in arrays.items()}
     arrays = renumber(arrays)
@@ -73,9 +73,9 @@ def unify(arrays):
 
 
 def renumber(arrays):
-    """Numbers modules of one kind anew in each block.
+    """Renumbers the modules of each kind in each block.
 
-    Early Flax counted all modules of a block together: `LayerNorm_0`,
+    Early Flax numbered all modules of a block together: `LayerNorm_0`,
     `MultiHeadDotProductAttention_1`, `LayerNorm_2`, `MlpBlock_3`.
     """
     pattern = re.compile(r"^(.*encoderblock_\d+/)([A-Za-z]+)_(\d+)(?=/)")

@@ -1,35 +1,36 @@
-"""From sequences of token ids to what a sequence model is fitted to."""
+"""Turns sequences of token ids into training data for a sequence model."""
 
 import numpy as np
 
-from keras_reward.policies.targets import host_array
-from keras_reward.rewards.reward import is_integer
+from keras_reward.nests import host_array, is_integer
+from keras_reward.sequences.sequence_model import shift_right
 
 
 class CaptionPreprocessor:
     """Makes `(x, y, sample_weight)` for `fit` from images and sequences of token ids.
 
-    Adds the end token, shifts, pads and masks. `model.preprocessor` is one that fits
-    `model`.
+    Adds the end token, shifts, pads and masks. `model.preprocessor` is one with the
+    settings of `model`.
 
     Args:
-        vocabulary_size: number of token ids, special ones included.
-        max_length: most tokens of a sequence, end token included.
-        start_id: id that the decoder is given before the first token. Default 0.
-        end_id: id of the end token. Default 1. None: sequences have none. Those of
-            fewer than `max_length` tokens get weight 0 at the end, which `y` alone
-            does not say: as `y` of `RewardTuning(mle_weight=...)` they are whole.
+        vocabulary_size: number of token ids, including special ones.
+        max_length: maximum length of a sequence in tokens, including the end token.
+        start_id: id that the decoder gets before the first token. Default 0.
+        end_id: id of the end token. Default 1. None: sequences have none. In sequences
+            of fewer than `max_length` tokens, padding gets weight 0; this is not
+            visible in `y`, so `MaximumLikelihood` counts it.
         pad_id: id of padding. Default 0.
-        truncate: False (default): a sequence that is too long is an error. True: it is
-            cut, and gets no end token, so that nothing is taught to end there.
+        truncate: if False (default), a sequence that is too long is an error. If True,
+            it is cut and gets no end token, so that the model does not learn to end
+            there.
 
     Call arguments: images `(batch, ...)`, and `batch` sequences of ids without start
     token and padding. An end token is added to those that have none. Returns
 
-    - `x`: dict of `images` and `token_ids` `(batch, max_length)` int32, what the
-      decoder is given: `start_id`, then the sequence up to the token before the last;
+    - `x`: dict of `images` and `token_ids` `(batch, max_length)` int32, the decoder's
+      inputs: `start_id`, then the sequence without its last token;
     - `y`: `(batch, max_length)` int32, the tokens to predict;
-    - `sample_weight`: `(batch, max_length)` float32, 1 through the end token, 0 after.
+    - `sample_weight`: `(batch, max_length)` float32, 1 up to the end token, 0 after it.
 
     Example:
 
@@ -75,8 +76,7 @@ class CaptionPreprocessor:
             ids = self.complete(row, np.asarray(sequence, dtype="int64").reshape(-1))
             y[row, : len(ids)] = ids
             weights[row, : len(ids)] = 1.0
-        starts = np.full((len(y), 1), self.start_id, "int32")
-        token_ids = np.concatenate([starts, y[:, :-1]], axis=1)
+        token_ids = shift_right(np, y, self.start_id)
         return {"images": images, "token_ids": token_ids}, y, weights
 
     def complete(self, row, ids):
@@ -103,7 +103,7 @@ class CaptionPreprocessor:
 
 
 def check_token_ids(ids, vocabulary_size, what):
-    """Raises if an array of ids has one that is not in the vocabulary."""
+    """Raises if an id in an array is not in the vocabulary."""
     outside = ids[(ids < 0) | (ids >= vocabulary_size)]
     if outside.size:
         raise ValueError(
@@ -117,9 +117,9 @@ def check_array_of_ids(ids, vocabulary_size, what, ignored=None):
     """As `check_token_ids`, for an argument of `fit`, which may be anything.
 
     Args:
-        ids: looked at if it is an integer array or tensor `(batch, tokens)`.
+        ids: checked if it is an integer array or tensor `(batch, tokens)`.
         vocabulary_size: number of token ids.
-        what: what the ids are called, for the message.
+        what: name of the ids, for the message.
         ignored: an id outside the vocabulary that is allowed, such as a loss's
             `ignore_class`.
     """
@@ -141,8 +141,8 @@ def check_special_ids(vocabulary_size, start_id, end_id, pad_id):
             )
     if end_id == pad_id:
         raise ValueError(
-            "`end_id` and `pad_id` must differ, so that the end can be told from what "
-            "stands after it. Give padding an id of its own, or `start_id`; "
-            "`end_id=None` if sequences do not end. "
+            "`end_id` and `pad_id` must differ, so that the end can be told from the "
+            "padding after it. Give padding an id of its own, or `start_id`; "
+            "use `end_id=None` if sequences do not end. "
             f"Received: end_id={end_id}, pad_id={pad_id}"
         )

@@ -12,6 +12,7 @@ from keras_reward.models.captions import (
     check_array_of_ids,
     check_special_ids,
 )
+from keras_reward.models.sizes import check_sizes, encoder_shapes
 from keras_reward.models.transformer import (
     STDDEV,
     DecoderBlock,
@@ -23,40 +24,40 @@ from keras_reward.models.transformer import (
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class VisionEncoderDecoder(keras.Model):
-    """An image encoder and a Transformer decoder that writes token ids about it.
+    """An image encoder, and a Transformer decoder that generates token ids.
 
     The decoder is pre-norm, with causal self-attention, cross-attention to the encoded
-    image, learned positions and GELU. Maximum-likelihood training is plain `fit`, with
-    what `preprocessor` makes of images and sequences.
+    image, learned positions and GELU. Maximum likelihood training is plain `fit`, with
+    the data that `preprocessor` makes from images and sequences.
 
-    The methods below `call` are what sampling and scoring need: the image is encoded
-    once and its cross-attention keys and values are held once, however many sequences
-    are about it.
+    The methods below `call` are for sampling and the likelihood: the image is encoded
+    once, and its cross-attention keys and values are stored once for all of its
+    sequences.
 
     Args:
         encoder: a Keras model from images `(batch, height, width, channels)` to
-            `(batch, tokens, features)`, of static shapes but for the batch:
+            `(batch, tokens, features)`, with static shapes except for the batch:
             `VisionTransformer`, KerasHub's `ViTBackbone`, or your own.
-        vocabulary_size: number of token ids, special ones included.
-        max_length: most tokens of a sequence, end token included.
+        vocabulary_size: number of token ids, including special ones.
+        max_length: maximum length of a sequence in tokens, including the end token.
         num_layers: number of decoder blocks. Default 3.
         num_heads: number of attention heads; divides `width`. Default 4.
-        mlp_dim: width of the feed-forward networks' middle. Default `4 * width`.
+        mlp_dim: hidden width of the feed-forward networks. Default `4 * width`.
         width: width of the decoder. Default: that of the encoder's output.
         dropout: share of each sub-layer's output that is dropped in training.
-        start_id: id that the decoder is given before the first token. Not a part of
+        start_id: id that the decoder gets before the first token. It is not part of
             sequences, and may be the id of padding. Default 0.
         end_id: id of the token that ends a sequence. Default 1. None: every sequence
             has `max_length` tokens.
-        pad_id: id of what stands after the end. Default 0.
+        pad_id: id of padding after the end. Default 0.
         attention_bias: whether the decoder's attention has biases. Default True. The
             published models of big_vision have none.
         name: optional name.
-        dtype: optional dtype or dtype policy. Softmax and logits are float32 always.
+        dtype: optional dtype or dtype policy. Softmax and logits are always float32.
 
     Call arguments: a dict of `images` `(batch, height, width, channels)` and
-    `token_ids` `(batch, T)`, the ids before those to predict, `start_id` first; T is at
-    most `max_length`. Returns logits `(batch, T, vocabulary_size)`, float32.
+    `token_ids` `(batch, T)`, `start_id` and then the ids before those to predict; T is
+    at most `max_length`. Returns logits `(batch, T, vocabulary_size)`, float32.
 
     Example:
 
@@ -129,7 +130,7 @@ class VisionEncoderDecoder(keras.Model):
         self.token_embedding = keras.layers.Embedding(
             vocabulary_size,
             width,
-            # Made here: one that a module keeps has its seed before any is set.
+            # Made here: a module-level one would fix its seed before the user's.
             keras.initializers.RandomNormal(stddev=STDDEV),
             name="token_embedding",
             dtype=dtype,
@@ -153,7 +154,7 @@ class VisionEncoderDecoder(keras.Model):
         self.build_layers(memory_shape)
 
     def build_layers(self, memory_shape):
-        """Makes all weights: every shape is known."""
+        """Makes all weights, since every shape is known."""
         shape = (None, None, self.max_length, self.width)
         self.token_embedding.build(shape[:-1])
         self.positions.build(shape)
@@ -175,11 +176,11 @@ class VisionEncoderDecoder(keras.Model):
         hidden = self.hidden_states(context, token_ids, training=training)
         return self.logits(hidden)[:, 0]
 
-    # A compiled step cannot look at token ids, and on JAX one that is outside the
-    # vocabulary makes the loss NaN: arrays and tensors are looked at beforehand.
+    # A compiled step cannot check token ids, and on JAX an id outside the vocabulary
+    # makes the loss NaN. So arrays and tensors are checked first.
 
     def check_data(self, x=None, y=None, *args, **kwargs):
-        """Raises if ids in what `fit` is given are not in the vocabulary."""
+        """Raises if ids in the arguments of `fit` are not in the vocabulary."""
         if isinstance(x, dict):
             check_array_of_ids(x.get("token_ids"), self.vocabulary_size, "`token_ids`")
         ignored = getattr(getattr(self, "loss", None), "ignore_class", None)
@@ -206,10 +207,10 @@ class VisionEncoderDecoder(keras.Model):
         return super().predict(x, *args, **kwargs)
 
     def encode(self, x, training=False):
-        """One pass of the encoder: all that the decoder needs of the images.
+        """Runs the encoder once, for all that the decoder needs of the images.
 
         Args:
-            x: images `(batch, height, width, channels)`, or a dict that has them under
+            x: images `(batch, height, width, channels)`, or a dict with the key
                 `"images"`.
             training: the encoder's `training` flag.
 
@@ -223,7 +224,7 @@ class VisionEncoderDecoder(keras.Model):
         return [block.cross_attention.keys_values(memory) for block in self.blocks]
 
     def check_images(self, images):
-        """Raises if an array or tensor is not of images that the encoder takes."""
+        """Raises if an array or tensor does not have the encoder's image shape."""
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[1:] != self.image_shape:
             height, width, channels = self.image_shape
@@ -235,13 +236,13 @@ class VisionEncoderDecoder(keras.Model):
             )
 
     def hidden_states(self, context, token_ids, training=False):
-        """The decoder's output at each position, in one pass over known tokens.
+        """The decoder's output at each position, from one pass over known tokens.
 
         Args:
             context: what `encode` returned.
-            token_ids: `(batch, n, T)` int, n sequences about each image: the inputs,
+            token_ids: `(batch, n, T)` int, the inputs of n sequences per image,
                 `start_id` first. T is at most `max_length`.
-            training: whether to drop out.
+            training: whether to apply dropout.
 
         Returns:
             `(batch, n, T, width)`. The output at position t predicts token t.
@@ -259,12 +260,12 @@ class VisionEncoderDecoder(keras.Model):
         return self.norm(x)
 
     def embed(self, token_ids, position):
-        """Ids `(batch, n, tokens)`, the first at `position`, to vectors."""
+        """Embeds ids `(batch, n, tokens)`, the first of which is at `position`."""
         x = self.token_embedding(ops.cast(token_ids, "int32"))
         return self.positions(x, position=position)
 
     def logits(self, hidden):
-        """Logits `(..., vocabulary_size)` in float32 of `hidden` `(..., width)`."""
+        """Logits `(..., vocabulary_size)` in float32, from `hidden` `(..., width)`."""
         return ops.cast(self.head(hidden), "float32")
 
     def start_cache(self, context, n):
@@ -272,24 +273,24 @@ class VisionEncoderDecoder(keras.Model):
 
         Args:
             context: what `encode` returned.
-            n: number of sequences about each image.
+            n: number of sequences per image.
 
         Returns:
-            A nest of zeros, each with the sequences in its first axis,
-            `(batch * n, heads, ...)`.
+            A nest of zeros `(batch * n, heads, ...)`, with the sequences in the first
+            axis.
         """
         rows = ops.shape(context[0][0])[0] * n
         size = (rows, self.max_length, self.width)
         return [block.self_attention.empty_cache(*size) for block in self.blocks]
 
     def next_hidden(self, context, cache, token_ids, position):
-        """The decoder's output at one position, given the cache of those before.
+        """The decoder's output at one position, given the cache of earlier ones.
 
         Args:
             context: what `encode` returned.
-            cache: what the step before returned; at first, `start_cache`.
-            token_ids: `(batch, n)` int, the input of this position: `start_id` at
-                position 0, later the token before.
+            cache: what the previous step returned; at first, `start_cache`.
+            token_ids: `(batch, n)` int, the inputs at this position: `start_id` at
+                position 0, later the previous token.
             position: scalar int32.
 
         Returns:
@@ -306,23 +307,23 @@ class VisionEncoderDecoder(keras.Model):
     def generate(
         self, images, num_samples=1, temperature=1.0, beam_width=None, seed=None
     ):
-        """Sequences about images: sampled, greedy, or the likeliest that a beam finds.
+        """Generates sequences for images, by sampling, greedily or by beam search.
 
         Args:
             images: a batch `(batch, height, width, channels)`, a list of images, or
-                a dict that has one of these under `"images"`.
-            num_samples: number of sequences about each image. Default 1.
+                a dict with one of these under `"images"`.
+            num_samples: number of sequences per image. Default 1.
             temperature: divides the logits. 0 takes the likeliest token at every
                 position. Default 1.
-            beam_width: number of sequences about an image that a beam search keeps. It
-                returns the one of highest probability it found, by the model alone:
-                the slot mask of a policy plays no part. Default None: no beam search.
-            seed: int. With the same one, every backend draws the same numbers.
+            beam_width: number of sequences per image that a beam search keeps. It
+                returns the likeliest sequence that it finds, according to the model
+                alone: a policy's slot mask is ignored. Default None: no beam search.
+            seed: int. With the same seed, every backend draws the same numbers.
 
         Returns:
             Int32 NumPy array of token ids, `(batch, max_length)` if `num_samples` is
-            1, else `(batch, num_samples, max_length)`: the first end token included,
-            `pad_id` after it.
+            1, else `(batch, num_samples, max_length)`, with `pad_id` after the first
+            end token.
         """
         images = images["images"] if isinstance(images, dict) else images
         images = as_array(images)
@@ -369,34 +370,8 @@ class VisionEncoderDecoder(keras.Model):
         return cls(**{**config, "encoder": encoder})
 
 
-def check_sizes(**sizes):
-    """Raises if one of the named sizes is not a whole number from 1."""
-    for name, size in sizes.items():
-        if not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(
-                f"`{name}` must be a whole number from 1. Received: {name}={size!r}"
-            )
-
-
-def encoder_shapes(encoder):
-    """Shapes of an encoder's images, without the batch, and of its output."""
-    try:
-        images, memory = encoder.input_shape, encoder.output_shape
-    except AttributeError:  # neither functional nor a built Sequential
-        images = memory = None
-    if [len(as_shape(shape)) for shape in (images, memory)] != [4, 3]:
-        raise ValueError(
-            "`encoder` must be a Keras model from images (batch, height, width, "
-            "channels) to (batch, tokens, features) that knows these sizes before it "
-            "is called. Wrap another one: `images = keras.Input((height, width, 3)); "
-            "encoder = keras.Model(images, yours(images))`. "
-            f"Received: {encoder!r} with inputs {images} and outputs {memory}"
-        )
-    return tuple(images[1:]), tuple(memory)
-
-
 def as_array(images):
-    """A list of images as one array, of shape `(batch,)` if they differ in size."""
+    """A list of images as one array; an array `(batch,)` if their sizes differ."""
     if not isinstance(images, (list, tuple)):
         return images if hasattr(images, "shape") else np.asarray(images)
     images = [np.asarray(image) for image in images]
@@ -405,12 +380,6 @@ def as_array(images):
     return np.empty(len(images), "object")
 
 
-def as_shape(shape):
-    """`shape`, or () for what is not a shape whose sizes but the first are known."""
-    known = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape[1:])
-    return shape if known else ()
-
-
 def describe(inputs):
-    """What stands in an error message for a model's inputs."""
+    """Describes a model's inputs for an error message."""
     return sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__

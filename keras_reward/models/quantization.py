@@ -1,11 +1,11 @@
-"""A vector quantiser: vectors become entries of a dictionary that follows them."""
+"""A vector quantiser with a dictionary that follows the vectors."""
 
 import keras
 from keras import ops
 
-# A new entry is its parent, each coordinate times a number this close to 1.
+# A new entry is its parent with each coordinate multiplied by a number this close to 1.
 PERTURBATION = 1e-3
-# What is added to variances and to squared norms before they divide.
+# Added to variances, and the smallest norm, before a division.
 EPSILON = 1e-5
 
 
@@ -13,30 +13,29 @@ EPSILON = 1e-5
 class VectorQuantizer(keras.layers.Layer):
     """Replaces each vector by the nearest entry of a dictionary.
 
-    Vectors are standardised, to mean 0 and variance 1 over their coordinates; entries
-    have length 1. The dictionary is not trained by gradient. It follows the vectors:
-    in a training step, the discounted count of each entry and the discounted sum of
-    the vectors that it replaced become `momentum` times themselves plus those of the
-    batch, and an entry is its sum, scaled to length 1. An entry whose count falls
-    below `min_count` is dead. It takes over half of the most frequent entry: the two
-    are almost equal then, and share the count.
+    Vectors are standardised to mean 0 and variance 1 over their coordinates; entries
+    have length 1. The dictionary is not trained by gradient; it follows the vectors. In
+    a training step, the discounted count of each entry, and the discounted sum of the
+    vectors that it replaced, are multiplied by `momentum`, and those of the batch are
+    added. An entry is its sum, scaled to length 1. An entry whose count falls below
+    `min_count` is dead. It is replaced by a slightly perturbed copy of the most
+    frequent entry, and the two share its count.
 
-    The gradient passes straight through: that of an entry is given to the vector it
-    replaced.
+    The gradient is passed straight through: the vector gets the gradient of its entry.
 
     Args:
         num_codes: number of entries.
-        momentum: what is left of counts and sums after a step. Default 0.995.
+        momentum: factor of counts and sums in each step. Default 0.995.
         min_count: discounted count below which an entry is dead. Default 0.1, which an
             entry used once reaches after about 460 steps without use.
-        commitment: weight of the loss that draws vectors to their entries, the mean
-            squared distance. Default 0.0, as published.
-        seed: int, for the differences between a dead entry and its new parent.
-        **kwargs: arguments of `keras.layers.Layer`. It computes in float32 always.
+        commitment: weight of the loss that pulls vectors towards their entries, the
+            mean squared distance. Default 0.0, as published.
+        seed: int, seed of the perturbations of copied entries.
+        **kwargs: arguments of `keras.layers.Layer`. The layer always uses float32.
 
     Call arguments: vectors `(batch, n, width)`. `training=True` updates the dictionary
     unless the layer's `trainable` is False. Returns the entries `(batch, n, width)`
-    float32, and their numbers, the codes, `(batch, n)` int32.
+    float32, and the codes `(batch, n)` int32, which are the indices of the entries.
 
     Example:
 
@@ -171,14 +170,14 @@ class VectorQuantizer(keras.layers.Layer):
 
 
 def standardize(vectors):
-    """Vectors `(..., width)` with mean 0 and variance 1 over their coordinates."""
+    """Standardises vectors `(..., width)` to mean 0 and variance 1."""
     vectors = vectors - ops.mean(vectors, axis=-1, keepdims=True)
     variance = ops.mean(ops.square(vectors), axis=-1, keepdims=True)
     return vectors * ops.rsqrt(variance + EPSILON)
 
 
 def nearest(vectors, entries):
-    """The entry at the least Euclidean distance; the first one of equals.
+    """The index of the nearest entry by Euclidean distance, the first one on ties.
 
     Args:
         vectors: `(batch, n, width)`.
@@ -187,7 +186,7 @@ def nearest(vectors, entries):
     Returns:
         `(batch, n)` int32.
     """
-    # Without the square of the vector, which is the same for all entries.
+    # Leaves out the square of the vector, which is the same for all entries.
     products = ops.matmul(vectors, ops.transpose(entries))
     distances = ops.sum(ops.square(entries), axis=-1) - 2.0 * products
     return ops.cast(ops.argmin(distances, axis=-1), "int32")
@@ -196,16 +195,16 @@ def nearest(vectors, entries):
 def replace_dead(counts, min_count):
     """Splits the most frequent entry in two as long as there is a dead one.
 
-    Each split gives the least frequent entry and the most frequent one half of the
-    latter's count. It stops early if that half would be dead as well.
+    Each split replaces the least frequent entry by the most frequent one and gives each
+    half of the count. It stops early if that half would be dead as well.
 
     Args:
         counts: `(num_codes,)` float32.
         min_count: count below which an entry is dead.
 
     Returns:
-        Each `(num_codes,)`: the entry that this one is made from, int32, itself where
-        it stayed; whether it is new, bool; and the counts after.
+        Three tensors `(num_codes,)`: the index of the entry that each is copied from,
+        int32, its own if it is kept; whether it is new, bool; and the new counts.
     """
     places = ops.arange(ops.shape(counts)[0], dtype="int32")
 
@@ -230,9 +229,9 @@ def replace_dead(counts, min_count):
 class CodeUsage(keras.metrics.Metric):
     """How much of a dictionary is used, over all codes since the last reset.
 
-    Results in a dict: `perplexity`, the exponential of the entropy of the codes, from 1
-    to `num_codes`, as many as codes used equally often would be; and `dead_codes`, the
-    number of codes that did not occur.
+    The result is a dict: `perplexity`, the exponential of the entropy of the codes,
+    from 1 to `num_codes`, which is the number of codes if all are used equally often;
+    and `dead_codes`, the number of codes that did not occur.
 
     Args:
         num_codes: number of entries of the dictionary.
@@ -258,7 +257,7 @@ class CodeUsage(keras.metrics.Metric):
         self.counts = self.add_variable((num_codes,), "zeros", name="counts")
 
     def update_state(self, codes, sample_weight=None):
-        """Counts codes; `sample_weight` is not looked at."""
+        """Counts codes; `sample_weight` is ignored."""
         codes = ops.reshape(ops.cast(codes, "int32"), (-1,))
         used = ops.ones_like(codes, dtype="float32")
         used = ops.segment_sum(used, codes, self.num_codes)

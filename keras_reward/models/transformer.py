@@ -1,18 +1,18 @@
-"""Transformer layers: pre-norm blocks, and attention whose keys can be kept."""
+"""Transformer layers: pre-norm blocks, and attention with cached keys and values."""
 
 import keras
 from keras import ops
 
 EPSILON = 1e-6  # of the layer normalisations, as in the published ViT models
-STDDEV = 0.02  # of embeddings at first
+STDDEV = 0.02  # of initial embeddings
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class Dense(keras.layers.Dense):
-    """`keras.layers.Dense` that multiplies two-dimensional matrices.
+    """`keras.layers.Dense` as a product of two-dimensional matrices.
 
     The weight gradient of a product over `(batch, tokens, width)` contracts two axes,
-    which XLA does half as fast on a CPU as one.
+    which takes XLA twice as long on a CPU as contracting one.
     """
 
     def call(self, x, training=None):
@@ -26,7 +26,7 @@ class PositionEmbedding(keras.layers.Layer):
 
     Args:
         length: number of positions.
-        stddev: standard deviation of the vectors at first. Default 0.02.
+        stddev: standard deviation of the initial vectors. Default 0.02.
     """
 
     def __init__(self, length, stddev=STDDEV, **kwargs):
@@ -42,7 +42,7 @@ class PositionEmbedding(keras.layers.Layer):
         )
 
     def call(self, x, position=0):
-        """`x` `(..., tokens, width)`, whose first token stands at `position`."""
+        """Takes `x` `(..., tokens, width)`, with its first token at `position`."""
         embeddings = ops.convert_to_tensor(self.embeddings)
         return x + ops.slice(embeddings, (position, 0), x.shape[-2:])
 
@@ -59,7 +59,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class Attention(keras.layers.Layer):
-    """Multi-head attention whose keys and values are computed apart from it.
+    """Multi-head attention to keys and values that are computed separately.
 
     Args:
         num_heads: number of heads; divides the width of the queries.
@@ -72,7 +72,7 @@ class Attention(keras.layers.Layer):
         self.use_bias = use_bias
 
     def build(self, shape, memory_shape=None):
-        """`shape` of what asks, `memory_shape` of what is asked if it is another."""
+        """`shape` is that of the queries, `memory_shape` that of keys if it differs."""
         width = shape[-1]
         for name in ("query", "key", "value", "output"):
             layer = Dense(
@@ -85,11 +85,11 @@ class Attention(keras.layers.Layer):
     def keys_values(self, memory):
         """Keys and values of `memory` `(batch, tokens, width)`.
 
-        Attention to them costs no more than what depends on the queries.
+        Computed once, so that each call only computes what depends on the queries.
 
         Returns:
-            Keys `(batch, heads, depth, tokens)`, as the product with queries takes
-            them: a loop over positions would turn them round at each. Values
+            Keys `(batch, heads, depth, tokens)`, in the layout of the product with
+            queries, so that a loop over positions need not transpose them. Values
             `(batch, heads, tokens, depth)`.
         """
         keys = split_heads(self.key_dense(memory), self.num_heads)
@@ -97,28 +97,30 @@ class Attention(keras.layers.Layer):
         return ops.transpose(keys, (0, 1, 3, 2)), values
 
     def empty_cache(self, rows, length, width):
-        """Keys and values of `length` positions of `rows` rows, all zero."""
+        """Zero keys and values of `length` positions, for `rows` sequences."""
         depth = width // self.num_heads
+        # Two arrays, since `slice_update` writes in place on NumPy.
         keys = ops.zeros((rows, self.num_heads, depth, length), self.compute_dtype)
-        return keys, ops.transpose(keys, (0, 1, 3, 2))
+        values = ops.zeros((rows, self.num_heads, length, depth), self.compute_dtype)
+        return keys, values
 
     def call(self, x, keys, values, visible=None):
-        """What `x` `(batch, queries, width)` finds there, where `visible` is True.
+        """Attends to keys and values where `visible` is True.
 
         Args:
             x: `(batch, queries, width)`.
             keys, values: as `keys_values` returns them.
-            visible: bool, `(queries, tokens)`.
+            visible: bool `(queries, tokens)`. Default: all are visible.
 
         Returns:
             `(batch, queries, width)`.
         """
         queries = split_heads(self.query_dense(x), self.num_heads)
-        scores = ops.matmul(queries, keys)
-        scores = ops.cast(scores, "float32") * keys.shape[2] ** -0.5
+        logits = ops.matmul(queries, keys)
+        logits = ops.cast(logits, "float32") * keys.shape[2] ** -0.5
         if visible is not None:
-            scores = ops.where(visible, scores, -1e9)
-        weights = ops.cast(ops.softmax(scores, axis=-1), self.compute_dtype)
+            logits = ops.where(visible, logits, -1e9)
+        weights = ops.cast(ops.softmax(logits, axis=-1), self.compute_dtype)
         found = ops.transpose(ops.matmul(weights, values), (0, 2, 1, 3))
         return self.output_dense(ops.reshape(found, (-1, *x.shape[1:])))
 
@@ -141,10 +143,10 @@ def split_heads(x, num_heads):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class FeedForward(keras.layers.Layer):
-    """Two dense layers with a GELU (tanh form) between, token by token.
+    """Two dense layers with a GELU (tanh form) between them, applied to each token.
 
     Args:
-        mlp_dim: width between the two.
+        mlp_dim: hidden width.
     """
 
     def __init__(self, mlp_dim, **kwargs):
@@ -168,11 +170,11 @@ class FeedForward(keras.layers.Layer):
 
 
 class Block(keras.layers.Layer):
-    """What encoder and decoder blocks share.
+    """Base class of encoder and decoder blocks.
 
     Args:
         num_heads: number of attention heads; divides the width.
-        mlp_dim: width of the feed-forward network's middle.
+        mlp_dim: hidden width of the feed-forward network.
         dropout: share of each sub-layer's output that is dropped in training.
         attention_bias: whether attention has biases. Default True.
     """
@@ -241,8 +243,8 @@ class EncoderBlock(Block):
 class DecoderBlock(Block):
     """Pre-norm Transformer decoder block: self-attention, cross-attention, MLP.
 
-    Works on `(batch, n, tokens, width)`: n sequences about each image, which share the
-    keys and values that cross-attention sees.
+    Works on `(batch, n, tokens, width)`: n sequences per image, which share the keys
+    and values of cross-attention.
     """
 
     def build(self, shape, memory_shape):
@@ -254,19 +256,19 @@ class DecoderBlock(Block):
         self.mlp = self.feed_forward(shape)
 
     def call(self, x, memory, cache=None, position=0, training=False):
-        """Tokens `x`, the first of which stands at `position`.
+        """Applies the block to tokens `x`, the first of which is at `position`.
 
         Args:
             x: `(batch, n, tokens, width)`.
             memory: the image's keys and values, `cross_attention.keys_values(encoded)`.
-            cache: keys and values of all positions of `batch * n` rows, in which those
-                before `position` are known: `empty_cache` at first. Without it the
-                tokens see one another alone.
+            cache: keys and values of all positions of `batch * n` sequences, filled
+                before `position`; initially `empty_cache`. Without it, the tokens only
+                attend to one another.
             position: scalar int32.
-            training: whether to drop out.
+            training: whether to apply dropout.
 
         Returns:
-            `x` after the block, and the cache with the tokens of `x` in it.
+            `x` after the block, and the cache with the tokens of `x`.
         """
         n, tokens, width = x.shape[1:]
         h = ops.reshape(self.attention_norm(x), (-1, tokens, width))
@@ -277,7 +279,7 @@ class DecoderBlock(Block):
         visible = causal_mask(position, tokens, known[0].shape[-1])
         h = self.self_attention(h, *known, visible=visible)
         x = x + self.drop(ops.reshape(h, (-1, n, tokens, width)), training=training)
-        # The n sequences of an image are n * tokens queries onto one set of keys.
+        # The n sequences of an image are n * tokens queries for one set of keys.
         h = ops.reshape(self.cross_norm(x), (-1, n * tokens, width))
         h = self.cross_attention(h, *memory)
         x = x + self.drop(ops.reshape(h, (-1, n, tokens, width)), training=training)
@@ -286,6 +288,6 @@ class DecoderBlock(Block):
 
 
 def causal_mask(position, tokens, keys):
-    """Which keys each token may see, `(tokens, keys)`: its own and earlier ones."""
+    """Which keys each token attends to, `(tokens, keys)`: its own and earlier ones."""
     own = position + ops.arange(tokens, dtype="int32")
     return ops.arange(keys, dtype="int32") <= own[:, None]

@@ -1,38 +1,38 @@
-"""UViM: a language model writes codes, a base model makes of them what is asked for."""
+"""UViM: a language model generates codes, and a base model decodes them to outputs."""
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_reward.models.uvim_stage_one import FIRST_TOKEN, UViMStageOne
-from keras_reward.policies.autoregressive import (
-    AutoregressivePolicy,
-    missing_parts,
-)
+from keras_reward.sampling import likeliest
+from keras_reward.sequences.sequence_model import what_is_missing
+from keras_reward.sequences.writing import write_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class UViM(keras.Model):
-    """Images to structured outputs by way of short codes.
+    """Maps images to structured outputs by way of short codes.
 
-    The language model writes a code about the image, token by token; the base model of
-    the first stage makes the output of image and code, in one pass. What is uncertain
-    about the output is in the code: a sample of the language model is a whole picture,
-    consistent in itself.
+    The language model generates a code for the image, token by token. The base model of
+    the first stage makes the output from image and code, in one pass. The code resolves
+    what is uncertain about the output, so a sample of the language model is a complete,
+    consistent picture.
 
     `RewardTuning(uvim, reward=...)` tunes the language model. It samples codes, decodes
-    all of them by the base model, in one batch and without gradient, and rewards the
-    outputs. The first stage is frozen from here on: `UViM` sets its `trainable` to
-    False, and its dictionary stays as it is.
+    all of them with the base model, in one batch and without gradient, and rewards the
+    outputs. The first stage is frozen: `UViM` sets its `trainable` to False, and its
+    dictionary no longer changes.
 
-    Before that, the two are trained on their own: the first stage by `fit` on images
-    and labels, the language model by `fit` on `stage_one.code_pairs`.
+    The two stages are trained separately before: the first stage by `fit` on images and
+    labels, the language model by `fit` on `stage_one.code_pairs`.
 
     Args:
         stage_one: a trained `UViMStageOne`.
         language_model: a sequence model, such as `VisionEncoderDecoder`, from the same
-            images to `stage_one.code_length` tokens out of `stage_one.vocabulary_size`,
-            with `end_id=None` and 0 as start and padding. Token `i + 1` is code `i`.
+            images to `stage_one.code_length` tokens of a vocabulary of
+            `stage_one.vocabulary_size`, with `end_id=None`, `start_id=0` and
+            `pad_id=0`. Token `i + 1` is code `i`.
         name: optional name.
 
     Call arguments: images `(batch, height, width, channels)`. Returns the greedy
@@ -79,7 +79,7 @@ class UViM(keras.Model):
     start_id, end_id, pad_id = 0, None, 0
 
     def __init__(self, stage_one, language_model, name=None):
-        check_parts(stage_one, language_model)
+        check_stages(stage_one, language_model)
         super().__init__(name=name, dtype=language_model.dtype_policy, autocast=False)
         self.stage_one = stage_one
         self.stage_one.trainable = False
@@ -89,14 +89,20 @@ class UViM(keras.Model):
         self.built = True
 
     def call(self, images, training=False):
-        policy = AutoregressivePolicy().bind(self)
-        context = policy.encode(images, training=bool(training))
-        return policy.greedy_outputs(images, context)
+        allowed = ops.convert_to_tensor(self.slot_mask)
 
-    # What a sequence model has: that of the language model.
+        def choose(hidden, position):
+            logits = ops.cast(self.logits(hidden), "float32")
+            here = ops.take(allowed, position, axis=0)
+            return likeliest(ops.where(here, logits, -float("inf")))
+
+        context = self.encode(images, training=bool(training))
+        return self.decode(images, write_tokens(self, context, 1, choose)[0])
+
+    # The methods of a sequence model, which call those of the language model.
 
     def encode(self, x, training=False):
-        """One pass of the language model's encoder: all that its decoder needs."""
+        """Runs the language model's encoder once, for all that its decoder needs."""
         return self.language_model.encode(x, training=training)
 
     def hidden_states(self, context, token_ids, training=False):
@@ -104,7 +110,7 @@ class UViM(keras.Model):
         return self.language_model.hidden_states(context, token_ids, training=training)
 
     def logits(self, hidden):
-        """Logits `(..., vocabulary_size)` of `hidden` `(..., width)`."""
+        """Logits `(..., vocabulary_size)` from `hidden` `(..., width)`."""
         return self.language_model.logits(hidden)
 
     def start_cache(self, context, n):
@@ -117,15 +123,15 @@ class UViM(keras.Model):
 
     @property
     def slot_mask(self):
-        """Tokens that may be written, `(code_length, vocabulary_size)`: the codes."""
+        """The allowed tokens, which are the codes: `(code_length, vocabulary_size)`."""
         allowed = np.ones((self.max_length, self.vocabulary_size), "bool")
         allowed[:, :FIRST_TOKEN] = False
         return allowed
 
-    # And what it does not have: the outputs that its tokens stand for.
+    # Decoding, which the language model does not have.
 
     def decode(self, x, samples):
-        """Outputs of codes, by the base model, without gradient.
+        """Decodes codes to outputs with the base model, without gradient.
 
         Args:
             x: images `(batch, height, width, channels)`.
@@ -157,14 +163,14 @@ class UViM(keras.Model):
         return cls(**{**config, **parts})
 
 
-def check_parts(stage_one, language_model):
-    """Raises unless the language model writes the codes of the first stage."""
+def check_stages(stage_one, language_model):
+    """Raises unless the language model generates the codes of the first stage."""
     if not isinstance(stage_one, UViMStageOne):
         raise ValueError(
             "`stage_one` must be a UViMStageOne. "
             f"Received: {stage_one!r} (of type {type(stage_one).__name__})"
         )
-    missing = missing_parts(language_model)
+    missing = what_is_missing(language_model)
     if missing:
         raise ValueError(
             "`language_model` must be a sequence model, such as VisionEncoderDecoder. "

@@ -1,4 +1,4 @@
-"""The networks of UViM's first stage: from labels to codes, from codes to labels."""
+"""The networks of UViM's first stage: labels to codes, and codes to labels."""
 
 import keras
 import numpy as np
@@ -17,17 +17,17 @@ from keras_reward.models.vision_transformer import (
     patch_stem,
 )
 
-# What logits of parts are multiplied by: averages over neighbours are small.
+# Factor of the logits of parts, since averages over neighbours are small.
 PARTS_SHARPNESS = 2.0
-# Added to the size of a part, in patches, before it divides.
+# Added to the size of a part, in patches, before dividing by it.
 PARTS_EPSILON = 1e-3
 
 
 def image_stem(image_shape, patch_size, width, stem, name, dtype, both_ways=False):
-    """Images to tokens `(batch, patches, width)`, without positions.
+    """A model from images to tokens `(batch, patches, width)`, without positions.
 
-    With `both_ways` they are the mean of the tokens of the image and of its mirror
-    image, mirrored back: left and right are treated alike.
+    With `both_ways`, they are the mean of the tokens of the image and of its mirror
+    image, mirrored back, so that left and right are treated alike.
     """
     images = keras.Input(image_shape, name="images")
     embed = convolution_stem if stem == "conv" else patch_stem
@@ -43,13 +43,13 @@ def image_stem(image_shape, patch_size, width, stem, name, dtype, both_ways=Fals
 
 
 def parts_network(grid, width, num_parts, dtype):
-    """Tokens `(batch, patches, width)` to the shares of parts that they belong to.
+    """A model from tokens `(batch, patches, width)` to their shares in parts.
 
-    The parts are not given: what belongs together follows from what its colour, or
-    whatever the label is, has in common. Neighbours mostly belong together.
+    The parts are learned: patches belong together if their colours, or other labels,
+    have something in common. Neighbours mostly belong together.
 
     Returns:
-        A Keras model, to `(batch, patches, num_parts)`, of sum 1 over the parts.
+        A Keras model to `(batch, patches, num_parts)`, with sum 1 over the parts.
     """
     tokens = keras.Input((grid[0] * grid[1], width), name="tokens")
     x = layer_norm("norm", tokens.shape, dtype)(tokens)
@@ -62,10 +62,9 @@ def parts_network(grid, width, num_parts, dtype):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class MeanOfParts(keras.layers.Layer):
-    """Means `(batch, n, width)` of tokens `(batch, patches, width)` in n parts.
+    """Means `(batch, n, width)` of tokens `(batch, patches, width)` over n parts.
 
-    Called with the shares `(batch, patches, n)`, as `parts_network` makes them, and the
-    tokens.
+    Called with the shares `(batch, patches, n)` from `parts_network`, and the tokens.
     """
 
     def call(self, parts, x):
@@ -85,17 +84,17 @@ def oracle_network(
         heads: channels of the label's features, by name.
         image_shape: `(height, width, channels)`.
         patch_size: side of a patch, of images and labels.
-        code_grid: rows and columns of codes, or the number of those of parts.
+        code_grid: rows and columns of codes, or the number of codes of parts.
         code_dim: length of the vectors that are quantised.
         sizes: dict of `width`, `num_layers`, `num_heads` and `mlp_dim`.
-        stem: of the image.
-        sees_image: whether there is an image among the inputs.
+        stem: stem of the image.
+        sees_image: whether the image is one of the inputs.
         dtype: dtype policy.
 
     Returns:
-        A Keras model of a dict of features `(batch, height, width, channels)`, and
-        `"images"`, to vectors `(batch, codes, code_dim)`. With codes of parts, there
-        is `"parts"` `(batch, patches, codes)` among its inputs, and no position.
+        A Keras model from a dict of features `(batch, height, width, channels)`, and
+        `"images"`, to vectors `(batch, codes, code_dim)`. With codes of parts, its
+        inputs include `"parts"` `(batch, patches, codes)`, and it has no positions.
     """
     height, columns, _ = image_shape
     grid = (height // patch_size, columns // patch_size)
@@ -139,15 +138,15 @@ def base_network(
     """The base model without the stem of its image.
 
     Args:
-        heads: channels that are written for each pixel, by name.
-        sees_image: whether there are tokens of an image among the inputs.
+        heads: output channels of each pixel, by name.
+        sees_image: whether the tokens of an image are one of the inputs.
         image_shape, patch_size, code_grid, code_dim, sizes, stem, dtype: as for
             `oracle_network`.
 
     Returns:
-        A Keras model of a dict of `"codes"` `(batch, codes, code_dim)` and `"tokens"`
-        `(batch, patches, width)`, to a dict of `(batch, height, width, channels)`.
-        With codes of parts, with `"parts"` as in `oracle_network`.
+        A Keras model from a dict of `"codes"` `(batch, codes, code_dim)` and `"tokens"`
+        `(batch, patches, width)` to a dict of `(batch, height, width, channels)`. With
+        codes of parts, it also takes `"parts"`, as `oracle_network` does.
     """
     height, columns, _ = image_shape
     grid = (height // patch_size, columns // patch_size)
@@ -166,7 +165,7 @@ def base_network(
     x = blocks(x, sizes, stem, dtype)
     outputs = {}
     for name, channels in heads.items():
-        # Zero at first: all classes alike, all colours grey.
+        # Initially zero: all classes are equally likely, all colours grey.
         head = Dense(
             patch_size**2 * channels,
             kernel_initializer="zeros",
@@ -179,7 +178,7 @@ def base_network(
 
 
 def of_parts(code_grid):
-    """Whether codes are of parts, not of places."""
+    """Whether codes are of parts, not of a grid."""
     return isinstance(code_grid, int)
 
 
@@ -189,7 +188,7 @@ def code_length(code_grid):
 
 
 def blocks(x, sizes, stem, dtype):
-    """Positions, unless `stem` is None, Transformer blocks and a last normalisation."""
+    """Positions (unless `stem` is None), Transformer blocks, a final normalisation."""
     if stem is not None:
         x = PositionEmbedding(
             x.shape[1], POSITION_SCALES[stem], name="positions", dtype=dtype
@@ -206,7 +205,7 @@ def blocks(x, sizes, stem, dtype):
 class TokenResize(keras.layers.Layer):
     """Resizes a grid of tokens, `(batch, tokens, width)` row by row, bilinearly.
 
-    Where it shrinks, it averages over as many more tokens.
+    If the grid shrinks, it averages over correspondingly more tokens.
 
     Args:
         grid: rows and columns of the input.
@@ -269,8 +268,7 @@ class Pixels(keras.layers.Layer):
 class CodeDropout(keras.layers.Layer):
     """Replaces a random number of codes of each sequence by zeros, in training.
 
-    How many are left is drawn first, from none to all, each number as likely; then
-    which.
+    The number of codes that are kept is uniform, from none to all.
 
     Args:
         mode: `"random"`: any codes. `"ordered"`: the first ones stay. None: no dropout.

@@ -1,67 +1,69 @@
-"""UViM's first stage: labels become short codes, and codes with the image labels."""
+"""UViM's first stage: labels to short codes, and images with codes to labels."""
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.compiled import CompiledFunction, kept
 from keras_reward.models import uvim_networks as networks
 from keras_reward.models import uvim_tasks as tasks
 from keras_reward.models.quantization import CodeUsage, VectorQuantizer
 from keras_reward.models.vision_transformer import check_arguments
+from keras_reward.nests import merge_rows, repeat_rows
 from keras_reward.objective import input_weights
-from keras_reward.policies.policy import merge_rows, repeat_rows
+from keras_reward.sequences.sequence_model import shift_right
 
 CODE_DROPOUTS = ("random", "ordered", None)
-FIRST_TOKEN = 1  # the token of code 0; token 0 starts sequences
+START, FIRST_TOKEN = 0, 1  # the start token, and the token of code 0
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class UViMStageOne(keras.Model):
-    """The guiding codes of UViM, and the model that follows them.
+    """The first stage of UViM: guiding codes, and the base model that they guide.
 
-    Three parts, trained together. The `oracle`, a ViT, reads the label (and the image)
-    and says what it can in a few vectors. The `quantizer` replaces each by an entry of
-    its dictionary: the code. The `base` model, another ViT, reads the image and the
-    code and writes the label. It is a feed-forward network: what the image leaves open,
-    the code decides.
+    It has three parts that are trained together. The `oracle`, a ViT, encodes the label
+    (and the image) as a few vectors. The `quantizer` replaces each by an entry of its
+    dictionary: the code. The `base` model, another ViT, predicts the label from the
+    image and the code. It is a feed-forward network: the code resolves what the image
+    leaves open.
 
-    Training is `fit(images, labels)`, with an optimizer and without a loss, since that
-    is the task's. Logged are `loss`, and how the codes are used: `perplexity` and
-    `dead_codes`, see `CodeUsage`. `sample_weight` weighs images.
+    Train it by `fit(images, labels)`, with an optimizer and without a loss, which the
+    task defines. It logs `loss` and the use of the codes, `perplexity` and
+    `dead_codes`, see `CodeUsage`. `sample_weight` weights images.
 
-    `code_pairs` makes what the language model of the second stage is fitted to, and
+    `code_pairs` makes the training data of the language model of the second stage, and
     `UViM` joins the two.
 
     Args:
         task: `ColorizationTask`, `PanopticTask`, or an object with their methods.
-        image_shape: `(height, width, channels)` of the images that the model is given.
-        patch_size: side of a patch in pixels, of images and labels alike; divides
-            height and width.
-        code_grid: rows and columns of codes, such as `(16, 16)`, the published ones:
-            a code is of its place. Or an int, such as 8, as many codes of parts: what
-            belongs to a part, the model finds in the content of the image, wherever it
-            lies. Then no network is told positions, and patches on the left and on the
-            right are treated alike. Not of the publication.
+        image_shape: `(height, width, channels)` of the input images.
+        patch_size: side of a patch in pixels, for images and labels; divides height
+            and width.
+        code_grid: rows and columns of codes, such as the published `(16, 16)`: each
+            code belongs to a place. Or an int, such as 8, the number of codes of parts:
+            the model finds the patches of a part from the content of the image,
+            wherever they are. Then no network has positions, and patches on the left
+            and on the right are treated alike. This is not in the publication.
         num_codes: number of entries of the dictionary. Published: 4096.
-        width: length of the networks' vectors. Default 128. Published: 768.
+        width: width of the networks. Default 128. Published: 768.
         oracle_layers: Transformer blocks of the oracle. Default 2. Published: 6.
         base_layers: Transformer blocks of the base model. Default 3. Published: 12.
         num_heads: attention heads; divides `width`. Default 4. Published: 12.
-        mlp_dim: width of the feed-forward networks' middle. Default `4 * width`.
+        mlp_dim: hidden width of the feed-forward networks. Default `4 * width`.
         code_dim: length of the entries. Default `width`.
-        code_dropout: `"random"` (default, as published) hides from the base model a
-            random number of codes of each image in training; `"ordered"` hides the
-            last ones; None hides none.
+        code_dropout: `"random"` (default, as published) hides a random number of codes
+            of each image from the base model in training; `"ordered"` hides the last
+            ones; None hides none.
         stem: `"patch"` (default) or `"conv"`, how images become tokens, see
             `VisionTransformer`.
-        oracle_sees_image: whether the oracle reads the image too. Default True.
-        momentum, min_count, commitment: of the quantiser, see `VectorQuantizer`.
+        oracle_sees_image: whether the oracle also sees the image. Default True.
+        momentum, min_count, commitment: see `VectorQuantizer`.
         seed: int, for code dropout and for new entries.
         name: optional name.
-        dtype: optional dtype or dtype policy. Codes and losses are float32 always.
+        dtype: optional dtype or dtype policy. Codes and losses are always float32.
 
-    Call arguments: a dict of `images` `(batch, height, width, channels)` and `labels`,
-    as the task has them. Returns a dict of `codes` `(batch, code_length)` int32 and
+    Call arguments: a dict of `images` `(batch, height, width, channels)` and `labels`
+    in the task's form. Returns a dict of `codes` `(batch, code_length)` int32 and
     `logits`, a dict of maps `(batch, height, width, channels)` float32.
 
     Example:
@@ -140,10 +142,9 @@ class UViMStageOne(keras.Model):
         self.num_codes = num_codes
         self.usage = CodeUsage(num_codes)
         self.build_networks(oracle_layers, base_layers, oracle_sees_image)
-        self._compiled_helpers({})
 
     def build_networks(self, oracle_layers, base_layers, oracle_sees_image):
-        """Makes the parts and their weights: every shape is known."""
+        """Makes the parts and their weights, since every shape is known."""
         config, dtype = self.config, self.dtype_policy
         shared = {
             "heads": self.task.heads,
@@ -187,7 +188,7 @@ class UViMStageOne(keras.Model):
         )
         self.built = True
 
-    # What fit does: Keras's own steps, of images and targets, and the task's loss.
+    # Training: Keras's own steps on images and targets, with the task's loss.
 
     def train_step(self, *arguments):
         return super().train_step(*self.with_targets(arguments))
@@ -196,7 +197,7 @@ class UViMStageOne(keras.Model):
         return super().test_step(*self.with_targets(arguments))
 
     def with_targets(self, arguments):
-        """Arguments of a step, with the labels in the inputs as well, as targets."""
+        """The arguments of a step, with the targets also among the inputs."""
         if getattr(self, "loss", None) is not None:
             raise ValueError(
                 f"The loss is that of {type(self.task).__name__}: compile it without "
@@ -211,7 +212,7 @@ class UViMStageOne(keras.Model):
     def call(self, inputs, training=False):
         if not isinstance(inputs, dict) or "images" not in inputs:
             raise ValueError(
-                "UViMStageOne reads images with their labels: a dict with the keys "
+                "UViMStageOne takes images with their labels: a dict with the keys "
                 "'images' and 'labels'. For `fit` and `evaluate` give it both, and "
                 "compile it without loss and metrics. Received: inputs of type "
                 f"{type(inputs).__name__}"
@@ -229,7 +230,7 @@ class UViMStageOne(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """The task's losses, and those of the layers; counts the codes."""
+        """The losses of the task and of the layers; also counts the codes."""
         self.usage.update_state(y_pred["codes"])
         losses = sum(self.task.losses(y, y_pred["logits"]).values())
         weights = input_weights(sample_weight, losses)
@@ -248,7 +249,7 @@ class UViMStageOne(keras.Model):
     # The parts, on tensors.
 
     def targets(self, labels):
-        """What the networks are to write, by the task."""
+        """The targets of the networks, made by the task."""
         tasks.check_shape(self.task, labels, self.image_shape)
         return self.task.targets(labels)
 
@@ -261,14 +262,14 @@ class UViMStageOne(keras.Model):
             )
 
     def see(self, images, training=False):
-        """A dict of what the base model is given of images: `tokens`, and `parts`."""
+        """A dict of what the base model gets from images: `tokens`, and `parts`."""
         tokens = self.base_stem(images, training=training)
         if self.parts is None:
             return {"tokens": tokens}
         return {"tokens": tokens, "parts": self.parts(tokens, training=training)}
 
     def code_vectors(self, images, targets, seen, training=False):
-        """What the oracle says, `(batch, code_length, code_dim)`, not quantised."""
+        """The oracle's vectors `(batch, code_length, code_dim)`, not quantised."""
         inputs = dict(self.task.features(targets))
         if self.parts is not None:
             inputs["parts"] = seen["parts"]
@@ -284,24 +285,24 @@ class UViMStageOne(keras.Model):
         return self.quantizer(vectors)[1]
 
     def run_base(self, seen, vectors, training=False):
-        """Logits in float32 of what is seen of an image and the entries of a code."""
+        """Logits in float32 from what `see` returned and the entries of a code."""
         logits = self.base({**seen, "codes": vectors}, training=training)
         return {name: ops.cast(value, "float32") for name, value in logits.items()}
 
     def decode_codes(self, images, codes):
-        """What the base model makes of images and codes.
+        """Decodes codes with the base model.
 
         Args:
             images: `(batch, height, width, channels)`.
             codes: `(batch, n, code_length)` int, n codes for each image.
 
         Returns:
-            Outputs of the task in rows, `(batch * n, ...)`. All rows are one batch; the
-            stem of an image runs once.
+            Outputs of the task in rows, `(batch * n, ...)`. All rows are one batch, but
+            the stem runs only once per image.
         """
         self.check_images(images)
         n = codes.shape[1]
-        seen = {name: repeat_rows(x, n) for name, x in self.see(images).items()}
+        seen = repeat_rows(self.see(images), n)
         logits = self.run_base(seen, merge_rows(self.quantizer.lookup(codes)))
         return self.task.outputs(repeat_rows(images, n), logits)
 
@@ -309,7 +310,7 @@ class UViMStageOne(keras.Model):
 
     @property
     def vocabulary_size(self):
-        """Number of tokens of the language model: the codes, and one that starts."""
+        """Number of tokens of the language model: the codes and the start token."""
         return self.num_codes + FIRST_TOKEN
 
     def codes(self, images, labels, batch_size=32):
@@ -317,42 +318,36 @@ class UViMStageOne(keras.Model):
         return self._run("codes", images, labels, batch_size)
 
     def reconstruct(self, images, labels, batch_size=32):
-        """What is left of labels after their codes: outputs of the task, NumPy.
+        """Encodes labels to codes and decodes them: outputs of the task, in NumPy.
 
-        The best that a language model can make of these images.
+        This is the best that a language model can achieve on these images.
         """
         return self._run("outputs", images, labels, batch_size)
 
     def code_pairs(self, images, labels, batch_size=32):
-        """What the language model of the second stage is fitted to.
+        """The training data of the language model of the second stage.
 
         Args:
             images, labels: NumPy arrays, as for `fit`.
-            batch_size: how many the oracle reads at once. Default 32.
+            batch_size: batch size of the oracle. Default 32.
 
         Returns:
             `(x, y)` for `fit` of a `VisionEncoderDecoder`: `x` is a dict of `images`
-            and `token_ids`, what the decoder is given, and `y` is the tokens to
-            predict, `(count, code_length)` int32 both.
+            and `token_ids`, the inputs of the decoder, and `y` is the tokens to
+            predict, both `(count, code_length)` int32.
         """
         tokens = self.codes(images, labels, batch_size) + FIRST_TOKEN
-        token_ids = np.zeros_like(tokens)
-        token_ids[:, 1:] = tokens[:, :-1]
+        token_ids = shift_right(np, tokens, START)
         return {"images": images, "token_ids": token_ids}, tokens
-
-    def _compiled_helpers(self, helpers):
-        # Not an attribute that Keras tracks: the helpers contain the model.
-        object.__setattr__(self, "_helpers", helpers)
 
     def _run(self, what, images, labels, batch_size):
         images, labels = np.asarray(images), np.asarray(labels)
         self.check_images(images)
         tasks.check_shape(self.task, labels, self.image_shape)
         self.task.check_labels(labels)
-        if what not in self._helpers:
-            self._helpers[what] = Inference(self, what)
         inputs = {"images": images, "labels": labels}
-        return self._helpers[what].predict(inputs, batch_size=batch_size, verbose=0)
+        inference = kept(self, Inference, what)
+        return inference.predict(inputs, batch_size=batch_size, verbose=0)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -372,25 +367,23 @@ class UViMStageOne(keras.Model):
         return cls(**{**config, "task": task})
 
 
-class Inference(keras.Model):
-    """A part of the first stage as a Keras model, whose `predict` compiles it."""
+class Inference(CompiledFunction):
+    """The codes of images and labels, or the outputs decoded from them."""
 
-    def __init__(self, stage_one, what):
-        super().__init__(dtype=stage_one.dtype_policy, autocast=False)
-        self.stage_one = stage_one
+    def __init__(self, owner, what):
+        super().__init__(owner)
         self.what = what
-        self.built = True
 
     def call(self, inputs):
         if self.what == "codes":
-            return self.stage_one.encode_labels(inputs["images"], inputs["labels"])
-        images, model = inputs["images"], self.stage_one
+            return self.owner.encode_labels(inputs["images"], inputs["labels"])
+        images, model = inputs["images"], self.owner
         result = model({"images": images, "labels": inputs["labels"]})
         return model.task.outputs(images, result["logits"])
 
 
 def check_codes(code_grid, code_dropout):
-    """Raises for a grid or a dropout that makes no sense."""
+    """Raises for an invalid grid or dropout."""
     numbers = (code_grid, 1) if networks.of_parts(code_grid) else code_grid
     if len(numbers) != 2 or min(numbers) < 1:
         raise ValueError(

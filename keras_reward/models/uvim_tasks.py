@@ -1,7 +1,7 @@
-"""What a UViM model learns to write: colours, or panoptic maps.
+"""Tasks of UViM models: colours, or panoptic maps.
 
-A task says how labels become what the networks read and write, and how what they write
-becomes what a reward sees. All maps are `(batch, height, width, ...)`.
+A task defines the inputs and targets of the networks for given labels, and how their
+logits become what a reward sees. All maps are `(batch, height, width, ...)`.
 """
 
 import keras
@@ -9,18 +9,18 @@ import numpy as np
 from keras import ops
 
 from keras_reward import objective
-from keras_reward.codecs.colors import (
+from keras_reward.codecs.panoptic import (
+    canonical_segments,
+    panoptic_from_logits,
+)
+from keras_reward.forms.colors import (
     guided_filter,
     lab_to_rgb,
     lightness_of,
     rgb_to_lab,
 )
-from keras_reward.codecs.panoptic import (
-    canonical_segments,
-    panoptic_from_logits,
-)
 
-AB_SCALE = 110.0  # Lab's a and b of sRGB colours, divided by it, are within [-1, 1]
+AB_SCALE = 110.0  # Lab's a and b of sRGB colours are in [-1, 1] if divided by it
 COLOR_OUTPUTS = ("ab", "rgb")
 
 
@@ -28,21 +28,22 @@ COLOR_OUTPUTS = ("ab", "rgb")
 class ColorizationTask:
     """Colours of grey images.
 
-    Labels are colour images `(batch, height, width, 3)`, float RGB in [0, 1]. The
-    images that the model is given are the same in grey, such as `to_gray` makes them,
-    with one channel or three. The networks write the (a, b) of CIE Lab for each pixel,
-    trained by squared error; the output image has these colours and the lightness of
-    the given image. Colours that a screen cannot show are paler, see `lab_to_rgb`.
+    Labels are colour images `(batch, height, width, 3)`, float RGB in [0, 1]. The input
+    images are the same in grey, for example from `to_gray`, with one channel or three.
+    The networks predict the (a, b) of CIE Lab for each pixel, trained by squared error.
+    The output image has these colours and the lightness of the input image. Colours
+    that a screen cannot show become paler, see `lab_to_rgb`.
 
     Args:
-        output: `"ab"` (default); or `"rgb"`, as published: the networks write all three
-            channels, in [-1, 1], and the lightness of the given image is not used.
-        value_range: values of black and white in the images that the model is given.
-            Default (0, 1). Labels and outputs are in [0, 1] always.
+        output: `"ab"` (default); or `"rgb"`, as published: the networks predict all
+            three channels, in [-1, 1], and the lightness of the input image is not
+            used.
+        value_range: values of black and white in the input images. Default (0, 1).
+            Labels and outputs are always in [0, 1].
         smoothing: post-processing with `output="ab"`: radius in pixels of a guided
-            filter (He, Sun and Tang 2010) that evens out the colours where the grey
-            image is even, and leaves its edges. Default 0: none, as published. With
-            half a patch the edges of patches vanish.
+            filter (He, Sun and Tang 2010) that smooths the colours except across edges
+            of the grey image. Default 0: none, as published. With half a patch, the
+            edges of patches vanish.
 
     Example:
 
@@ -94,14 +95,14 @@ class ColorizationTask:
             )
 
     def targets(self, labels):
-        """What the networks are to write: `{"color": (batch, height, width, c)}`."""
+        """The targets of the networks: `{"color": (batch, height, width, c)}`."""
         if self.output == "rgb":
             return {"color": 2.0 * ops.cast(labels, "float32") - 1.0}
         _, a, b = rgb_to_lab(labels, stack=False)
         return {"color": ops.stack([a, b], axis=-1) / AB_SCALE}
 
     def features(self, targets):
-        """What the oracle reads of the targets: themselves."""
+        """The inputs of the oracle: the targets."""
         return targets
 
     def losses(self, targets, logits):
@@ -113,8 +114,8 @@ class ColorizationTask:
         """RGB images `(batch, height, width, 3)` in [0, 1].
 
         Args:
-            images: as the model is given them, in `value_range`.
-            logits: dict of `"color"`, what the networks wrote.
+            images: the input images, in `value_range`.
+            logits: dict of `"color"`, the output of the networks.
         """
         color = logits["color"]
         if self.output == "rgb":
@@ -143,20 +144,20 @@ class ColorizationTask:
 class PanopticTask:
     """Panoptic maps of images.
 
-    Labels are int maps of class and instance `(batch, height, width, 2)`, as panoptic
-    rewards read them: class 0, or a negative one, is void. The networks write for each
-    pixel the class and the number of its segment, in the canonical order that
-    `canonical_segments` gives, trained by cross-entropy. Stuff has a segment like
-    things have, as published. Outputs are maps like the labels.
+    Labels are int maps of class and instance `(batch, height, width, 2)`, as for
+    panoptic rewards: class 0, or a negative one, is void. For each pixel, the networks
+    predict the class and the number of its segment, in the canonical order of
+    `canonical_segments`, trained by cross-entropy. Stuff has segments as things have,
+    as published. Outputs are maps like the labels.
 
     Args:
         num_classes: number of classes without void. Labels are from 1 to `num_classes`.
-        max_segments: most segments of a map. Of those beyond, only the class is
-            learned.
+        max_segments: maximum number of segments in a map. For further ones, only the
+            class is learned.
         min_fraction: post-processing: a predicted segment that covers this fraction of
             the map or less becomes void. Default 0.0. UViM's publication mentions
             0.03 ** 2.
-        stuff_classes: classes whose instance is 0 in outputs. Default: none.
+        stuff_classes: classes with instance 0 in outputs. Default: none.
 
     Example:
 
@@ -219,12 +220,12 @@ class PanopticTask:
             )
 
     def targets(self, labels):
-        """Classes and segments' numbers, `(batch, height, width)` int32 each."""
+        """Classes and numbers of segments, `(batch, height, width)` int32 each."""
         maps = canonical_segments(labels, self.max_segments)
         return {"semantics": maps[..., 0], "instances": maps[..., 1]}
 
     def features(self, targets):
-        """What the oracle reads of the targets: one of `heads` channels is 1."""
+        """The inputs of the oracle: the targets as one-hot vectors."""
         return {
             name: ops.one_hot(targets[name], channels)
             for name, channels in self.heads.items()
@@ -244,7 +245,7 @@ class PanopticTask:
         """Maps of class and instance, `(batch, height, width, 2)` int32.
 
         Args:
-            images: not looked at.
+            images: not used.
             logits: dict of `"semantics"` and `"instances"`.
         """
         return panoptic_from_logits(
@@ -286,5 +287,5 @@ def check_shape(task, labels, image_shape):
 
 
 def is_host(data):
-    """Whether `data` is a NumPy array, whose values can be looked at."""
+    """Whether `data` is a NumPy array, whose values can be checked."""
     return isinstance(data, np.ndarray)

@@ -1,4 +1,4 @@
-"""A small Vision Transformer: images to tokens."""
+"""A small Vision Transformer, from images to tokens."""
 
 import keras
 from keras import ops
@@ -11,20 +11,20 @@ from keras_reward.models.transformer import (
 )
 
 STEMS = ("patch", "conv")
-# Standard deviation of positions at first. What the convolutions say of content is as
-# strong; with weak positions a decoder takes several times longer to learn to look for
-# things in places.
+# Standard deviation of initial positions. With convolutions, it matches the scale of
+# the content: with weak positions, a decoder takes several times longer to learn where
+# things are.
 POSITION_SCALES = {"patch": 0.02, "conv": 0.5}
 STEM_CONVOLUTIONS = 5
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class VisionTransformer(keras.Model):
-    """Vision Transformer encoder: images to one vector for each patch.
+    """Vision Transformer encoder, from images to one vector for each patch.
 
-    Patch embedding, learned positions, pre-norm blocks and a last normalisation, with
-    no class token and no pooling. Any image model with the same output serves in its
-    place, such as KerasHub's `ViTBackbone` with pretrained weights.
+    Patch embedding, learned positions, pre-norm blocks and a final normalisation,
+    without class token and pooling. Any image model with the same form of output can
+    replace it, such as KerasHub's `ViTBackbone` with pretrained weights.
 
     Args:
         image_shape: `(height, width, channels)`.
@@ -32,17 +32,17 @@ class VisionTransformer(keras.Model):
         width: length of a patch's vector. Default 128.
         num_layers: number of Transformer blocks. Default 3.
         num_heads: number of attention heads; divides `width`. Default 4.
-        mlp_dim: width of the feed-forward networks' middle. Default `4 * width`.
+        mlp_dim: hidden width of the feed-forward networks. Default `4 * width`.
         dropout: share of each sub-layer's output that is dropped in training.
         stem: `"patch"` (default), one linear map of a patch's pixels; or `"conv"`, five
-            normalised convolutions, which learn better from small data sets. Their
+            normalised convolutions, which learn better from small datasets. With these,
             `patch_size` must be a power of two, at most 32.
         name: optional name.
         dtype: optional dtype or dtype policy.
 
-    Call arguments: images `(batch, height, width, channels)`, float, in whatever range
-    they were trained with, such as [-1, 1]. Returns `(batch, tokens, width)`, tokens
-    row by row.
+    Call arguments: float images `(batch, height, width, channels)`, in the range that
+    the model was trained with, such as [-1, 1]. Returns `(batch, tokens, width)`, with
+    the tokens row by row.
 
     Example:
 
@@ -54,8 +54,8 @@ class VisionTransformer(keras.Model):
     encoder.predict(np.zeros((2, 32, 32, 3), "float32"), verbose=0)  # (2, 16, 16)
     ```
 
-    Reference: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words". The stem of
-    convolutions: Xiao et al. 2021, "Early Convolutions Help Transformers See Better".
+    Reference: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"; for the
+    convolutions, Xiao et al. 2021, "Early Convolutions Help Transformers See Better".
     """
 
     def __init__(
@@ -154,7 +154,7 @@ def convolution_stem(images, size, width, dtype):
 
 
 def check_arguments(image_shape, patch_size, width, num_heads, stem):
-    """Raises where sizes do not fit."""
+    """Raises if sizes do not fit together."""
     height, columns, _ = image_shape
     if height % patch_size or columns % patch_size:
         raise ValueError(

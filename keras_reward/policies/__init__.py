@@ -1,13 +1,15 @@
-"""How a model's output is a probability distribution."""
+"""How a model's output defines a probability distribution."""
 
-import keras
-
-from keras_reward.policies.autoregressive import AutoregressivePolicy, missing_parts
+from keras_reward.nests import deserialized
+from keras_reward.policies.autoregressive import AutoregressivePolicy
 from keras_reward.policies.causal_lm import CausalLMPolicy
 from keras_reward.policies.factorized import BernoulliPolicy, CategoricalPolicy
 from keras_reward.policies.gaussian import GaussianPolicy
 from keras_reward.policies.language_tasks import is_language_model
-from keras_reward.policies.policy import PROTOCOL, Policy
+from keras_reward.policies.likelihood import Likelihood
+from keras_reward.policies.model_policy import ModelPolicy, has_protocol
+from keras_reward.policies.policy import Policy
+from keras_reward.sequences.sequence_model import what_is_missing
 
 POLICIES = {
     "categorical": CategoricalPolicy,
@@ -15,6 +17,7 @@ POLICIES = {
     "gaussian": GaussianPolicy,
     "autoregressive": AutoregressivePolicy,
     "causal_lm": CausalLMPolicy,
+    "model": ModelPolicy,
 }
 
 
@@ -23,10 +26,10 @@ def get(identifier, model, temperature=1.0):
 
     Args:
         identifier: `"auto"`, a name from `POLICIES`, a `Policy`, or its serialised
-            config. `"auto"`: a model that has the methods of the policy protocol is
-            its own policy; a KerasHub `CausalLM` or `Seq2SeqLM` gets a
-            `CausalLMPolicy`, a sequence model an `AutoregressivePolicy`; any other
-            model's output is read as logits over its last axis.
+            config. With `"auto"`, a model that has the methods of the policy protocol
+            gets a `ModelPolicy`, a KerasHub `CausalLM` or `Seq2SeqLM` a
+            `CausalLMPolicy`, and a sequence model an `AutoregressivePolicy`; the output
+            of any other model is read as logits over its last axis.
         model: the `keras.Model` to read.
         temperature: divides the logits.
 
@@ -34,26 +37,13 @@ def get(identifier, model, temperature=1.0):
         A policy bound to `model`.
 
     Raises:
-        ValueError: for an unknown identifier, or a temperature for a model that is
-            its own policy.
+        ValueError: for an unknown identifier, or a policy that does not fit the model.
     """
-    if identifier == "auto" and all(
-        callable(getattr(model, method, None)) for method in PROTOCOL
-    ):
-        if temperature != 1.0:
-            raise ValueError(
-                f"Model {model.name!r} is its own policy, so its temperature is its "
-                f"own too: set it there. Received: temperature={temperature}"
-            )
-        return model
-    if identifier == "auto" and is_language_model(model):
-        identifier = "causal_lm"
     if identifier == "auto":
-        identifier = "categorical" if missing_parts(model) else "autoregressive"
+        identifier = kind_of(model)
     if isinstance(identifier, str) and identifier in POLICIES:
         identifier = POLICIES[identifier]()
-    if isinstance(identifier, dict):
-        identifier = keras.saving.deserialize_keras_object(identifier)
+    identifier = deserialized(identifier)
     if not isinstance(identifier, Policy):
         names = ", ".join(repr(name) for name in ["auto", *POLICIES])
         raise ValueError(
@@ -63,14 +53,10 @@ def get(identifier, model, temperature=1.0):
     return identifier.bind(model, temperature)
 
 
-def greedy_outputs(policy, x, context):
-    """The greedy output of each input, decoded: what `predict` returns.
-
-    Args:
-        policy: a `Policy`, or a model that is its own.
-        x: the model's inputs.
-        context: what `policy.encode(x)` returned.
-    """
-    if isinstance(policy, Policy):
-        return policy.greedy_outputs(x, context)
-    return policy.decode(x, policy.mode(context)[:, None])
+def kind_of(model):
+    """The name of the policy that `"auto"` stands for."""
+    if has_protocol(model):
+        return "model"
+    if is_language_model(model):
+        return "causal_lm"
+    return "categorical" if what_is_missing(model) else "autoregressive"

@@ -1,34 +1,22 @@
-"""Models that write a sequence token by token, as policies."""
+"""The policy of models that generate a sequence token by token."""
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.policies.decoding import likeliest, write_tokens
-from keras_reward.policies.policy import deserialized
-from keras_reward.policies.targets import (
-    as_references,
-    check_vocabulary,
-    host_array,
-    mean_over_references,
-    tokens_of_references,
+from keras_reward.nests import deserialized, host_array
+from keras_reward.policies.tokens import FORBIDDEN, TokenPolicy
+from keras_reward.sampling import draw_categorical, likeliest
+from keras_reward.sequences.sequence_model import (
+    ATTRIBUTES,
+    METHODS,
+    shift_right,
+    what_is_missing,
 )
-from keras_reward.policies.token_sampling import sample_tokens
-from keras_reward.policies.tokens import TokenPolicy
+from keras_reward.sequences.writing import batch_size, write_tokens
 
-METHODS = ("encode", "hidden_states", "logits", "start_cache", "next_hidden")
-ATTRIBUTES = ("vocabulary_size", "max_length", "start_id", "end_id", "pad_id")
-# Logit of a token that the slot mask forbids. Its probability underflows to exactly 0;
-# unlike -inf it leaves entropies and gradients finite.
-FORBIDDEN = -1e30
-# How many of the inputs have their slot masks looked at before a loop over all.
+# Number of inputs whose slot masks are checked before training or prediction.
 CHECKED_INPUTS = 8
-
-
-def missing_parts(model):
-    """Names of what `model` lacks to be a sequence model, as a list."""
-    methods = [m for m in METHODS if not callable(getattr(model, m, None))]
-    return methods + [a for a in ATTRIBUTES if not hasattr(model, a)]
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -40,45 +28,46 @@ class AutoregressivePolicy(TokenPolicy):
     `pad_id`, and the methods `encode`, `hidden_states`, `logits`, `start_cache` and
     `next_hidden`. With `policy="auto"` such a model gets this policy.
 
-    The encoder runs once a step, and what it returns is held once per image, for all
-    samples, in sampling and in scoring. Samples are drawn with a key/value cache and
-    scored in one teacher-forced pass. The decoder runs with `training=False` always,
-    so that the distribution that is scored is the one that was sampled from.
+    The encoder runs once per step. Its output is stored once per image and shared by
+    all samples, for sampling and for their likelihood. Samples are drawn with a
+    key/value cache, and their likelihood is computed in one teacher-forced pass. The
+    decoder always runs with `training=False`, so that both use the same distribution.
 
-    A sample is `(batch, n, T)` int32 token ids with `T = model.max_length`: the first
-    end token included, `pad_id` after it. Its log-probability is the sum over its
-    tokens through the first end token, or over all of them if it never ends. Padding
-    and the start token are tokens like others before that: a model that was trained
-    never to write them does not, and a slot mask forbids them altogether.
+    A sample is `(batch, n, T)` int32 token ids with `T = model.max_length`, with
+    `pad_id` after the first end token. Its log-probability is the sum over its tokens
+    up to and including the first end token, or over all of them if there is none.
+    Before the end, padding and the start token are ordinary tokens. A model that was
+    trained without them does not write them; a slot mask can forbid them.
 
     Args:
-        score_chunk: number of positions whose logits exist at once when samples are
-            scored. Default None: all, `(batch * n, T, vocabulary)`. A smaller number
-            needs less memory, and time to compute logits anew for the gradient.
+        logits_chunk: number of positions whose logits are in memory at once when the
+            likelihood of samples is computed. Default None: all of them,
+            `(batch * n, T, vocabulary)`. A smaller number needs less memory, but the
+            logits are recomputed for the gradient.
         slot_mask: which tokens are allowed at which position: a bool array
-            `(T, vocabulary)`, or a function of the model's inputs that returns one for
-            each of them, `(batch, T, vocabulary)`. A forbidden token is never drawn
-            and has probability 0, in sampling, scoring and the greedy output alike.
-            Every position must allow a token. A compiled step cannot look at what a
-            function returns: where `fit` and its like get arrays, it is called with
-            the first inputs and looked at beforehand. At a position that allows
-            nothing after all, any token is drawn. Default None: the `slot_mask` of the
-            codec or of the model, if one has it, else all are allowed.
-        position_mask: which positions count in log-probability, likelihood and entropy:
-            a bool array `(T,)`. The others are sampled but not trained, such as the
+            `(T, vocabulary)`, or a function of the model's inputs that returns one mask
+            per input, `(batch, T, vocabulary)`. A forbidden token has probability 0 and
+            is never drawn, nor is it in the greedy output. Every position must allow a
+            token. Since a compiled step cannot check what a function returns, `fit`,
+            `evaluate` and `predict` check it on the first inputs if they get arrays. If
+            a position allows no token, any token is drawn. Default None: the
+            `slot_mask` of the codec or of the model if it has one, else all tokens are
+            allowed.
+        position_mask: which positions count in the log-probability and the entropy: a
+            bool array `(T,)`. The others are sampled but not trained, such as the
             confidence of boxes, on which no reward depends. Default None: the codec's
-            `position_mask` if it has one, else all count.
-        codec: how token ids become what a reward sees, see `Policy`. Where it says
-            `uses_token_probs`, its `decode` is given, for predictions, the argument
-            `token_probs` `(batch, 1, T)`: how likely each written token was. Default
-            None: the model's method `decode`, if it has one as `UViM` does, which
-            returns rows `(batch * n, ...)`; else the token ids themselves.
+            `position_mask` if it has one, else all positions count.
+        codec: how token ids become what a reward sees, see `Policy`. If it has
+            `uses_token_probs` set, its `decode` gets the argument `token_probs`
+            `(batch, 1, T)` in predictions, the probability of each token. Default None:
+            the model's method `decode` if it has one, as `UViM` does, which returns
+            rows `(batch * n, ...)`; else the token ids themselves.
         name: optional name.
 
     Raises:
-        ValueError: if `score_chunk` is not a positive int; if a mask has another shape,
-            or a position without any allowed token; from `bind`, if the model
-            is no sequence model.
+        ValueError: if `logits_chunk` is not a positive int; if a mask has the wrong
+            shape, or a position without any allowed token; in `bind`, if the model is
+            not a sequence model.
 
     Example:
 
@@ -91,21 +80,21 @@ class AutoregressivePolicy(TokenPolicy):
         allowed[..., 0] = False
         return allowed
 
-    policy = AutoregressivePolicy(score_chunk=8, slot_mask=never_padding)
+    policy = AutoregressivePolicy(logits_chunk=8, slot_mask=never_padding)
     # RewardTuning(model, reward=..., policy=policy)
     ```
     """
 
     def __init__(
         self,
-        score_chunk=None,
+        logits_chunk=None,
         slot_mask=None,
         position_mask=None,
         codec=None,
         name=None,
         **kwargs,
     ):
-        super().__init__(score_chunk, codec=codec, name=name, **kwargs)
+        super().__init__(logits_chunk, codec=codec, name=name, **kwargs)
         self.given_masks = {"slot_mask": slot_mask, "position_mask": position_mask}
         if slot_mask is None:
             slot_mask = getattr(codec, "slot_mask", None)
@@ -119,7 +108,7 @@ class AutoregressivePolicy(TokenPolicy):
         self.position_mask = position_mask
 
     def bind(self, model, temperature=1.0):
-        missing = missing_parts(model)
+        missing = what_is_missing(model)
         if missing:
             raise ValueError(
                 f"{type(self).__name__} tunes a sequence model, such as "
@@ -133,7 +122,16 @@ class AutoregressivePolicy(TokenPolicy):
             check_slot_mask(self.slot_mask, (model.max_length, model.vocabulary_size))
         if self.position_mask is not None:
             check_position_mask(self.position_mask, model.max_length)
+        end_ids = () if model.end_id is None else (model.end_id,)
+        self._untracked(end_ids=end_ids, pad_id=model.pad_id)
         return super().bind(model, temperature)
+
+    @property
+    def vocabulary_size(self):
+        return self.model.vocabulary_size
+
+    def length_limit(self, context=None):
+        return self.model.max_length
 
     def check_inputs(self, x):
         """Raises if the slot mask of the first inputs does not fit."""
@@ -144,7 +142,7 @@ class AutoregressivePolicy(TokenPolicy):
             self.slots_of(first)
 
     def slots_of(self, x):
-        """What a slot mask that is a function says of inputs, checked."""
+        """The masks that a `slot_mask` function returns for inputs, checked."""
         allowed = self.slot_mask(x)
         slots = (self.model.max_length, self.model.vocabulary_size)
         check_slot_mask(allowed, ("batch", *slots))
@@ -154,8 +152,8 @@ class AutoregressivePolicy(TokenPolicy):
         """One encoder pass.
 
         Returns:
-            Dict of `"model"`: what the model's `encode` returned, and, where the slot
-            mask depends on the inputs, `"allowed"`: `(batch, T, vocabulary)` bool.
+            Dict of `"model"`, the result of the model's `encode`, and, if the slot mask
+            depends on the inputs, `"allowed"`, `(batch, T, vocabulary)` bool.
         """
         context = {"model": self.model.encode(x, training=training)}
         if callable(self.slot_mask):
@@ -178,14 +176,13 @@ class AutoregressivePolicy(TokenPolicy):
 
     def sample(self, context, num_samples, seed=None, noise=None):
         if noise is None:
-            batch = ops.shape(keras.tree.flatten(context)[0])[0]
-            shape = (batch, num_samples, self.model.max_length)
+            shape = (batch_size(context), num_samples, self.model.max_length)
             noise = keras.random.uniform(shape, seed=seed, dtype="float32")
         noise = ops.convert_to_tensor(noise, "float32")
 
         def draw(logits, position):
             number = ops.take(noise, position, axis=2)
-            return sample_tokens(logits, ops.expand_dims(number, -1))[..., 0]
+            return draw_categorical(logits, ops.expand_dims(number, -1))[..., 0]
 
         return self.write(context, num_samples, draw)
 
@@ -194,7 +191,7 @@ class AutoregressivePolicy(TokenPolicy):
         return self.write(context, 1, lambda logits, _: likeliest(logits))[:, 0]
 
     def write(self, context, n, choose):
-        """Sequences whose tokens `choose(logits, position)` picks: `(batch, n, T)`."""
+        """Writes sequences `(batch, n, T)`; `choose(logits, position)` picks tokens."""
         allowed = self.allowed_tokens(context)
 
         def choose_allowed(hidden, position):
@@ -210,7 +207,7 @@ class AutoregressivePolicy(TokenPolicy):
             return self.model.decode(x, samples, **details)
         return super().decode(x, samples, **details)
 
-    # Scoring.
+    # Likelihood.
 
     def mask(self, context, samples):
         if self.model.end_id is None:
@@ -219,44 +216,12 @@ class AutoregressivePolicy(TokenPolicy):
         return ops.equal(ops.cumsum(ends, axis=-1) - ends, 0)
 
     def states(self, context, samples):
-        start = ops.full_like(samples[..., :1], self.model.start_id)
-        inputs = ops.concatenate([start, samples[..., :-1]], axis=-1)
+        inputs = shift_right(ops, samples, self.model.start_id)
         hidden = self.model.hidden_states(context["model"], inputs)
         allowed = self.allowed_tokens(context)
         if allowed is None:
             return (hidden,)
         return hidden, allowed[:, None, : samples.shape[-1]]
-
-    def target_log_prob(self, context, targets):
-        """Mean log-probability `(batch,)` of the references of an image.
-
-        Args:
-            context: what `encode` returned.
-            targets: `(batch, T')` or `(batch, references, T')` int token ids, padded,
-                at most `T` of them. Left out are padding, which is at the end (its id
-                with other tokens behind it is a token), tokens that the slot mask
-                forbids or that are not in the vocabulary, and, of several references,
-                one that is all padding. A model without an end token writes T tokens
-                always, so a row of T of them has no padding.
-        """
-        model = self.model
-        targets = as_references(self, targets, model.max_length)
-        known = ops.logical_and(targets >= 0, targets < model.vocabulary_size)
-        log_probs, _ = self.token_scores(context, ops.where(known, targets, 0)[None])
-        log_probs = log_probs[0]
-        known = ops.logical_and(known, log_probs > 0.5 * FORBIDDEN)
-        mask = ops.logical_and(self.scored(context, targets), known)
-        end_ids = () if model.end_id is None else (model.end_id,)
-        tokens, present = tokens_of_references(
-            targets, model.pad_id, end_ids, model.max_length
-        )
-        mask = ops.logical_and(mask, tokens)
-        return mean_over_references(log_probs, mask, present)
-
-    def check_targets(self, targets):
-        """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
-        as_references(self, targets, self.model.max_length)
-        check_vocabulary("y", targets, self.model.vocabulary_size)
 
     def given(self):
         return {**super().given(), **self.given_masks}
@@ -275,12 +240,12 @@ class AutoregressivePolicy(TokenPolicy):
 
 
 def check_slot_mask(mask, expected):
-    """Raises if a slot mask has another shape, or a position without any token.
+    """Raises if a slot mask has the wrong shape, or a position without any token.
 
     Args:
-        mask: bool array or tensor. Values are looked at outside of compiled
-            functions only.
-        expected: its shape; a name where any size will do.
+        mask: bool array or tensor. Values are only checked outside of compiled
+            functions.
+        expected: its shape; a name stands for any size.
     """
     shape = tuple(getattr(mask, "shape", ()))
     fits = len(shape) == len(expected) and all(
@@ -290,7 +255,7 @@ def check_slot_mask(mask, expected):
     if not fits:
         described = ", ".join(map(str, expected))
         raise ValueError(
-            "`slot_mask` says of every token whether it is allowed at a position: "
+            "`slot_mask` must say for every position which tokens are allowed: "
             f"shape ({described}). Received: shape {shape}"
         )
     some = host_array(ops.any(mask, axis=-1))
@@ -303,10 +268,10 @@ def check_slot_mask(mask, expected):
 
 
 def check_position_mask(mask, length):
-    """Raises if a position mask has another shape, or no True in it."""
+    """Raises if a position mask has the wrong shape, or no True value."""
     if mask.shape != (length,) or not mask.any():
         raise ValueError(
-            "`position_mask` says of every position whether it counts: shape "
+            "`position_mask` must say for every position whether it counts: shape "
             f"({length},), with at least one that does. Received: shape {mask.shape}, "
             f"{int(mask.sum())} that count"
         )

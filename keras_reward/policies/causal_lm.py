@@ -1,69 +1,64 @@
-"""KerasHub's language models as policies: prompt in, generated text out."""
+"""The policy of KerasHub's language models, which answer a prompt."""
 
 import keras
 from keras import ops
 
-from keras_reward.policies.decoding import likeliest
+from keras_reward.nests import host_array, repeat_rows
 from keras_reward.policies.language_tasks import task_of
-from keras_reward.policies.policy import repeat_rows
-from keras_reward.policies.targets import (
-    as_references,
-    check_vocabulary,
-    host_array,
-    mean_over_references,
-    tokens_of_references,
-)
-from keras_reward.policies.token_sampling import sample_tokens
 from keras_reward.policies.tokens import TokenPolicy
+from keras_reward.sampling import draw_categorical, likeliest
+from keras_reward.sequences.references import check_vocabulary
+from keras_reward.sequences.writing import put_token
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class CausalLMPolicy(TokenPolicy):
-    """The text that a KerasHub `CausalLM` or `Seq2SeqLM` writes after a prompt.
+    """The text that a KerasHub `CausalLM` or `Seq2SeqLM` generates after a prompt.
 
-    For the tasks of text alone (GPT-2, Gemma, Llama, ...), PaliGemma and Gemma 3 with
+    Works with text-only tasks (GPT-2, Gemma, Llama, ...), PaliGemma and Gemma 3 with
     images, and Bart. Inputs are what the task's own preprocessor makes for generation:
 
     ```text
     x = model.preprocessor.generate_preprocess({"images": photos, "prompts": prompts})
     ```
 
-    a dict of `token_ids` and `padding_mask` `(batch, L)`, True in the prompt (for Bart
-    the same of the decoder, and of the encoder), and images where the task has them.
-    L is the most tokens of prompt and answer together; prompts may differ in length.
+    This is a dict of `token_ids` and `padding_mask` `(batch, L)`, True in the prompt
+    (for Bart, both of the decoder and of the encoder), and of images if the task has
+    them. L is the maximum length of prompt and answer together; prompts may differ in
+    length.
 
-    A sample is the generated part alone: `(batch, n, T)` token ids that start at the
-    left, end with the first end token, and are padded behind it. An answer that has
-    not ended after T tokens, or at position L, is cut there. The prompt is never
-    scored.
+    A sample is the answer alone: `(batch, n, T)` token ids that start at the left, end
+    with the first end token, and are padded after it. An answer that has not ended
+    after T tokens, or at position L, is cut there. The prompt does not count in the
+    likelihood.
 
-    An image is encoded once for all samples, in sampling and scoring. Sampling goes
-    through the task's cache, prefilled once per prompt; scoring is one pass over the
-    whole sequences. Dropout in the decoder is always off, so that what is sampled is
-    what is scored. Only what is trainable is tuned: after `backbone.enable_lora(rank)`
-    that is the adapters.
+    An image is encoded once for all samples and their likelihood. Sampling uses the
+    task's cache, prefilled once per prompt; the likelihood is computed in one pass over
+    the whole sequences. Dropout in the decoder is always off, so that both use the same
+    distribution. Only trainable weights are tuned: after `backbone.enable_lora(rank)`
+    these are the adapters.
 
     Args:
-        max_new_tokens: T, the most tokens of an answer. Default: L - 1.
-        end_token_ids: ids of the tokens that end an answer, an empty tuple if none
-            does. Default: those at which the task's own `generate` stops, from its
+        max_new_tokens: T, the maximum length of an answer in tokens. Default: L - 1.
+        end_token_ids: ids of the tokens that end an answer, an empty tuple if there
+            are none. Default: those at which the task's own `generate` stops, from its
             tokenizer.
-        pad_token_id: what samples are padded with. Default: the tokenizer's, or 0.
-        score_chunk: number of positions whose logits exist at once when samples are
-            scored. Default None: all, `(batch * n, T, vocabulary)`. A smaller number
-            needs less memory, and time to compute logits anew for the gradient.
+        pad_token_id: id that samples are padded with. Default: the tokenizer's, or 0.
+        logits_chunk: number of positions whose logits are in memory at once when the
+            likelihood of samples is computed. Default None: all of them,
+            `(batch * n, T, vocabulary)`. A smaller number needs less memory, but the
+            logits are recomputed for the gradient.
         codec: how token ids become what a reward sees, see `Policy`. Default: the
-            reward sees them as they are, `(rows, T)`.
+            reward sees the token ids, `(rows, T)`.
         name: optional name.
 
     Raises:
-        ValueError: when bound to a model that is no such task or has no end token; in
-            `encode`, for missing keys, images of the wrong size, token ids that are
-            not in the vocabulary, an empty prompt, and one that leaves no room for an
-            answer. The last three are seen outside of compiled functions only:
-            `fit`, `train_on_batch`, `evaluate` and `predict` look at arrays and
-            tensors beforehand. Where they get a data set, `check_inputs` may be called
-            with a batch of it.
+        ValueError: in `bind`, for a model that is not such a task or has no end token;
+            in `encode`, for missing keys, images of the wrong size, token ids outside
+            the vocabulary, an empty prompt, and a prompt that leaves no room for an
+            answer. The last three are only checked outside of compiled functions:
+            `fit`, `train_on_batch`, `evaluate` and `predict` check arrays and tensors
+            before they start. For a dataset, call `check_inputs` with a batch of it.
 
     Example:
 
@@ -85,12 +80,12 @@ class CausalLMPolicy(TokenPolicy):
         max_new_tokens=None,
         end_token_ids=None,
         pad_token_id=None,
-        score_chunk=None,
+        logits_chunk=None,
         codec=None,
         name=None,
         **kwargs,
     ):
-        super().__init__(score_chunk, codec=codec, name=name, **kwargs)
+        super().__init__(logits_chunk, codec=codec, name=name, **kwargs)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ValueError(
                 "`max_new_tokens` must be a positive number, or None. "
@@ -119,8 +114,8 @@ class CausalLMPolicy(TokenPolicy):
         """Raises a ValueError if `x` is not what the model can answer.
 
         Args:
-            x: inputs, see the class. Values are looked at outside of compiled
-                functions only, shapes always.
+            x: inputs, see the class. Shapes are always checked, values only outside of
+                compiled functions.
         """
         keys = (*self.task.keys, *self.task.other_keys)
         missing = [key for key in keys if not isinstance(x, dict) or key not in x]
@@ -141,11 +136,10 @@ class CausalLMPolicy(TokenPolicy):
         check_prompts(host_array(mask))
         for key in keys:
             if key.endswith("token_ids"):
-                size = self.task.backbone.vocabulary_size
-                check_vocabulary(key, x[key], size)
+                check_vocabulary(key, x[key], self.vocabulary_size)
 
     def encode(self, x, training=False):
-        """The prompts, and what the model makes of their images or input texts.
+        """The prompts, and the encoded images or input texts.
 
         Args:
             x: a dict, see the class.
@@ -165,8 +159,13 @@ class CausalLMPolicy(TokenPolicy):
             "lengths": count(mask),
         }
 
-    def new_tokens(self, context):
-        """T, the most tokens of a sample."""
+    @property
+    def vocabulary_size(self):
+        return self.task.backbone.vocabulary_size
+
+    def length_limit(self, context=None):
+        if context is None:
+            return self.max_new_tokens
         room = context["token_ids"].shape[1] - 1
         return min(self.max_new_tokens or room, room)
 
@@ -183,7 +182,7 @@ class CausalLMPolicy(TokenPolicy):
 
         def draw(logits, position):
             uniform = ops.take(noise, position, axis=1)[:, None]
-            return sample_tokens(self.scaled(logits), uniform)[:, 0]
+            return draw_categorical(self.scaled(logits), uniform)[:, 0]
 
         return self.generate(context, num_samples, draw)
 
@@ -191,7 +190,7 @@ class CausalLMPolicy(TokenPolicy):
         return self.generate(context, 1, lambda logits, _: likeliest(logits))[:, 0]
 
     def generate(self, context, num_samples, choose):
-        """Writes token by token, through the task's cache.
+        """Generates answers token by token, with the task's cache.
 
         Args:
             context: what `encode` returned.
@@ -202,12 +201,11 @@ class CausalLMPolicy(TokenPolicy):
         Returns:
             `(batch, num_samples, T)` int32, the generated tokens.
         """
-        rows = repeated(context, num_samples)
-        cache = repeated(self.task.prefill(context), num_samples)
+        rows = repeat_rows(context, num_samples)
+        cache = repeat_rows(self.task.prefill(context), num_samples)
         lengths, token_ids = rows["lengths"], rows["token_ids"]
         length = token_ids.shape[1]
-        limits = ops.minimum(lengths + self.new_tokens(context), length)
-        positions = ops.arange(length, dtype="int32")
+        limits = ops.minimum(lengths + self.length_limit(context), length)
 
         def unfinished(position, token_ids, done, cache):
             return ops.logical_and(position < length, ops.logical_not(ops.all(done)))
@@ -218,7 +216,7 @@ class CausalLMPolicy(TokenPolicy):
             in_prompt = position < lengths
             token = ops.where(done, self.pad_id, choose(logits, position))
             token = ops.where(in_prompt, ops.take(token_ids, position, axis=1), token)
-            token_ids = ops.where(positions == position, token[:, None], token_ids)
+            token_ids = put_token(token_ids, token, position)
             ended = ops.logical_and(self.is_end(token), ops.logical_not(in_prompt))
             full = position + 1 >= limits
             done = ops.logical_or(done, ops.logical_or(ended, full))
@@ -231,16 +229,16 @@ class CausalLMPolicy(TokenPolicy):
         return self.answers(token_ids, lengths, num_samples)
 
     def answers(self, token_ids, lengths, num_samples):
-        """What stands behind the prompts, moved to the left: `(batch, n, T)`."""
+        """The tokens after the prompts, moved to the left: `(batch, n, T)`."""
         room = token_ids.shape[1]
-        steps = ops.arange(self.new_tokens({"token_ids": token_ids}), dtype="int32")
+        steps = ops.arange(self.length_limit({"token_ids": token_ids}), dtype="int32")
         places = lengths[:, None] + steps
         tokens = ops.take_along_axis(token_ids, ops.minimum(places, room - 1), axis=1)
         tokens = ops.where(places < room, tokens, self.pad_id)
         return ops.reshape(tokens, (-1, num_samples, steps.shape[0]))
 
     def is_end(self, tokens):
-        """Which tokens end an answer: bool, as `tokens`."""
+        """Which tokens end an answer: bool, of the shape of `tokens`."""
         found = ops.zeros_like(tokens, dtype="bool")
         for end_id in self.end_ids:
             found = ops.logical_or(found, tokens == end_id)
@@ -254,14 +252,14 @@ class CausalLMPolicy(TokenPolicy):
         return ops.logical_and(open_still, steps < room[:, None, None])
 
     def states(self, context, samples):
-        """Hidden states `(batch, n, T, width)`, each from before its token."""
+        """Hidden states `(batch, n, T, width)` at the position before each token."""
         n, steps = samples.shape[1:]
-        rows = repeated(context, n)
+        rows = repeat_rows(context, n)
         lengths = rows["lengths"][:, None]
         length = rows["token_ids"].shape[1]
         answers = ops.reshape(samples, (-1, steps))
         written = count(ops.reshape(self.mask(context, samples), (-1, steps)))
-        # Each position's place in the answer; negative within the prompt.
+        # The index of each position in the answer; negative within the prompt.
         places = ops.arange(length, dtype="int32") - lengths
         inside = ops.clip(places, 0, steps - 1)
         token_ids = ops.where(
@@ -279,42 +277,12 @@ class CausalLMPolicy(TokenPolicy):
         return self.scaled(self.task.logits(hidden))
 
     def scaled(self, logits):
-        """Logits that are sampled from and scored, in float32."""
+        """Logits in float32, divided by the temperature."""
         return ops.cast(logits, "float32") / self.temperature
 
-    def target_log_prob(self, context, targets):
-        """Mean log-probability `(batch,)` of reference answers.
-
-        Args:
-            context: what `encode` returned.
-            targets: `(batch, T')` or `(batch, references, T')` int token ids in the
-                form of samples: left-aligned, ended and padded. Padding at the end,
-                and a token that is not in the vocabulary, are left out. Of several
-                references one that is all padding is absent. If no token ends an
-                answer, one of T tokens has no padding.
-        """
-        length = self.new_tokens(context)
-        targets = as_references(self, targets, length)
-        size = self.task.backbone.vocabulary_size
-        known = ops.logical_and(targets >= 0, targets < size)
-        # What stands in for the others must not end the answer.
-        word = next((i for i in range(size) if i not in self.end_ids), 0)
-        log_probs, _ = self.token_scores(context, ops.where(known, targets, word)[None])
-        tokens, present = tokens_of_references(
-            targets, self.pad_id, self.end_ids, length
-        )
-        mask = ops.logical_and(self.mask(context, targets), tokens)
-        mask = ops.logical_and(mask, known)
-        return mean_over_references(log_probs[0], mask, present)
-
-    def check_targets(self, targets):
-        """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
-        as_references(self, targets, self.max_new_tokens)
-        check_vocabulary("y", targets, self.task.backbone.vocabulary_size)
-
     def get_config(self):
-        # Once bound, the ids that were found: when Keras loads a file, the tokenizer
-        # has no vocabulary yet while the policy is made and bound.
+        # After `bind`, the ids that were found: when Keras loads a file, the tokenizer
+        # has no vocabulary yet when the policy is made and bound.
         bound = self.task is not None
         return {
             **super().get_config(),
@@ -322,11 +290,6 @@ class CausalLMPolicy(TokenPolicy):
             "end_token_ids": self.end_ids if bound else self.end_token_ids,
             "pad_token_id": self.pad_id if bound else self.pad_token_id,
         }
-
-
-def repeated(structure, n):
-    """Each row of the tensors of a nest `n` times in a row."""
-    return keras.tree.map_structure(lambda leaf: repeat_rows(leaf, n), structure)
 
 
 def count(mask):
@@ -350,7 +313,7 @@ def end_tokens_of(tokenizer, task, model):
 
 
 def check_prompts(mask):
-    """Raises if a prompt is empty or as long as the maximum."""
+    """Raises if a prompt is empty or fills all positions."""
     if mask is None:
         return
     lengths = mask.astype("int32").sum(-1)

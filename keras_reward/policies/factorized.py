@@ -1,15 +1,16 @@
 """Policies whose output positions are independent given the input.
 
-The model's output is the distribution: one forward pass serves sampling, scoring
-and the greedy output.
+The model's output defines the distribution: one forward pass is enough for samples,
+their likelihood and the greedy output.
 """
 
 import keras
 from keras import ops
 
 from keras_reward import objective
+from keras_reward.policies.likelihood import of_positions
 from keras_reward.policies.policy import Policy
-from keras_reward.policies.sampling import sample_categorical
+from keras_reward.sampling import draw_categorical
 
 SMALLEST_PROBABILITY = 1e-7  # as Keras's losses clip probabilities
 
@@ -17,7 +18,7 @@ SMALLEST_PROBABILITY = 1e-7  # as Keras's losses clip probabilities
 class FactorizedPolicy(Policy):
     """Base class of policies over independent positions.
 
-    Encodes by calling the model, and draws noise of the shape of the samples.
+    `encode` calls the model, and the noise has the shape of the samples.
     """
 
     min_rank = 1
@@ -49,7 +50,7 @@ class FactorizedPolicy(Policy):
         raise NotImplementedError
 
     def sample_shape(self, context):
-        """Shape of one sample of each input, batch axis left out."""
+        """Shape of a sample, without the batch axis."""
         return tuple(context.shape[1:])
 
     def noise(self, context, num_samples, seed):
@@ -66,15 +67,27 @@ class FactorizedPolicy(Policy):
         """Noise `(batch, n, ...)` to samples `(batch, n, ...)`."""
         raise NotImplementedError
 
-    def log_prob(self, context, samples):
-        return objective.sequence_log_prob(self.token_log_prob(context, samples))
+    def likelihood(self, context, samples, choices=(), entropy_gradient=False):
+        log_probs = [self.position_log_probs(context, c) for c in (samples, *choices)]
+        log_probs = ops.stack(log_probs) if choices else log_probs[0][None]
+        if not entropy_gradient:
+            context = ops.stop_gradient(context)
+        return of_positions(log_probs, self.entropy(context))
+
+    def position_log_probs(self, context, samples):
+        """Log-probability of each position of samples: `(batch, n, ...)`."""
+        raise NotImplementedError
+
+    def position_entropy(self, context):
+        """Entropy of each position `(batch, ...)`, in nats."""
+        raise NotImplementedError
 
     def target_log_prob(self, context, targets):
         """Log-probability `(batch,)` of the ground truth.
 
         Args:
             context: what `encode` returned.
-            targets: `(batch, ...)`, shaped as one sample of each input.
+            targets: `(batch, ...)`, with the shape of one sample of each input.
         """
         shape = getattr(targets, "shape", None)
         expected = self.sample_shape(context)
@@ -82,19 +95,20 @@ class FactorizedPolicy(Policy):
             described = ", ".join(["batch", *map(str, expected)])
             received = type(targets).__name__ if shape is None else tuple(shape)
             raise ValueError(
-                f"With `mle_weight`, {type(self).__name__} needs `y` in the form of a "
+                f"For its likelihood, {type(self).__name__} needs `y` in the form of a "
                 f"sample: shape ({described}). Received: y of shape {received}"
             )
         targets = ops.expand_dims(ops.convert_to_tensor(targets), 1)
         targets, mask = self.targets_and_mask(context, targets)
-        token_log_probs = self.token_log_prob(context, targets)
-        return objective.sequence_log_prob(token_log_probs, mask)[:, 0]
+        log_probs = self.position_log_probs(context, targets)
+        return objective.sequence_log_prob(log_probs, mask)[:, 0]
 
     def targets_and_mask(self, context, targets):
-        """Targets `(batch, 1, ...)` that can be scored, and which count: None, all."""
+        """Valid targets `(batch, 1, ...)`, and a mask of those that count, or None."""
         return targets, None
 
-    def entropy(self, context, samples):
+    def entropy(self, context):
+        """Mean entropy of the positions of each input, `(batch,)`, in nats."""
         entropies = self.position_entropy(context)
         axes = tuple(range(1, len(entropies.shape)))
         return ops.mean(entropies, axis=axes) if axes else entropies
@@ -155,10 +169,10 @@ class CategoricalPolicy(FactorizedPolicy):
         return tuple(context.shape[1:-1])
 
     def transform(self, context, noise):
-        indices = sample_categorical(context, ops.moveaxis(noise, 1, -1))
+        indices = draw_categorical(context, ops.moveaxis(noise, 1, -1))
         return ops.moveaxis(indices, -1, 1)
 
-    def token_log_prob(self, context, samples):
+    def position_log_probs(self, context, samples):
         indices = ops.cast(ops.moveaxis(samples, 1, -1), "int32")
         return ops.moveaxis(objective.categorical_log_prob(context, indices), -1, 1)
 
@@ -166,11 +180,11 @@ class CategoricalPolicy(FactorizedPolicy):
         dtype = keras.backend.standardize_dtype(targets.dtype)
         if not keras.backend.is_int_dtype(dtype):
             raise ValueError(
-                "With `mle_weight`, CategoricalPolicy needs `y` of class indices, "
+                "For its likelihood, CategoricalPolicy needs `y` of class indices, "
                 f"integers. Received: y of dtype {dtype}"
             )
         targets = ops.cast(targets, "int32")
-        # Labels outside the classes mark what is not labelled, as in the rewards.
+        # Labels outside the classes mark unlabelled positions, as in the rewards.
         labelled = ops.logical_and(targets >= 0, targets < context.shape[-1])
         return ops.where(labelled, targets, 0), labelled
 
@@ -186,7 +200,7 @@ class CategoricalPolicy(FactorizedPolicy):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class BernoulliPolicy(FactorizedPolicy):
-    """Yes or no at each position: one logit each.
+    """A yes or no at each position: one logit each.
 
     For binary masks and multi-label classifiers: the model returns `(batch, ...)`
     and a sample has the same shape, 0 or 1, int32.
@@ -231,7 +245,7 @@ class BernoulliPolicy(FactorizedPolicy):
     def transform(self, context, noise):
         return ops.cast(noise < ops.sigmoid(context)[:, None], "int32")
 
-    def token_log_prob(self, context, samples):
+    def position_log_probs(self, context, samples):
         logits = context[:, None]
         return -ops.softplus(ops.where(ops.cast(samples, "bool"), -logits, logits))
 
@@ -264,7 +278,7 @@ def refuse_activation(policy, model, activation):
         )
 
 
-# Layers after which probabilities are probabilities still.
+# Layers whose output is probabilities if their input is.
 PASSING = (
     keras.layers.Cropping2D,
     keras.layers.Permute,
@@ -275,7 +289,7 @@ PASSING = (
 
 
 def last_layer(model):
-    """The last layer of a model that computes something, also within inner models."""
+    """The last layer of a model that is not in `PASSING`, also in nested models."""
     for layer in reversed(getattr(model, "layers", None) or []):
         if not isinstance(layer, PASSING):
             return last_layer(layer) if isinstance(layer, keras.Model) else layer

@@ -1,4 +1,4 @@
-"""Regression models as policies: a normal distribution around their output."""
+"""The policy of regression models: a normal distribution around their output."""
 
 import math
 
@@ -12,16 +12,16 @@ from keras_reward.policies.factorized import FactorizedPolicy
 class GaussianPolicy(FactorizedPolicy):
     """An independent normal distribution around each number that the model returns.
 
-    For regression models: the output `(batch, ...)` is the mean, a sample has the
-    same shape. The greedy output is the mean. A temperature `T` multiplies the
-    variance, which is what dividing logits by `T` does to a normal distribution.
+    For regression models: the output `(batch, ...)` is the mean and the greedy output.
+    A sample has the same shape. A temperature `T` multiplies the variance: dividing the
+    logits of a normal distribution by `T` does the same.
 
     Args:
         stddev: standard deviation of every position, in units of the output. With
-            `learn_stddev`, its value at the start.
-        learn_stddev: if True, the logarithm of the standard deviation is one
-            trainable number, tuned with the model. Default False. `tuned.model`
-            does not contain it; `tuned.policy` does.
+            `learn_stddev`, its initial value.
+        learn_stddev: if True, the logarithm of the standard deviation is a trainable
+            scalar that is tuned with the model. It belongs to `tuned.policy`, not to
+            `tuned.model`. Default False.
         codec: how sampled numbers become what a reward sees, see `Policy`.
         name: optional name.
 
@@ -61,7 +61,7 @@ class GaussianPolicy(FactorizedPolicy):
             )
 
     def current_log_stddev(self):
-        """Logarithm of the standard deviation that is sampled with: a scalar."""
+        """Logarithm of the standard deviation used in sampling: a scalar."""
         log_stddev = (
             ops.convert_to_tensor(self.log_stddev)
             if self.learn_stddev
@@ -80,9 +80,9 @@ class GaussianPolicy(FactorizedPolicy):
     def transform(self, context, noise):
         return context[:, None] + ops.exp(self.current_log_stddev()) * noise
 
-    def token_log_prob(self, context, samples):
+    def position_log_probs(self, context, samples):
         log_stddev = self.current_log_stddev()
-        # Samples are outcomes: the density is differentiated at fixed values.
+        # Samples are constants: the density is differentiated at fixed values.
         samples = ops.stop_gradient(ops.convert_to_tensor(samples))
         standard = (samples - context[:, None]) * ops.exp(-log_stddev)
         return -0.5 * ops.square(standard) - log_stddev - 0.5 * math.log(2.0 * math.pi)

@@ -1,50 +1,54 @@
-"""What differs between KerasHub's families of language models, in one place.
+"""The differences between KerasHub's families of language models.
 
-Each class says how one family encodes what goes with a prompt, fills and uses its
-cache of keys and values, and runs over whole sequences. KerasHub itself is not
-imported: tasks are told apart by the names of their classes and arguments.
+Each class defines how one family encodes the inputs besides the prompt, fills and uses
+its cache of keys and values, and processes whole sequences. KerasHub itself is not
+imported: tasks are recognized by the names of their classes and arguments.
 
 `context` and `rows` are dicts with at least `token_ids` `(batch, L)`, the prompts, and
-`padding_mask` `(batch, L)`, True in the prompt; in `rows` each input stands once for
+`padding_mask` `(batch, L)`, True in the prompt. In `rows`, each input is repeated for
 each of its samples.
 """
 
-import inspect
 import math
 
 from keras import ops
 
+from keras_reward.backend.keras_private import (
+    build_cache,
+    build_cache_arguments,
+    empty_caches,
+)
+
 
 class TextTask:
-    """Decoders of text alone: GPT-2, Gemma, Llama, Mistral and their like."""
+    """Text-only decoders: GPT-2, Gemma, Llama, Mistral and similar models."""
 
-    keys = ("token_ids", "padding_mask")  # the prompt's, in the model's inputs
+    keys = ("token_ids", "padding_mask")  # of the prompt, in the model's inputs
     other_keys = ()
-    end_tokens = ()  # of text, beside the tokenizer's own end token
+    end_tokens = ()  # as text, besides the tokenizer's own end token
 
     def __init__(self, model):
         self.model = model
         self.backbone = model.backbone
 
     def check(self, x):
-        """Raises if the inputs beside the prompt do not fit the model."""
+        """Raises if the inputs besides the prompt do not fit the model."""
 
     def encode(self, x, training):
-        """What goes with the prompt, computed once per input: a dict of tensors."""
+        """Encodes the inputs besides the prompt, once per input: a dict of tensors."""
         return {}
 
     def prefill(self, context):
         """The cache with the keys and values of the prompts, rows in axis 0."""
-        _, cache = self.model._build_cache(context["token_ids"])
-        return cache
+        return build_cache(self.model, context["token_ids"])
 
     def step(self, rows, cache, tokens, position):
-        """One token further.
+        """Advances by one token.
 
         Args:
             rows: the context of each row.
-            cache: of the rows, filled up to `position`.
-            tokens: `(rows, 1)`, the tokens that stand at `position`.
+            cache: the cache of the rows, filled up to `position`.
+            tokens: `(rows, 1)`, the tokens at `position`.
             position: scalar int32.
 
         Returns:
@@ -54,15 +58,15 @@ class TextTask:
         return logits[:, 0], cache
 
     def hidden_states(self, rows, token_ids, mask):
-        """Runs over whole sequences at once.
+        """Processes whole sequences at once.
 
         Args:
             rows: the context of each row.
-            token_ids: `(rows, L)`, prompts with what was generated after them.
-            mask: `(rows, L)`, True for both of these.
+            token_ids: `(rows, L)`, prompts and their answers.
+            mask: `(rows, L)`, True in prompts and answers.
 
         Returns:
-            `(rows, L, width)`; `logits` of a position are those of the token after it.
+            `(rows, L, width)`. The `logits` at a position predict the next token.
         """
         inputs = {"token_ids": token_ids, "padding_mask": mask}
         return self.backbone(inputs, training=False)
@@ -79,7 +83,7 @@ class TextTask:
 
 
 class PaliGemmaTask(TextTask):
-    """An image in front of the text. Image and prompt attend to all of each other."""
+    """An image before the text, with full attention within image and prompt."""
 
     other_keys = ("images",)
 
@@ -91,16 +95,18 @@ class PaliGemmaTask(TextTask):
         return {"images": self.backbone.vit_encoder(x["images"], training=training)}
 
     def prefill(self, context):
-        _, cache = self.model._build_cache(
-            context["token_ids"], context["images"], context["padding_mask"]
+        return build_cache(
+            self.model,
+            context["token_ids"],
+            context["images"],
+            context["padding_mask"],
         )
-        return cache
 
     def step(self, rows, cache, tokens, position):
         place = position + self.backbone.image_sequence_length
         logits, _, updated = self.model.call_with_cache(tokens, cache, place)
-        # A prompt's token attends to tokens behind it, which this step did not see:
-        # where a row is still in its prompt, what the prefill stored is right.
+        # A token of the prompt attends to later ones, which this step does not see. So
+        # a row that is still in its prompt keeps what the prefill stored.
         in_prompt = ops.take(rows["padding_mask"], position, axis=1)
         column = ops.reshape(place, (1,))
         kept = ops.where(
@@ -119,10 +125,10 @@ class PaliGemmaTask(TextTask):
 
 
 class Gemma3Task(TextTask):
-    """Images at placeholders within the prompt; an image attends to all of itself.
+    """Images at placeholders in the prompt, with full attention within each image.
 
-    A prompt does not end in a placeholder: KerasHub's preprocessor writes the end of
-    the image behind it.
+    A prompt does not end with a placeholder: KerasHub's preprocessor adds an
+    end-of-image token after it.
     """
 
     other_keys = ("images", "vision_mask", "vision_indices")
@@ -142,7 +148,7 @@ class Gemma3Task(TextTask):
         if not self.other_keys or x["images"].shape[1] == 0:
             return {}
         embeddings = self.backbone.vision_encoder(x["images"], training=training)
-        # KerasHub has the images of all inputs in one axis.
+        # KerasHub puts the images of all inputs in one axis.
         shape = (-1, x["images"].shape[1], *embeddings.shape[1:])
         return {
             "images": ops.reshape(embeddings, shape),
@@ -158,17 +164,17 @@ class Gemma3Task(TextTask):
         return ops.reshape(embeddings, (-1, *embeddings.shape[2:]))
 
     def prefill(self, context):
-        _, cache = self.model._build_cache(
+        return build_cache(
+            self.model,
             context["token_ids"],
             self.images(context),
             context.get("vision_mask"),
             context["padding_mask"],
             context.get("vision_indices"),
         )
-        return cache
 
     def step(self, rows, cache, tokens, position):
-        # As in PaliGemma, the prefill is right about the prompt.
+        # As in PaliGemma, the prompt keeps what the prefill stored.
         in_prompt = ops.take(rows["padding_mask"], position, axis=1)
         logits, _, cache = self.model.call_with_cache(
             tokens,
@@ -193,7 +199,7 @@ class Gemma3Task(TextTask):
 
 
 class BartTask(TextTask):
-    """An encoder of the input text. The prompt is the start of the decoder's text."""
+    """An encoder for the input text; the prompt is the start of the decoder's text."""
 
     keys = ("decoder_token_ids", "decoder_padding_mask")
     other_keys = ("encoder_token_ids", "encoder_padding_mask")
@@ -217,10 +223,8 @@ class BartTask(TextTask):
         )
 
     def prefill(self, context):
-        # Of the first argument KerasHub uses the shape.
-        empty = self.model._initialize_cache(
-            context["encoded_mask"], context["token_ids"]
-        )
+        # KerasHub only uses the shape of `encoded_mask` here.
+        empty = empty_caches(self.model, context["encoded_mask"], context["token_ids"])
         _, _, own, cross = self.decode(context, empty, context["token_ids"], 0, 0)
         return own, cross
 
@@ -266,16 +270,12 @@ def is_language_model(model):
 
 
 def task_of(model):
-    """The class above that fits `model`, made for it."""
+    """An instance, for `model`, of the class above that fits it."""
     for name in class_names(model):
         if name in FAMILIES:
             return FAMILIES[name](model)
-    build_cache = getattr(model, "_build_cache", None)
-    if (
-        build_cache is not None
-        and hasattr(model, "call_with_cache")
-        and list(inspect.signature(build_cache).parameters) == ["token_ids"]
-    ):
+    of_text_alone = build_cache_arguments(model) == ["token_ids"]
+    if of_text_alone and hasattr(model, "call_with_cache"):
         return TextTask(model)
     raise ValueError(
         "CausalLMPolicy tunes KerasHub's CausalLM tasks of text alone (GPT-2, Gemma, "

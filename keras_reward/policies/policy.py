@@ -1,9 +1,9 @@
-"""What a policy is: a model's output read as a probability distribution."""
+"""The base class of policies, which read a model's output as a distribution."""
 
 import keras
-from keras import ops
 
-PROTOCOL = ("encode", "sample", "score", "mode", "decode")
+from keras_reward.nests import deserialized, merge_rows
+
 TRUNCATIONS = ("top_k", "top_p", "sampler")
 
 
@@ -13,33 +13,40 @@ def refuse_truncation(name, kwargs):
         if key in kwargs:
             raise ValueError(
                 f"{name} draws its training samples from the whole distribution: "
-                "with top-k, top-p or another truncating sampler, the probability "
-                "that is scored is not the one that was sampled from, and the "
-                "gradient is wrong. Remove the argument, or sharpen the distribution "
-                f"with `temperature`. Received: {key}={kwargs[key]!r}"
+                "with top-k, top-p or another truncated sampler, the samples and their "
+                "log-probabilities would be of different distributions, and the "
+                "gradient would be wrong. Remove the argument, or sharpen the "
+                f"distribution with `temperature`. Received: {key}={kwargs[key]!r}"
             )
 
 
 class Policy(keras.layers.Layer):
-    """Base class: how a model's output is a distribution over outputs.
+    """Base class: how a model's output defines a distribution over outputs.
 
-    A policy is bound to a model and answers five questions about it: the methods
-    `encode`, `sample`, `score`, `mode` and `decode`, the protocol. A subclass
-    implements `encode`, `sample`, `log_prob`, `entropy` and `mode`, or `score` in place
-    of `log_prob` and `entropy`. A `keras.Model` that has the five methods of the
-    protocol itself is its own policy.
+    A policy is bound to a model. The policy protocol is its five methods `encode`,
+    `sample`, `likelihood`, `mode` and `decode`. A subclass implements all of them
+    except `decode`. A `keras.Model` that has the five methods itself is wrapped in a
+    `ModelPolicy`.
 
-    `sample` and `score` must speak of exactly the same distribution, temperature
-    included; else the Reinforce gradient is wrong.
+    `sample` and `likelihood` must use exactly the same distribution, including the
+    temperature. Otherwise the Reinforce gradient is wrong.
 
     Args:
         codec: how samples become what a reward sees. An object with a method
             `decode(inputs, samples)`, such as `ColorPalette`, or a function of that
-            signature, with `inputs` as the model gets them, `(batch, ...)`, and
-            samples and result `(batch, samples, ...)`. Default: the samples
-            themselves.
+            signature. `inputs` are the model's inputs, `(batch, ...)`; the samples and
+            the result are `(batch, samples, ...)`. Default: the reward sees the
+            samples.
         name: optional name.
+
+    Attributes:
+        ordered: whether the positions of a sample are drawn one after the other, each
+            given the earlier ones. Default False: they are independent.
+        takes_choices: whether `likelihood` takes `choices`. Default True.
     """
+
+    ordered = False
+    takes_choices = True
 
     def __init__(self, codec=None, name=None, **kwargs):
         refuse_truncation(type(self).__name__, kwargs)
@@ -75,13 +82,13 @@ class Policy(keras.layers.Layer):
         return self
 
     def _untracked(self, **attributes):
-        # The model belongs to the tuner. As a part of the policy it would bring along
-        # its own metrics, a second "loss" among them.
+        # The model belongs to the tuner. If Keras also tracked it in the policy, its
+        # metrics would be added, among them a second "loss".
         for name, value in attributes.items():
             object.__setattr__(self, name, value)
 
     def encode(self, x, training=False):
-        """One pass of the model: all that sampling and scoring need, computed once.
+        """Runs the model once, for all that the other methods need.
 
         Args:
             x: the model's inputs, `(batch, ...)`.
@@ -93,94 +100,70 @@ class Policy(keras.layers.Layer):
         raise NotImplementedError
 
     def sample(self, context, num_samples, seed=None, noise=None):
-        """Draws outputs for each input from the plain distribution.
+        """Draws samples for each input from the whole distribution.
 
         Args:
             context: what `encode` returned.
             num_samples: number of samples of each input.
             seed: a `keras.random.SeedGenerator` or an int.
-            noise: the random numbers themselves, in place of `seed`. Given the same
-                ones, every backend draws the same samples.
+            noise: the random numbers themselves, instead of `seed`. Given the same
+                numbers, every backend draws the same samples.
 
         Returns:
             `(batch, num_samples, ...)`.
         """
         raise NotImplementedError
 
-    def score(self, context, samples, entropy_gradient=False):
-        """Log-probability of samples, and entropy: all that a training step needs.
+    def likelihood(self, context, samples, choices=(), entropy_gradient=False):
+        """The likelihood of samples and the entropy: all that an update needs.
 
         Args:
             context: what `encode` returned.
             samples: `(batch, n, ...)`.
+            choices: list of tensors of the shape of `samples`: other choices. The
+                log-probability of each is computed at its position, given the sample at
+                all earlier ones.
             entropy_gradient: whether a gradient flows through the entropy. Default
-                False: the entropy is for the log alone.
+                False: the entropy is only logged.
 
         Returns:
-            `(batch, n)` and `(batch,)`, as `log_prob` and `entropy` return them.
+            A `Likelihood`.
         """
-        log_probs = self.log_prob(context, samples)
-        if not entropy_gradient:
-            context = keras.tree.map_structure(ops.stop_gradient, context)
-        return log_probs, self.entropy(context, samples)
+        raise NotImplementedError
+
+    def log_prob(self, context, samples):
+        """Log-probability of whole samples: `(batch, n)`, float32, in nats."""
+        return self.likelihood(context, samples).log_prob
 
     def target_log_prob(self, context, targets):
-        """Log-probability of the ground truth: what `mle_weight` needs.
+        """Log-probability of the ground truth, for `MaximumLikelihood`.
 
         Args:
             context: what `encode` returned.
-            targets: `y`, as the policy expects it.
+            targets: `y`, in the form of a sample.
 
         Returns:
             `(batch,)`, float32, in nats.
         """
         raise ValueError(
             f"{type(self).__name__} does not say how likely the ground truth is, which "
-            "`mle_weight` asks for. Give it a method `target_log_prob(context, "
-            "targets)`, or leave out `mle_weight`."
+            "`MaximumLikelihood` needs. Give it a method `target_log_prob(context, "
+            "targets)`, or leave out that term. "
+            f"Received: model {self.model.name!r}"
         )
 
     def check_inputs(self, x):
         """Raises if the model cannot make outputs for `x`.
 
-        `fit`, `train_on_batch`, `evaluate` and `predict` call it where they are given
-        arrays or tensors: inside the compiled step, values cannot be looked at.
-        Default: nothing is checked.
+        `fit`, `train_on_batch`, `evaluate` and `predict` call it if they get arrays or
+        tensors, since a compiled step cannot check values. Default: nothing is checked.
         """
 
     def check_targets(self, targets):
-        """As `check_inputs`, for the `y` that `mle_weight` scores in training."""
-
-    def token_log_prob(self, context, samples):
-        """Log-probability of each part of the samples that is drawn on its own.
-
-        Args:
-            context: what `encode` returned.
-            samples: `(batch, n, ...)`.
-
-        Returns:
-            Float32 log-probabilities in nats, `(batch, n, ...)`.
-        """
-        raise NotImplementedError
-
-    def log_prob(self, context, samples):
-        """Log-probability of whole samples: `(batch, n)`, float32, in nats."""
-        raise NotImplementedError
-
-    def entropy(self, context, samples):
-        """Entropy per part that is drawn on its own, in nats.
-
-        Args:
-            context: what `encode` returned.
-            samples: `(batch, n, ...)`, for policies that can only estimate it.
-
-        Returns:
-            `(batch,)`, the mean over the parts of each output.
-        """
-        raise NotImplementedError
+        """As `check_inputs`, for a `y` whose likelihood is needed in training."""
 
     def mode(self, context):
-        """The greedy output: `(batch, ...)`, shaped as one sample of each input."""
+        """The greedy output `(batch, ...)`, shaped like one sample of each input."""
         raise NotImplementedError
 
     def greedy_outputs(self, x, context):
@@ -188,7 +171,7 @@ class Policy(keras.layers.Layer):
         return self.decode(x, self.mode(context)[:, None])
 
     def decode(self, x, samples, **details):
-        """What the reward sees.
+        """Turns samples into what the reward sees.
 
         Args:
             x: the model's inputs, `(batch, ...)`.
@@ -201,14 +184,16 @@ class Policy(keras.layers.Layer):
         if self.codec is not None:
             decode = getattr(self.codec, "decode", self.codec)
             samples = decode(x, samples, **details)
-        return keras.tree.map_structure(merge_rows, samples)
+        return merge_rows(samples)
 
-    def twin(self):
-        """A policy of the same settings that belongs to no model yet."""
-        return type(self).from_config({**self.get_config(), **self.given()})
+    def twin(self, model):
+        """A policy with the same settings for another model."""
+        twin = type(self).from_config({**self.get_config(), **self.given()})
+        twin.bind(model, self.temperature).set_weights(self.get_weights())
+        return twin
 
     def given(self):
-        """Arguments that are objects, as they are: those a config may not hold."""
+        """Arguments that are objects and need not be serialisable."""
         return {"codec": self.codec}
 
     def get_config(self):
@@ -222,23 +207,3 @@ class Policy(keras.layers.Layer):
         config = dict(config)
         config["codec"] = deserialized(config["codec"])
         return cls(**config)
-
-
-def deserialized(value):
-    """What a config holds as an object; an object as it is."""
-    is_config = isinstance(value, dict)
-    return keras.saving.deserialize_keras_object(value) if is_config else value
-
-
-def merge_rows(tensor):
-    """`(batch, n, ...)` to `(batch * n, ...)`."""
-    return ops.reshape(tensor, (-1, *tensor.shape[2:]))
-
-
-def repeat_rows(tensor, n):
-    """`(batch, ...)` to `(batch * n, ...)`, each row `n` times in a row."""
-    tensor = ops.convert_to_tensor(tensor)
-    repeated = ops.broadcast_to(
-        ops.expand_dims(tensor, 1), (ops.shape(tensor)[0], n, *tensor.shape[1:])
-    )
-    return merge_rows(repeated)

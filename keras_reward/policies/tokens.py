@@ -1,44 +1,58 @@
-"""What all policies over sequences of tokens share: how samples are scored."""
+"""The likelihood of token sequences, shared by all policies over them."""
 
 import keras
 from keras import ops
 
 from keras_reward import objective
 from keras_reward.backend import LOOPS_RECOMPUTE
+from keras_reward.policies.likelihood import of_positions
 from keras_reward.policies.policy import Policy
+from keras_reward.sequences.references import (
+    as_references,
+    check_vocabulary,
+    mean_over_references,
+    tokens_of_references,
+)
+
+# Logit of a forbidden token. Its probability underflows to exactly 0, and unlike -inf
+# it keeps entropies and gradients finite.
+FORBIDDEN = -1e30
 
 
 class TokenPolicy(Policy):
     """Base class: a sequence of tokens, each drawn given those before it.
 
-    A sample is `(batch, n, T)` int32 token ids. Its log-probability is the sum over
-    the tokens that belong to it, by one teacher-forced pass. A subclass implements
-    `encode`, `sample` and `mode`, and for scoring `states`, `token_logits` and `mask`.
+    A sample is `(batch, n, T)` int32 token ids. Its log-probability is the sum over the
+    tokens that belong to it, computed in one teacher-forced pass. A subclass implements
+    `encode`, `sample` and `mode`, and for the likelihood `states`, `token_logits`,
+    `mask`, `vocabulary_size` and `length_limit`.
 
     Args:
-        score_chunk: number of positions whose logits exist at once when samples are
-            scored. Default None: all, `(batch * n, T, vocabulary)`. A smaller number
-            needs less memory, and time to compute logits anew for the gradient.
+        logits_chunk: number of positions whose logits are in memory at once when the
+            likelihood of samples is computed. Default None: all of them,
+            `(batch * n, T, vocabulary)`. A smaller number needs less memory, but the
+            logits are recomputed for the gradient.
         codec: how token ids become what a reward sees, see `Policy`.
         name: optional name.
     """
 
+    ordered = True
     # Which of T positions count in log-probability and entropy: (T,) bool. None: all.
     position_mask = None
 
-    def __init__(self, score_chunk=None, codec=None, name=None, **kwargs):
+    def __init__(self, logits_chunk=None, codec=None, name=None, **kwargs):
         super().__init__(codec=codec, name=name, **kwargs)
-        if score_chunk is not None and (
-            not isinstance(score_chunk, int) or score_chunk < 1
+        if logits_chunk is not None and (
+            not isinstance(logits_chunk, int) or logits_chunk < 1
         ):
             raise ValueError(
-                "`score_chunk` must be a positive int, a number of positions, or None. "
-                f"Received: score_chunk={score_chunk!r}"
+                "`logits_chunk` must be a positive int, in positions, or None. "
+                f"Received: logits_chunk={logits_chunk!r}"
             )
-        self.score_chunk = score_chunk
+        self.logits_chunk = logits_chunk
 
     def states(self, context, samples):
-        """What predicts each token, by one pass over known tokens.
+        """The states that predict each token, from one pass over known tokens.
 
         Args:
             context: what `encode` returned.
@@ -46,19 +60,28 @@ class TokenPolicy(Policy):
 
         Returns:
             Tuple of tensors `(batch, n or 1, T', ...)`, the arguments of
-            `token_logits`. A gradient flows into the first one alone.
+            `token_logits`. A gradient flows only into the first one.
         """
         raise NotImplementedError
 
     def token_logits(self, *states):
-        """Logits that are sampled from and scored: `(..., vocabulary)`, float32."""
+        """Logits `(..., vocabulary)` in float32, for sampling and the likelihood."""
         raise NotImplementedError
 
     def mask(self, context, samples):
-        """Which tokens belong to samples `(batch, n, T)`: bool, through the end."""
+        """Which tokens of samples `(batch, n, T)` are not after the end: bool."""
         raise NotImplementedError
 
-    def scored(self, context, samples):
+    @property
+    def vocabulary_size(self):
+        """Number of token ids."""
+        raise NotImplementedError
+
+    def length_limit(self, context=None):
+        """T, the maximum length of a sample; None if only a context would tell."""
+        raise NotImplementedError
+
+    def counted(self, context, samples):
         """The mask without the positions that `position_mask` leaves out."""
         mask = self.mask(context, samples)
         if self.position_mask is None:
@@ -66,100 +89,107 @@ class TokenPolicy(Policy):
         counted = ops.convert_to_tensor(self.position_mask[: samples.shape[-1]])
         return ops.logical_and(mask, counted)
 
-    def token_scores(self, context, tokens, entropy_gradient=False):
-        """Log-probability and entropy at every position, by one pass.
+    def token_likelihoods(self, context, tokens, entropy_gradient=False):
+        """Log-probability and entropy at every position, from one pass.
 
         Args:
             context: what `encode` returned.
-            tokens: `(k, batch, n, T')` int32: the samples, and after them k - 1 other
-                choices of which each is scored as if it stood in its sample's place.
+            tokens: `(k, batch, n, T')` int32: the samples, followed by k - 1 other
+                choices for each position.
             entropy_gradient: whether a gradient flows through the entropies.
 
         Returns:
-            `(k, batch, n, T')` and `(batch, n, T')`, float32. What stands at positions
-            that are not in the mask is without meaning.
+            `(k, batch, n, T')` and `(batch, n, T')`, float32. Values at positions that
+            are not in the mask have no meaning.
         """
 
-        def scores(choices, *states):
-            logits = self.token_logits(*states)
-            return objective.categorical_scores(logits, choices, entropy_gradient)
+        def of_chunk(hidden, choices, *rest):
+            logits = self.token_logits(hidden, *rest)
+            return objective.categorical_likelihood(logits, choices, entropy_gradient)
 
         hidden, *rest = self.states(context, tokens[0])
         choices = ops.moveaxis(tokens, 0, -1)
-        if self.score_chunk is None or self.score_chunk >= tokens.shape[-1]:
-            log_probs, entropies = scores(choices, hidden, *rest)
+        inputs = (hidden, choices, *rest)
+        if self.logits_chunk is None or self.logits_chunk >= tokens.shape[-1]:
+            log_probs, entropies = of_chunk(*inputs)
         else:
-            log_probs, entropies = map_chunks(
-                lambda hidden, choices, *rest: scores(choices, hidden, *rest),
-                (hidden, choices, *rest),
-                self.score_chunk,
-            )
+            log_probs, entropies = map_chunks(of_chunk, inputs, self.logits_chunk)
         return ops.moveaxis(log_probs, -1, 0), entropies
 
-    def token_log_prob(self, context, samples):
-        """Log-probability of each token `(batch, n, T)`; 0 after the end."""
-        samples = ops.convert_to_tensor(samples, "int32")
-        log_probs, _ = self.token_scores(context, samples[None])
-        return ops.where(self.mask(context, samples), log_probs[0], 0.0)
+    def likelihood(self, context, samples, choices=(), entropy_gradient=False):
+        tokens = [ops.convert_to_tensor(c, "int32") for c in (samples, *choices)]
+        log_probs, entropies = self.token_likelihoods(
+            context, ops.stack(tokens), entropy_gradient
+        )
+        counted = self.counted(context, tokens[0])
+        weights = ops.cast(counted, "float32")
+        # An estimate: the mean over the tokens of each sample, then over samples.
+        entropy = ops.sum(entropies * weights, axis=-1)
+        entropy = entropy / ops.maximum(ops.sum(weights, axis=-1), 1.0)
+        return of_positions(log_probs, ops.mean(entropy, axis=1), counted)
 
-    def score(self, context, samples, entropy_gradient=False):
-        return self.score_choices(context, [samples], entropy_gradient)[:2]
+    def target_log_prob(self, context, targets):
+        """Mean log-probability `(batch,)` of the references of an input.
 
-    def score_choices(self, context, choices, entropy_gradient=False):
-        """As `score`, with the log-probabilities of single tokens.
+        Padding at the end is ignored; before other tokens, the padding id is a token.
+        Tokens that are forbidden or not in the vocabulary are ignored, and so is a
+        reference that is all padding if there are several. If the policy has no end
+        token, a sequence of T tokens has no padding.
 
         Args:
             context: what `encode` returned.
-            choices: list of `(batch, n, T)`: the samples, then other tokens to be
-                scored in their places.
-            entropy_gradient: whether a gradient flows through the entropy.
-
-        Returns:
-            Log-probability of the samples `(batch, n)`, entropy `(batch,)`, and
-            log-probabilities `(len(choices), batch, n, T)` of all choices.
+            targets: `(batch, T')` or `(batch, references, T')` int token ids in the
+                form of samples, padded, with T' at most T.
         """
-        choices = ops.stack([ops.convert_to_tensor(c, "int32") for c in choices])
-        log_probs, entropies = self.token_scores(context, choices, entropy_gradient)
-        scored = self.scored(context, choices[0])
-        weights = ops.cast(scored, "float32")
-        entropy = ops.sum(entropies * weights, axis=-1)
-        entropy = entropy / ops.maximum(ops.sum(weights, axis=-1), 1.0)
-        log_prob = objective.sequence_log_prob(log_probs[0], scored)
-        return log_prob, ops.mean(entropy, axis=1), log_probs
+        length = self.length_limit(context)
+        targets = as_references(type(self).__name__, targets, length)
+        known = ops.logical_and(targets >= 0, targets < self.vocabulary_size)
+        # The token that replaces unknown ones must not end the sequence.
+        word = next(
+            (i for i in range(self.vocabulary_size) if i not in self.end_ids), 0
+        )
+        stand_in = ops.where(known, targets, word)
+        log_probs = self.token_likelihoods(context, stand_in[None])[0][0]
+        tokens, present = tokens_of_references(
+            targets, self.pad_id, self.end_ids, length
+        )
+        allowed = log_probs > 0.5 * FORBIDDEN
+        counted = self.counted(context, targets)
+        for mask in (known, allowed, tokens):
+            counted = ops.logical_and(counted, mask)
+        return mean_over_references(log_probs, counted, present)
 
-    def log_prob(self, context, samples):
-        return self.score(context, samples)[0]
-
-    def entropy(self, context, samples):
-        """Mean entropy `(batch,)` of the positions of the samples, in nats.
-
-        An estimate: the mean over the tokens of each sample, and then over samples.
-        """
-        return self.score(context, samples, entropy_gradient=True)[1]
+    def check_targets(self, targets):
+        """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
+        as_references(type(self).__name__, targets, self.length_limit())
+        check_vocabulary("y", targets, self.vocabulary_size)
 
     def greedy_outputs(self, x, context):
-        """The greedy output, decoded; with `token_probs` where the codec uses them."""
+        """The greedy output, decoded; with `token_probs` if the codec uses them."""
         greedy = self.mode(context)[:, None]
         if not getattr(self.codec, "uses_token_probs", False):
             return self.decode(x, greedy)
-        token_probs = ops.exp(self.token_log_prob(context, greedy))
-        return self.decode(x, greedy, token_probs=token_probs)
+        greedy = ops.convert_to_tensor(greedy, "int32")
+        log_probs, _ = self.token_likelihoods(context, greedy[None])
+        # Also at positions that do not count, such as the confidence of a box.
+        log_probs = ops.where(self.mask(context, greedy), log_probs[0], 0.0)
+        return self.decode(x, greedy, token_probs=ops.exp(log_probs))
 
     def get_config(self):
-        return {**super().get_config(), "score_chunk": self.score_chunk}
+        return {**super().get_config(), "logits_chunk": self.logits_chunk}
 
 
 def map_chunks(function, tensors, size):
     """Applies a function to chunks of positions, one after the other.
 
-    A loop, since XLA may hold chunks that do not wait for one another all at once. The
-    gradient computes each chunk anew: of a chunk only what goes in is kept.
+    A loop, since XLA may keep independent chunks in memory all at once. The gradient
+    recomputes each chunk: only the inputs of a chunk are kept.
 
     Args:
         function: takes a chunk of each tensor, returns a nest of
             `(batch, n, size, ...)`.
         tensors: tuple of `(batch, n, T, ...)`. Gradients flow into the first one, and
-            into what the function reads.
+            into the variables that the function reads.
         size: number of positions in a chunk.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the model is tuned for."""
+"""Rewards: what a model is tuned for."""
 
 import keras
 
@@ -22,12 +22,12 @@ from keras_reward.rewards.detection import (
 from keras_reward.rewards.host import HostReward
 from keras_reward.rewards.model import ModelReward
 from keras_reward.rewards.panoptic import PanopticQualityReward
-from keras_reward.rewards.regression import PSNRReward
+from keras_reward.rewards.psnr import PSNRReward
 from keras_reward.rewards.reward import Reward
 from keras_reward.rewards.segmentation import DiceReward, MeanIoUReward
 from keras_reward.rewards.sequences import LengthReward, RepetitionReward
 
-# Those that need no further argument.
+# Rewards without required arguments.
 REWARDS = {
     "colorfulness": ColorfulnessReward,
     "hue_entropy": HueEntropyReward,

@@ -4,14 +4,16 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.forms.captions import (
+    check_ids,
+    counted_lengths,
+    counted_references,
+)
 from keras_reward.rewards.ngrams import (
     build_table,
-    check_ids,
     count_matches,
     document_frequencies,
     look_up_ngrams,
-    scored_captions,
-    scored_references,
 )
 from keras_reward.rewards.reward import Reward
 
@@ -29,33 +31,33 @@ class CIDErReward(Reward):
     exp(-(l - l')^2 / (2 * 6^2)) * sum(min(v, v') * v') / (|v| * |v'|)
     ```
 
-    with, for candidate and reference, the vector `v` of count times idf of each n-gram
-    and the number `l` of bigrams; `idf = log(images) - log(max(1, images with it))`.
-    An n that has a zero norm counts as 0.
+    where, for candidate and reference, `v` is the vector of count times idf of each
+    n-gram and `l` the number of bigrams; `idf = log(images) - log(max(1, images with
+    it))`. The summand of an n with a zero norm is 0.
 
-    Document frequencies are those of the training captions: call `adapt` with them
-    before the reward is used. Those of a batch would change from batch to batch.
+    The document frequencies are those of the training captions: call `adapt` with them
+    before using the reward. Those of a batch would change from batch to batch.
 
     A caption ends at its first end token or padding. A reference that is all padding
-    is absent, so that images may have different numbers of references; one that
-    consists of the end token is an empty reference, and counts. A candidate whose image
-    has no reference gets 0. All words need ids of their own: one id for all unknown
-    words makes them match each other, and changes the score.
+    is absent, so images may have different numbers of references. A reference that
+    consists of the end token is empty, but counts. A candidate whose image has no
+    reference gets 0. Each word needs an id of its own: with one id for all unknown
+    words, these would match each other and change the reward.
 
-    Does not punish: captions that break off, where the end token is not scored (see
-    `score_end_token`); repeated words, except that the length penalty is felt beyond a
-    few; odd grammar made of frequent phrases. `CIDErReward(...) + RepetitionReward()`
-    closes the second hole, `+ 0.1 * LengthReward(...)` the first as well.
+    Does not punish: captions that break off, if the end token does not count (see
+    `count_end_token`); repeated words, except when the length penalty applies; odd
+    grammar made of frequent phrases. `CIDErReward(...) + RepetitionReward()` punishes
+    repetition, and `+ 0.1 * LengthReward(...)` also captions that break off.
 
     Args:
-        end_id: id of the end token. Default None: captions end at padding alone.
+        end_id: id of the end token. Default None: captions end only at padding.
         pad_id: id of padding. Default 0. It may be the same as `end_id`.
-        score_end_token: whether the end token counts as a word. Default True, as is
-            usual in tuning: else captions that break off ("a man on a") score as well
-            as whole ones, and the model learns to write them. All references then end
-            with it, whether or not it is in the array; candidates only if they
-            produced it. With False, or without `end_id`, the reward is the score as it
-            is published.
+        count_end_token: whether the end token counts as a word. Default True, as is
+            usual in tuning: otherwise captions that break off ("a man on a") earn as
+            much as complete ones, and the model learns to write them. All references
+            then end with it, whether or not it is in the array; candidates only if
+            they contain it. With False, or without `end_id`, the reward is CIDEr-D as
+            published.
         name: optional name. Default "cider".
 
     Call arguments: `y_true` integer ids of references, `(rows, references, T)`,
@@ -72,7 +74,7 @@ class CIDErReward(Reward):
         [[5, 6, 7, 8, 1], [5, 6, 9, 1, 0]],
         [[5, 2, 3, 4, 1], [0, 0, 0, 0, 0]],
     ])
-    reward = CIDErReward(end_id=1, score_end_token=False)
+    reward = CIDErReward(end_id=1, count_end_token=False)
     reward.adapt(references)
     reward(references, np.array([[5, 6, 7, 8, 1], [9, 9, 1, 0, 0]]))  # [6.01, 0.0]
     ```
@@ -83,11 +85,11 @@ class CIDErReward(Reward):
     "Self-critical Sequence Training for Image Captioning".
     """
 
-    def __init__(self, end_id=None, pad_id=0, score_end_token=True, name=None):
+    def __init__(self, end_id=None, pad_id=0, count_end_token=True, name=None):
         super().__init__(name=name)
         self.end_id = end_id
         self.pad_id = pad_id
-        self.score_end_token = score_end_token
+        self.count_end_token = count_end_token
         self._probes = None
         self._variables = []
 
@@ -101,17 +103,17 @@ class CIDErReward(Reward):
         return list(self._variables)
 
     def adapt(self, references):
-        """Counts document frequencies, on the host. Forgets earlier ones.
+        """Counts document frequencies, on the host. Replaces earlier ones.
 
-        An image is a document: an n-gram counts once for all its captions. Adapt
-        before `fit`; after adapting anew, `compile` the tuning again. Keeps all ids in
-        memory while it runs.
+        An image is a document: an n-gram counts once for all its captions. Call `adapt`
+        before `fit`; if you call it again, `compile` again too. All ids are in memory
+        while it runs.
 
         Args:
             references: integer ids `(images, references, T)`, padded, or an iterable
                 of such batches, which may differ in shape: a `tf.data.Dataset`, a
-                `keras.utils.PyDataset`, a generator. Of batches `(x, y)`, as `fit`
-                takes them, `y` is used.
+                `keras.utils.PyDataset`, a generator. If the batches are `(x, y)`, as
+                for `fit`, `y` is used.
         """
         captions, lengths, images = [], [], []
         count = 0
@@ -138,7 +140,7 @@ class CIDErReward(Reward):
         self._make_variables([*columns, directory, idf.astype("float32")])
 
     def _make_variables(self, values):
-        # Variables, not constants: a compiled step would carry a copy of constants.
+        # Variables, because a compiled step would contain a copy of constants.
         names = ("parents", "words", "numbers", "directory", "idf")
         self._variables = [
             keras.Variable(
@@ -148,10 +150,10 @@ class CIDErReward(Reward):
         ]
 
     def _references(self, xp, ids):
-        """References as scored: `(ids, lengths, present)`."""
+        """Ids of references, checked: `(ids, lengths, present)`."""
         ids = check_ids(self.name, ids, ("rows", "references", "tokens"), "references")
-        return scored_references(
-            xp, ids, self.end_id, self.pad_id, self.score_end_token
+        return counted_references(
+            xp, ids, self.end_id, self.pad_id, self.count_end_token
         )
 
     def _squared_idf(self, ids, lengths):
@@ -196,8 +198,8 @@ class CIDErReward(Reward):
         norms = norms_of(counts, self._squared_idf(ids, lengths))
         share = ops.cast(present, "float32")
         total = ops.sum(share, axis=-1, keepdims=True)
-        # What the mean over references and orders, the factor 10 and the division by
-        # the norm amount to: one weight for each reference and order.
+        # One weight for each reference and order holds the mean over references and
+        # orders, the factor 10 and the division by the norm.
         share = share * (10.0 / ORDERS) / ops.maximum(total, 1.0)
         weights = ops.stack([share * inverse(norm) for norm in norms], axis=-1)
         return {"ids": ids, "lengths": lengths, "weights": weights}
@@ -205,8 +207,8 @@ class CIDErReward(Reward):
     def call(self, y_true, y_pred):
         self._check_adapted()
         ids = check_ids(self.name, y_pred, ("rows", "tokens"), "captions")
-        lengths = scored_captions(
-            ops, ids, self.end_id, self.pad_id, self.score_end_token
+        lengths = counted_lengths(
+            ops, ids, self.end_id, self.pad_id, self.count_end_token
         )
         own_counts = count_matches(ids, ids, lengths, ORDERS)
         squares = self._squared_idf(ids, lengths)
@@ -221,8 +223,8 @@ class CIDErReward(Reward):
             products = ops.sum(ops.minimum(own, count) * count * square, axis=-1)
             weights = y_true["weights"][..., n] * inverse(norms[n])[:, None]
             similarity = similarity + products * weights
-        # CIDEr-D compares numbers of bigrams. Those of words differ by as much, except
-        # for empty captions, which are like nothing anyway.
+        # CIDEr-D compares numbers of bigrams. Numbers of words have the same
+        # difference, except for empty captions, whose similarity is 0 anyway.
         difference = ops.cast(lengths[:, None] - y_true["lengths"], "float32")
         penalty = ops.exp(ops.square(difference) * (-0.5 / SIGMA**2))
         return ops.sum(similarity * penalty, axis=-1)
@@ -232,7 +234,7 @@ class CIDErReward(Reward):
             **super().get_config(),
             "end_id": self.end_id,
             "pad_id": self.pad_id,
-            "score_end_token": self.score_end_token,
+            "count_end_token": self.count_end_token,
         }
         if self._variables:
             config["probes"] = self._probes
@@ -241,7 +243,7 @@ class CIDErReward(Reward):
 
     @classmethod
     def from_config(cls, config):
-        """Makes the reward; of one that was adapted, with variables to be loaded."""
+        """Makes the reward; if it was adapted, with variables for the loaded table."""
         config = dict(config)
         probes = config.pop("probes", None)
         sizes = config.pop("table_sizes", None)

@@ -1,7 +1,7 @@
 """COCO's 80 detection classes, and how often each occurs in the training set.
 
-Counts of the annotated objects of COCO's train2017, 860,001 in all, crowd regions
-included. The order is that of COCO's category ids, so that label 0 is "person".
+Counts of the annotated objects of COCO's train2017, 860,001 in all, including crowd
+regions. The order is that of COCO's category ids, so label 0 is "person".
 
 Source: COCO Consortium, annotations of train2017, CC BY 4.0, https://cocodataset.org.
 The counts are also those of `detection_reward.py`, published with Pinto et al. 2023.

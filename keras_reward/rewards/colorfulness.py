@@ -5,12 +5,12 @@ import math
 import keras
 from keras import ops
 
-from keras_reward.codecs.colors import rgb_to_lab
+from keras_reward.forms.colors import rgb_to_lab
 from keras_reward.rewards.reward import Reward
 
 
 class ColorReward(Reward):
-    """Base class of rewards that look at the (a, b) plane of images."""
+    """Base class of rewards that are computed from the (a, b) plane of images."""
 
     def chroma_plane(self, images):
         """The Lab coordinates a and b of RGB images: two `(rows, H, W)` tensors."""
@@ -70,8 +70,8 @@ def beyond_hues(a, b, bins):
 def shares(flags):
     """Share of the pixels at which each flag is set.
 
-    Several flags are counted by one sum over the width, each in its own bits of an
-    integer: one pass over the pixels serves several flags.
+    Several flags are counted in one sum over the width, each in its own bits of an
+    integer, so that the pixels are read fewer times.
 
     Args:
         flags: list of bools `(rows, H, W)`.
@@ -104,7 +104,7 @@ def hue_entropy(beyond):
     """Entropy in nats of the distribution of hues: `(rows,)`.
 
     Args:
-        beyond: list of `(rows,)`: share of pixels in bin 1 or above, 2 or above, ...
+        beyond: list of `(rows,)`: shares of pixels in bin 1 or above, 2 or above, ...
     """
     ones = ops.ones_like(beyond[0])
     edges = ops.stack([ones, *beyond, ops.zeros_like(ones)], axis=-1)
@@ -155,13 +155,12 @@ class VividnessReward(ColorReward):
 class HueEntropyReward(ColorReward):
     """Entropy of the distribution of hues in an image, in nats.
 
-    The hue is the angle of (a, b) in CIE Lab, in equal bins over [-pi, pi); all pixels
-    count, dull ones too. The paper leaves the logarithm open; the natural one fits its
-    figures.
+    The hue is the angle of (a, b) in CIE Lab, in equal bins over [-pi, pi). All pixels
+    count, including dull ones. The paper does not state the base of the logarithm; the
+    natural logarithm fits its figures.
 
     Does not punish: dull colours (the hue of a nearly grey image is noise and can have
-    a high entropy; multiply with `VividnessReward`), colours that do not fit the
-    content.
+    a high entropy; multiply by `VividnessReward`), colours that do not fit the content.
 
     Args:
         bins: number of equal bins. Default 7, so the entropy is at most ln 7 = 1.95.
@@ -198,13 +197,13 @@ class HueEntropyReward(ColorReward):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class ColorfulnessReward(ColorReward):
-    """Vivid and various colours: `VividnessReward() * HueEntropyReward()`.
+    """Vivid and varied colours: `VividnessReward() * HueEntropyReward()`.
 
-    Converts to Lab once for both, and logs both as parts `vividness` and
+    Converts to Lab only once, and logs both as components `vividness` and
     `hue_entropy`.
 
     Does not punish: colours that do not fit the content. A network that knows the
-    position of its pixels can earn the whole reward by painting the same rainbow on
+    position of its pixels can earn the full reward by painting the same rainbow on
     every image.
 
     Args:
@@ -230,7 +229,7 @@ class ColorfulnessReward(ColorReward):
     Reference: Pinto et al. 2023, "Tuning computer vision models with task rewards".
     """
 
-    part_names = ("vividness", "hue_entropy")
+    component_names = ("vividness", "hue_entropy")
 
     def __init__(self, threshold=10.0, bins=7, name=None):
         super().__init__(name=name)

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: sums, products, plain functions."""
+"""Sums and products of rewards, and plain functions as rewards."""
 
 import numbers
 
@@ -14,7 +14,7 @@ class Combination(Reward):
     def __init__(self, rewards, name=None):
         super().__init__(name=name)
         self.rewards = [as_reward(reward) for reward in rewards]
-        names = self.part_names
+        names = self.component_names
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(
@@ -24,11 +24,11 @@ class Combination(Reward):
             )
 
     @property
-    def part_names(self):
+    def component_names(self):
         return tuple(name for reward in self.rewards for name in reward.log_names())
 
     def log_names(self):
-        return super().log_names() if self._name else self.part_names
+        return super().log_names() if self._name else self.component_names
 
     @property
     def uses_inputs(self):
@@ -58,17 +58,18 @@ class Combination(Reward):
         return [reward.prepare(y_true) for reward in self.rewards]
 
     def call(self, y_true, y_pred, inputs=None):
-        scores, parts = [], {}
+        values, components = [], {}
         for reward, targets in zip(self.rewards, y_true, strict=True):
-            score, inner = reward.evaluate(targets, y_pred, inputs)
-            scores.append(score)
+            value, inner = reward.evaluate(targets, y_pred, inputs)
+            values.append(value)
             if reward.name in reward.log_names():
-                parts[reward.name] = score
-            parts.update({reward.part_log_name(k): v for k, v in inner.items()})
-        return self.merge(scores), parts
+                components[reward.name] = value
+            for name, component in inner.items():
+                components[reward.component_log_name(name)] = component
+        return self.merge(values), components
 
-    def merge(self, scores):
-        """One reward from the list of the terms' rewards, `(rows,)` each."""
+    def merge(self, values):
+        """Combines a list of rewards, `(rows,)` each, into one."""
         raise NotImplementedError
 
     def get_config(self):
@@ -83,14 +84,14 @@ class Combination(Reward):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class SumReward(Combination):
-    """Weighted sum of rewards; what `+`, `-` and `number *` make.
+    """Weighted sum of rewards; the result of `+`, `-` and `number *`.
 
-    Each term is logged under its name, without its weight.
+    Each reward in the sum is logged under its name, without its weight.
 
     Args:
         rewards: list of rewards.
-        weights: list of numbers, one for each. A term of weight 0 is a monitor: it is
-            evaluated and logged, and has no influence, not even where it is NaN.
+        weights: list of numbers, one for each reward. A reward of weight 0 is a
+            monitor: it is logged and has no influence, even where it is NaN.
         offset: a number added to the sum.
         name: optional name.
 
@@ -100,7 +101,7 @@ class SumReward(Combination):
     from keras_reward import HueEntropyReward, VividnessReward
 
     reward = VividnessReward() + 0.5 * HueEntropyReward()
-    reward.part_names  # ("vividness", "hue_entropy")
+    reward.component_names  # ("vividness", "hue_entropy")
     ```
     """
 
@@ -114,11 +115,11 @@ class SumReward(Combination):
                 f"Received: {len(self.weights)} weights, {len(self.rewards)} rewards"
             )
 
-    def merge(self, scores):
-        total = ops.zeros_like(scores[0]) + self.offset
-        for weight, score in zip(self.weights, scores, strict=True):
+    def merge(self, values):
+        total = ops.zeros_like(values[0]) + self.offset
+        for weight, value in zip(self.weights, values, strict=True):
             if weight != 0.0:
-                total = total + weight * score
+                total = total + weight * value
         return total
 
     def get_config(self):
@@ -138,17 +139,17 @@ class SumReward(Combination):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class ProductReward(Combination):
-    """Product of rewards; what `reward * reward` makes.
+    """Product of rewards; the result of `reward * reward`.
 
     Args:
         rewards: list of rewards, each logged under its name.
         name: optional name.
     """
 
-    def merge(self, scores):
-        product = scores[0]
-        for score in scores[1:]:
-            product = product * score
+    def merge(self, values):
+        product = values[0]
+        for value in values[1:]:
+            product = product * value
         return product
 
     def __repr__(self):
@@ -161,8 +162,8 @@ class FunctionReward(Reward):
 
     Args:
         function: `(y_true, y_pred) -> (rows,)` or `(y_true, y_pred, inputs) ->
-            (rows,)`, in `keras.ops`. To be loaded from a saved file it must be
-            registered with `keras.saving.register_keras_serializable`.
+            (rows,)`, written in `keras.ops`. To load it from a saved file, register it
+            with `keras.saving.register_keras_serializable`.
         name: name in the logs. Default: the function's own.
 
     Example:
@@ -240,7 +241,7 @@ def multiply(first, second):
 
 
 def _terms(reward):
-    """Any reward as a sum; a sum that bears a name stays one term."""
+    """Any reward as a sum; a sum that has a name counts as one reward."""
     if isinstance(reward, SumReward) and reward._name is None:
         return reward
     return SumReward([reward])

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.rewards.boxes import agree, best_ious, read_boxes, standardize_format
+from keras_reward.forms.boxes import best_ious, read_boxes, standardize_format
+from keras_reward.nests import may_be_equal
 from keras_reward.rewards.coco_classes import COCO_CLASS_COUNTS
 from keras_reward.rewards.reward import Reward
 
@@ -14,9 +15,9 @@ COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 def matched_iou(y_true, y_pred, iou_threshold=0.5, bounding_box_format="xyxy"):
     """IoU of each predicted box with the ground-truth box that it matches.
 
-    This is what a confidence score should predict: the target of the confidence loss
-    that goes with `MeanAveragePrecisionReward`. As in the published code, a duplicate
-    has the IoU with its own best ground-truth box, like the match itself.
+    The score of a box should predict this: it is the target of `ConfidenceLoss`, which
+    goes with `MeanAveragePrecisionReward`. As in the published code, a duplicate has
+    the IoU with its own best ground-truth box, like the match itself.
 
     Args:
         y_true: dict of `boxes` `(rows, G, 4)` and `labels` or `classes` `(rows, G)`.
@@ -49,15 +50,15 @@ def matched_iou(y_true, y_pred, iou_threshold=0.5, bounding_box_format="xyxy"):
 
 
 def matches_and_duplicates(hits, matches):
-    """Sums over boxes, `(rows,)` each.
+    """Total weights of matches and of duplicates, `(rows,)` each.
 
-    Of the predictions that go to a ground-truth box with a sufficient IoU, one is its
-    match, the others are duplicates.
+    Of the predictions assigned to a ground-truth box with a sufficient IoU, one is its
+    match and the others are duplicates.
 
     Args:
-        hits: share of the thresholds that each prediction is above, times its weight,
+        hits: share of the thresholds that each prediction exceeds, times its weight,
             `(rows, M)`.
-        matches: the same of each ground-truth box, `(rows, G)`. A match has one class,
+        matches: the same for each ground-truth box, `(rows, G)`. A match has one class,
             so its weight is the same on both sides.
     """
     matches = ops.sum(matches, axis=1)
@@ -67,8 +68,8 @@ def matches_and_duplicates(hits, matches):
 def published_thresholds(thresholds):
     """The thresholds that the authors' code averages over.
 
-    It stores results under the threshold rounded to one decimal, where a later one
-    replaces an earlier one, and then looks each threshold up.
+    It stores results in a dict by the threshold rounded to one decimal, where later
+    ones replace earlier ones, and then looks up each threshold.
     """
     stored = {f"{threshold:0.1f}": threshold for threshold in thresholds}
     return tuple(stored[f"{threshold:0.1f}"] for threshold in thresholds)
@@ -78,8 +79,8 @@ def inverse_frequency(class_counts, class_smoothing):
     """Class weights `1 / (count + smoothing * all counts)`, scaled to mean 1.
 
     Returns:
-        `(classes + 1,)` float32: the last is for labels beyond the counts, which weigh
-        as much as the rarest class.
+        `(classes + 1,)` float32. The last is for labels beyond the counts; it is the
+        weight of the rarest class.
     """
     counts = class_counts
     if isinstance(class_counts, str):
@@ -102,7 +103,7 @@ def inverse_frequency(class_counts, class_smoothing):
 class DetectionReward(Reward):
     """Base class of rewards that match predicted boxes with the ground truth."""
 
-    part_names = ("matches", "duplicates")
+    component_names = ("matches", "duplicates")
 
     def __init__(self, iou_thresholds, duplicate_penalty, bounding_box_format, name):
         super().__init__(name=name)
@@ -127,21 +128,21 @@ class DetectionReward(Reward):
     def call(self, y_true, y_pred):
         boxes = read_boxes(y_pred, self.bounding_box_format, "y_pred")
         rows, truth_rows = boxes["area"].shape[0], y_true["area"].shape[0]
-        if not agree((rows,), (truth_rows,)):
+        if not may_be_equal((rows,), (truth_rows,)):
             raise ValueError(
                 f"Reward {self.name!r} needs as many rows of targets as of outputs. "
                 f"Received: {truth_rows} rows in y_true, {rows} in y_pred"
             )
         hits, matches = map(self.share_passed, best_ious(y_true, boxes))
-        parts = matches_and_duplicates(hits, matches)
+        counts = matches_and_duplicates(hits, matches)
         found, repeated = matches_and_duplicates(
             hits * self.weights(boxes["labels"]), matches * y_true["weights"]
         )
         reward = found - self.duplicate_penalty * repeated
-        return reward, dict(zip(self.part_names, parts, strict=True))
+        return reward, dict(zip(self.component_names, counts, strict=True))
 
     def share_passed(self, iou):
-        """Share of the thresholds that each IoU is strictly above."""
+        """Share of the thresholds that each IoU exceeds."""
         thresholds = self.averaged_thresholds
         passed = sum(ops.cast(iou > threshold, "float32") for threshold in thresholds)
         return passed / len(thresholds)
@@ -159,21 +160,21 @@ class DetectionReward(Reward):
 class RecallReward(DetectionReward):
     """Number of ground-truth boxes found, minus a penalty for finding them twice.
 
-    A predicted box belongs to the ground-truth box of its class with which it has the
-    highest intersection over union (IoU), if that is above the threshold. Of those
-    that belong to a ground-truth box, the best is its match, the others are
-    duplicates. The reward is matches minus `duplicate_penalty` times duplicates, for
-    more than one threshold their mean. It is a count, not divided by the number of
-    boxes. Logs the parts `matches` and `duplicates`.
+    A predicted box is assigned to the ground-truth box of its class with which it has
+    the highest intersection over union (IoU), if that is above the threshold. Of the
+    boxes assigned to a ground-truth box, the best is its match and the others are
+    duplicates. The reward is matches minus `duplicate_penalty` times duplicates,
+    averaged over the thresholds. It is a count, not divided by the number of boxes.
+    Logs the components `matches` and `duplicates`.
 
-    Does not punish: false positives, that is boxes that overlap no ground-truth box of
-    their class, so that a model that may predict many boxes earns by predicting all it
-    can. Fix the number of boxes, or subtract a reward that counts them (see the
-    example). Nor does it look at confidences: train them with `matched_iou` as target.
+    Does not punish: false positives, that is, boxes that overlap no ground-truth box of
+    their class. A model that may predict many boxes earns more by predicting as many as
+    it can. Fix the number of boxes, or subtract a reward that counts them (see the
+    example). It ignores confidences: train them with `matched_iou` as target.
 
     Args:
         iou_thresholds: IoUs that a match must exceed. Default `(0.5,)`, our choice:
-            the published code sets thresholds for average precision alone.
+            the published code only sets thresholds for average precision.
         duplicate_penalty: what a duplicate costs. Default 0.3.
         bounding_box_format: Keras's name of the format of all boxes, in pixels or
             relative. Default `"xyxy"`.
@@ -181,8 +182,8 @@ class RecallReward(DetectionReward):
 
     Call arguments: `y_true` and `y_pred` are dicts of `boxes`, `(rows, N, 4)` floats,
     and `labels` or `classes`, `(rows, N)` whole numbers. Any negative label is
-    padding. The numbers of boxes may differ; other keys, such as `scores`, are not
-    looked at. Empty and inverted boxes and boxes with NaN match nothing. Returns
+    padding. The numbers of boxes may differ; other keys, such as `scores`, are
+    ignored. Empty and inverted boxes and boxes with NaN match nothing. Returns
     `(rows,)` from `-duplicate_penalty * predicted boxes` to the number of ground-truth
     boxes.
 
@@ -218,16 +219,16 @@ class RecallReward(DetectionReward):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class MeanAveragePrecisionReward(DetectionReward):
-    """`RecallReward` over IoU thresholds, with rare classes weighing more.
+    """`RecallReward` over several IoU thresholds, with larger weights for rare classes.
 
     Rewards what raises COCO's mean average precision: tight boxes, and rare classes as
-    much as frequent ones. A match weighs by the class of the ground truth, a duplicate
-    by the predicted class; the weights are proportional to
+    much as frequent ones. A match is weighted by the class of the ground truth, a
+    duplicate by the predicted class; the weights are proportional to
     `1 / (count + class_smoothing * sum of counts)` and have mean 1 over all classes.
-    Logs the parts `matches` and `duplicates`, which are numbers of boxes without
-    weights.
+    Logs the components `matches` and `duplicates`, which are unweighted numbers of
+    boxes.
 
-    Does not punish: false positives and confidences that say nothing, though average
+    Does not punish: false positives and meaningless confidences, though average
     precision depends on the order of confidences. Fix the number of boxes or count
     them (see `RecallReward`), and train the confidence with `matched_iou` as target.
 
@@ -236,11 +237,11 @@ class MeanAveragePrecisionReward(DetectionReward):
         duplicate_penalty: what a duplicate costs. Default 0.3.
         class_counts: number of boxes of each class in the training data, `"coco"` for
             those of COCO's 80 classes, or None (the default) for equal weights. A label
-            beyond the counts weighs as much as the rarest class.
+            beyond the counts has the weight of the rarest class.
         class_smoothing: share of all boxes that is added to each count. Default 0.05.
         as_published: if True, average as the authors' code does. It stores the result
-            of each threshold under the threshold rounded to one decimal, so that of
-            the ten only five are left, weighing {0.5: 1, 0.6: 2, 0.7: 2, 0.85: 3,
+            of each threshold under the threshold rounded to one decimal, so that only
+            five of the ten are left, with the weights {0.5: 1, 0.6: 2, 0.7: 2, 0.85: 3,
             0.95: 2} / 10. Default False: the mean.
         bounding_box_format: Keras's name of the format of all boxes, in pixels or
             relative. Default `"xyxy"`.

@@ -1,4 +1,4 @@
-"""Rewards in plain Python: any function of NumPy arrays, called from the step."""
+"""Rewards in plain Python: any function of NumPy arrays, called in each step."""
 
 import concurrent.futures
 import multiprocessing
@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.backend import XLA_CALLS_HOST, host_call
+from keras_reward.nests import rows_of, take_rows
 from keras_reward.rewards.combination import FunctionReward
 
 
@@ -16,32 +17,32 @@ from keras_reward.rewards.combination import FunctionReward
 class HostReward(FunctionReward):
     """A Python function on NumPy arrays as a reward: an evaluator, a service, a person.
 
-    The function runs on the host, while the compiled step waits for it: on JAX, on
-    TensorFlow (which then compiles the step without XLA) and on PyTorch. Where a reward
+    The function runs on the host while the compiled step waits for it: on JAX, on
+    TensorFlow (which then compiles the step without XLA) and on PyTorch. If a reward
     can be written in `keras.ops`, a plain function or a `Reward` is much faster.
 
-    An exception in the function does not lose the weights of the step: the rows that
-    failed have no influence on it, and `fit`, `evaluate` or the call then raises the
-    exception itself, with a note that says which rows failed.
+    An exception in the function does not lose the weights. The rows that failed have no
+    influence on the step, and then `fit`, `evaluate` or the call raises the exception,
+    with a note that says which rows failed.
 
     Args:
         function: `(y_true, y_pred) -> (rows,)` or `(y_true, y_pred, inputs) ->
             (rows,)`, on NumPy arrays (half precision arrives as float32), or nests of
-            them; its own copies, so it may change them. NaN or None for a row that it
-            cannot score. To be loaded from a saved file it must be registered with
-            `keras.saving.register_keras_serializable`.
-        batch_size: most rows in one call of the function. Default: all rows, divided by
-            `workers`.
+            them. They are copies, so the function may change them. It returns NaN or
+            None for a row that has no reward. To load it from a saved file, register
+            it with `keras.saving.register_keras_serializable`.
+        batch_size: maximum number of rows in one call of the function. Default: all
+            rows, divided by `workers`.
         workers: number of calls that run at the same time. Default 1.
-        use_multiprocessing: if True, workers are processes: for Python code that
-            computes. The function must be picklable, and a script that starts training
-            needs `if __name__ == "__main__":`. Default False, threads: for functions
-            that wait, or that compute in NumPy.
+        use_multiprocessing: if True, workers are processes, for functions that compute
+            in Python. The function must be picklable, and a script that starts
+            training needs `if __name__ == "__main__":`. Default False: threads, for
+            functions that wait or compute in NumPy.
         name: name in the logs. Default: the function's own.
 
     Call arguments: `y_true`, `y_pred` as the function takes them. Returns `(rows,)`.
 
-    Its part `reward_seconds` is logged: how long the function took in a step.
+    Logs the component `reward_seconds`, the time that the function took in a step.
 
     Raises:
         ValueError: if the function does not return one number per row.
@@ -60,7 +61,7 @@ class HostReward(FunctionReward):
     ```
     """
 
-    part_names = ("reward_seconds",)
+    component_names = ("reward_seconds",)
     runs_on_host = True
     supports_jit = XLA_CALLS_HOST
 
@@ -85,36 +86,36 @@ class HostReward(FunctionReward):
         leaves = keras.tree.flatten(arguments)
         tensors = [as_host_dtype(leaf) for leaf in leaves if leaf is not None]
 
-        def score(*arrays):
+        def run(*arrays):
             arrays = iter(arrays)
             own = [None if leaf is None else np.array(next(arrays)) for leaf in leaves]
-            return self.score(keras.tree.pack_sequence_as(arguments, own))
+            return self.rewards_of(keras.tree.pack_sequence_as(arguments, own))
 
-        rows = keras.tree.flatten(y_pred)[0].shape[0]
-        scores = host_call(score, tensors, (2, rows))
-        return scores[0], {"reward_seconds": scores[1]}
+        rows = rows_of(y_pred)
+        result = host_call(run, tensors, (2, rows))
+        return result[0], {"reward_seconds": result[1]}
 
-    def score(self, arguments):
-        """Scores and seconds `(2, rows)` of the function's arguments, in NumPy."""
+    def rewards_of(self, arguments):
+        """Calls the function: rewards and seconds, `(2, rows)` in NumPy."""
         start = time.perf_counter()
-        rows = len(keras.tree.flatten(arguments[1])[0])
-        scores = np.full((rows,), np.nan, "float32")
+        rows = rows_of(arguments[1])
+        rewards = np.full((rows,), np.nan, "float32")
         size = self.batch_size or max(1, -(-rows // self.workers))
-        parts = [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
+        chunks = [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
         failed = []
-        for part, call in zip(parts, self.calls(arguments, parts), strict=True):
+        for chunk, call in zip(chunks, self.calls(arguments, chunks), strict=True):
             try:
-                scores[part] = as_scores(self.name, call(), part.stop - part.start)
-            except BaseException as error:  # an interrupt, too, must not lose weights
-                failed.append((part, error))
+                rewards[chunk] = as_rewards(self.name, call(), chunk.stop - chunk.start)
+            except BaseException as error:  # an interrupt must not lose weights either
+                failed.append((chunk, error))
         if failed:
             self.keep_failure(failed, rows)
         seconds = np.full((rows,), time.perf_counter() - start, "float32")
-        return np.stack([scores, seconds])
+        return np.stack([rewards, seconds])
 
-    def calls(self, arguments, parts):
-        """A function without arguments for each part: it returns the part's scores."""
-        batches = [take_rows(arguments, part) for part in parts]
+    def calls(self, arguments, chunks):
+        """A list of functions without arguments that return the rewards of a chunk."""
+        batches = [take_rows(arguments, chunk) for chunk in chunks]
         if self.workers == 1:
             return [lambda batch=batch: self.function(*batch) for batch in batches]
         try:
@@ -125,7 +126,7 @@ class HostReward(FunctionReward):
         return [future.result for future in futures]
 
     def submit(self, batch):
-        """Hands a batch to the pool, which starts with the first one."""
+        """Submits a batch to the pool, which starts with the first one."""
         if self.pool is None and self.use_multiprocessing:
             self.pool = concurrent.futures.ProcessPoolExecutor(
                 self.workers,
@@ -137,9 +138,9 @@ class HostReward(FunctionReward):
         return self.pool.submit(self.function, *batch)
 
     def keep_failure(self, failed, rows):
-        """Keeps the first error, noting the rows of all, for `raise_failure`."""
+        """Keeps the first error for `raise_failure`, with the rows of all errors."""
         _, error = failed[0]
-        where = ", ".join(f"{part.start} to {part.stop - 1}" for part, _ in failed)
+        where = ", ".join(f"{chunk.start} to {chunk.stop - 1}" for chunk, _ in failed)
         error.add_note(
             f"Raised by HostReward {self.name!r} on rows {where} of {rows}. "
             "A row is one sample of one input, the samples of an input adjacent."
@@ -161,24 +162,17 @@ class HostReward(FunctionReward):
 
 
 def as_host_dtype(tensor):
-    """A tensor whose dtype NumPy has."""
+    """A tensor with a dtype that NumPy has."""
     half = keras.backend.standardize_dtype(tensor.dtype) in ("bfloat16", "float16")
     return ops.cast(tensor, "float32") if half else tensor
 
 
-def take_rows(structure, rows):
-    """A slice of the first axis of every array in a nest."""
-    return keras.tree.map_structure(
-        lambda array: None if array is None else array[rows], structure
-    )
-
-
-def as_scores(name, scores, rows):
+def as_rewards(name, rewards, rows):
     """What a host function returned, as `(rows,)` float32; None becomes NaN."""
-    scores = np.asarray(scores, "float32")
-    if scores.shape != (rows,):
+    rewards = np.asarray(rewards, "float32")
+    if rewards.shape != (rows,):
         raise ValueError(
             f"Reward {name!r} must return one number per row. "
-            f"Expected: shape ({rows},). Received: shape {scores.shape}"
+            f"Expected: shape ({rows},). Received: shape {rewards.shape}"
         )
-    return scores
+    return rewards

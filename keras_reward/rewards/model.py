@@ -3,36 +3,37 @@
 import keras
 from keras import ops
 
+from keras_reward.backend.keras_private import flatten_layers
 from keras_reward.rewards.reward import Reward
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class ModelReward(Reward):
-    """The score that a Keras model gives: a classifier, a critic, a preference model.
+    """The output of a Keras model: a classifier, a critic, a preference model.
 
-    The scorer runs inside the compiled step, with `training=False` and without
-    gradient. It is not trained and not changed; its `trainable` flag stays as it is.
+    The model runs inside the compiled step, with `training=False` and without
+    gradient. It is neither trained nor changed, not even its `trainable` flag.
 
-    Does not punish: outputs that fool the scorer. A model that is tuned for another
-    model finds its weaknesses; watch a reward that does not share them, as a term of
-    weight 0: `ModelReward(scorer) + 0.0 * other`.
+    Does not punish: outputs that fool the reward model. A model that is tuned for it
+    finds its weaknesses. Watch a reward that does not share them, with weight 0:
+    `ModelReward(model) + 0.0 * other`.
 
     Args:
-        scorer: a built `keras.Model`, or None to set it later. It is called with the
+        model: a built `keras.Model`, or None to set it later. It is called with the
             list `[inputs, outputs]`, both in rows, and returns one number for each
             row, `(rows,)` or `(rows, 1)`.
-        with_inputs: if False, the scorer is called with the outputs alone. Default
+        with_inputs: if False, the model is called with the outputs alone. Default
             True.
-        save_scorer: if True, the scorer and its weights enter the checkpoint of a
-            `RewardTuning`. Default False: after loading, give it back by
-            `tuned.reward.scorer = scorer` before training goes on.
+        save_model: if True, the model and its weights are saved in the checkpoint of a
+            `RewardTuning`. Default False: after loading, set it with
+            `tuned.reward.model = model` before training continues.
         name: name in the logs. Default: "model".
 
-    Call arguments: `y_true` is not used; `y_pred` and `inputs` as the scorer takes
+    Call arguments: `y_true` is not used; `y_pred` and `inputs` as the model takes
     them. Returns `(rows,)`.
 
     Raises:
-        ValueError: if `scorer` is not built; in a call, if there is none, or if it
+        ValueError: if `model` is not built; in a call, if there is no model, or if it
             returns another shape.
 
     Example:
@@ -44,33 +45,33 @@ class ModelReward(Reward):
 
     image, edited = keras.Input((8, 8, 1)), keras.Input((8, 8, 3))
     pixels = keras.layers.Concatenate()([image, edited])
-    score = keras.layers.Dense(1)(keras.layers.Flatten()(pixels))
-    scorer = keras.Model([image, edited], score)
+    value = keras.layers.Dense(1)(keras.layers.Flatten()(pixels))
+    reward_model = keras.Model([image, edited], value)
 
     rows = np.zeros((5, 8, 8, 1), "float32"), np.zeros((5, 8, 8, 3), "float32")
-    ModelReward(scorer)(None, rows[1], inputs=rows[0])  # five scores
+    ModelReward(reward_model)(None, rows[1], inputs=rows[0])  # five rewards
     ```
     """
 
-    def __init__(self, scorer, with_inputs=True, save_scorer=False, name=None):
+    def __init__(self, model, with_inputs=True, save_model=False, name=None):
         super().__init__(name=name)
-        self.scorer = scorer
+        self.model = model
         self.with_inputs = with_inputs
-        self.save_scorer = save_scorer
+        self.save_model = save_model
 
     @property
-    def scorer(self):
-        return self._scorer
+    def model(self):
+        return self._model
 
-    @scorer.setter
-    def scorer(self, scorer):
-        # None is what a file without the scorer leaves.
-        if scorer is not None and not getattr(scorer, "built", False):
+    @model.setter
+    def model(self, model):
+        # It is None after loading a file without the model.
+        if model is not None and not getattr(model, "built", False):
             raise ValueError(
-                "`scorer` must be a built keras.Model; call it once on data to build "
-                f"it. Received: {scorer!r} (of type {type(scorer).__name__})"
+                "`model` must be a built keras.Model; call it once on data to build "
+                f"it. Received: {model!r} (of type {type(model).__name__})"
             )
-        self._scorer = scorer
+        self._model = model
 
     @property
     def uses_inputs(self):
@@ -78,42 +79,42 @@ class ModelReward(Reward):
 
     @property
     def supports_jit(self):
-        layers = self._scorer._flatten_layers() if self._scorer else []
+        layers = flatten_layers(self._model) if self._model else []
         return all(layer.supports_jit for layer in layers)
 
     @property
     def variables(self):
-        return self._scorer.variables if self._scorer else []
+        return self._model.variables if self._model else []
 
     @property
     def saved_variables(self):
-        return self.variables if self.save_scorer else []
+        return self.variables if self.save_model else []
 
     def call(self, y_true, y_pred, inputs=None):
-        if self._scorer is None:
+        if self._model is None:
             raise ValueError(
-                f"Reward {self.name!r} has no scorer. A saved tuning leaves it out "
-                "unless asked by `ModelReward(scorer, save_scorer=True)`: set it by "
-                "`tuned.reward.scorer = scorer`. Received: scorer=None"
+                f"Reward {self.name!r} has no model. It is not saved unless you use "
+                "`ModelReward(model, save_model=True)`: set it with "
+                "`tuned.reward.model = model`. Received: model=None"
             )
         arguments = [inputs, y_pred] if self.with_inputs else y_pred
-        scores = self._scorer(arguments, training=False)
-        if len(scores.shape) == 2 and scores.shape[1] == 1:
-            scores = scores[:, 0]
-        return ops.cast(scores, "float32")
+        rewards = self._model(arguments, training=False)
+        if len(rewards.shape) == 2 and rewards.shape[1] == 1:
+            rewards = rewards[:, 0]
+        return ops.cast(rewards, "float32")
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
-            "scorer": serialize(self._scorer) if self.save_scorer else None,
+            "model": serialize(self._model) if self.save_model else None,
             "with_inputs": self.with_inputs,
-            "save_scorer": self.save_scorer,
+            "save_model": self.save_model,
         }
 
     @classmethod
     def from_config(cls, config):
-        scorer = config["scorer"] and keras.saving.deserialize_keras_object(
-            config["scorer"]
+        model = config["model"] and keras.saving.deserialize_keras_object(
+            config["model"]
         )
-        return cls(**{**config, "scorer": scorer})
+        return cls(**{**config, "model": model})

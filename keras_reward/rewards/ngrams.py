@@ -1,118 +1,33 @@
-"""N-grams of padded token ids: how often they match, and what a corpus knows of them.
+"""N-grams of padded token ids: their matches, and their frequencies in a corpus.
 
-Functions with a first argument `xp` run on tensors (`xp=keras.ops`) and on the host
-(`xp=numpy`) alike.
+Functions with a first argument `xp` run on tensors (`xp=keras.ops`) or on the host
+(`xp=numpy`).
 """
 
 import numpy as np
 from keras import ops
 
-from keras_reward.rewards.reward import is_integer
-
 WORD_BITS = 31  # of an int32, without the sign
 ROOT, UNKNOWN = -1, 0  # the empty n-gram, and any n-gram that is not in the table
 
 
-def check_ids(name, ids, shape, what):
-    """Returns token ids as int32.
-
-    Args:
-        name: the reward's name, for the message.
-        ids: an integer array or tensor.
-        shape: the names of its axes, for the message.
-        what: what the ids are, for the message.
-
-    Raises:
-        ValueError: if `ids` has another rank or is not of an integer dtype.
-    """
-    received = tuple(getattr(ids, "shape", ()))
-    if len(received) != len(shape) or not is_integer(ids):
-        dtype = getattr(ids, "dtype", type(ids).__name__)
-        raise ValueError(
-            f"Reward {name!r} needs {what} as integer token ids. "
-            f"Expected: shape ({', '.join(shape)}). "
-            f"Received: shape {received}, dtype {dtype}"
-        )
-    if isinstance(ids, np.ndarray):
-        return ids.astype("int32")
-    return ops.cast(ids, "int32")
-
-
-def caption_lengths(xp, ids, end_id, pad_id):
-    """Number of words before the first end token or padding: `(...,)` int32.
-
-    Args:
-        xp: `keras.ops` or `numpy`.
-        ids: `(..., T)` int32.
-        end_id: id of the end token, or None.
-        pad_id: id of padding.
-    """
-    width = ids.shape[-1]
-    stop = ids == pad_id
-    if end_id is not None:
-        stop = xp.logical_or(stop, ids == end_id)
-    positions = xp.arange(width, dtype="int32")
-    return xp.min(xp.where(stop, positions, width), axis=-1)
-
-
-def scored_captions(xp, ids, end_id, pad_id, score_end_token):
-    """Number of tokens of captions that are scored: `(...,)` int32.
-
-    Args:
-        xp, ids, end_id, pad_id: as in `caption_lengths`.
-        score_end_token: whether the end token counts, where there is one.
-    """
-    lengths = caption_lengths(xp, ids, end_id, pad_id)
-    if end_id is None or not score_end_token:
-        return lengths
-    at_end = xp.arange(ids.shape[-1], dtype="int32") == lengths[..., None]
-    ended = xp.any(xp.logical_and(at_end, ids == end_id), axis=-1)
-    return xp.where(ended, lengths + 1, lengths)
-
-
-def scored_references(xp, ids, end_id, pad_id, score_end_token):
-    """References as they are scored.
-
-    With `score_end_token` each ends with the end token, whether or not the array has
-    it: what people wrote is complete.
-
-    Args:
-        xp: `keras.ops` or `numpy`.
-        ids: `(images, references, T)` int32.
-        end_id, pad_id, score_end_token: as in `scored_captions`.
-
-    Returns:
-        `(ids, lengths, present)`: `(images, references, T + 1)`, and which of the
-        references are there at all, not padding alone; what the others hold means
-        nothing.
-    """
-    ids = xp.pad(ids, [(0, 0), (0, 0), (0, 1)], constant_values=pad_id)
-    present = ids[..., 0] != pad_id
-    lengths = caption_lengths(xp, ids, end_id, pad_id)
-    if end_id is not None and score_end_token:
-        at_end = xp.arange(ids.shape[-1], dtype="int32") == lengths[..., None]
-        ids = xp.where(at_end, end_id, ids)
-        lengths = lengths + 1
-    return ids, lengths, present
-
-
-# Matching. Which positions hold the same word is a row of bits in an int32; two words
-# match where the bits of the first and the shifted bits of the second are both set.
+# Matching. The positions of a word in a caption are the bits of an int32. A bigram
+# occurs where the bits of its first word and the shifted bits of its second are set.
 
 
 def bit_windows(ids, orders):
     """Splits captions into windows of at most 31 tokens, one bit each.
 
-    Long captions make several windows, which overlap so that every n-gram lies whole
-    in the window that it starts in.
+    Long captions are split into several windows. These overlap, so that every n-gram
+    lies completely in the window that it starts in.
 
     Args:
         ids: `(..., T)`.
         orders: the longest n-gram.
 
     Returns:
-        `(windows, starts)`: `(..., W, width)`, and how many of the positions of a
-        window are starts of n-grams that it counts.
+        `(windows, starts)`: `(..., W, width)`, and the number of positions of a window
+        at which the n-grams that it counts may start.
     """
     length = ids.shape[-1]
     if length <= WORD_BITS:
@@ -145,8 +60,8 @@ def count_matches(ids, others, lengths, orders):
     """How often the n-gram at each position of a caption occurs in another caption.
 
     Args:
-        ids: `(..., T)` int32. N-grams that reach beyond the caption are counted too:
-            the caller masks them.
+        ids: `(..., T)` int32. N-grams that extend beyond the caption are counted too:
+            the caller must mask them.
         others: `(..., T2)` int32, with leading axes that broadcast with those of `ids`.
         lengths: `(...,)`, the lengths of `others`.
         orders: the longest n-gram.
@@ -171,14 +86,14 @@ def count_matches(ids, others, lengths, orders):
     return counts
 
 
-# The table. An n-gram is the pair (number of its first n - 1 words, last word), so that
-# two numbers are compared whatever n is, and there are no false matches.
+# The table. An n-gram is stored as a pair (number of its first n - 1 words, last word),
+# so that only two numbers are compared for any n, and there are no false matches.
 
 
 def bucket_of(xp, parents, words, buckets):
-    """Hashes pairs of int32, in int32 that wraps, to `[0, buckets)`, a power of two.
+    """Hashes pairs of int32 to `[0, buckets)`, in wrapping int32 arithmetic.
 
-    Shifts are masked: whether they repeat the sign then makes no difference.
+    `buckets` is a power of two. Shifts are masked, so sign extension has no effect.
     """
     mixed = words * 0x2C1B3C6D
     mixed = xp.bitwise_xor(mixed, xp.bitwise_and(xp.right_shift(mixed, 15), 0x1FFFF))
@@ -200,15 +115,15 @@ def build_table(parents, words):
         row of each bucket; the size of the largest bucket.
     """
     entries = len(words)
-    # Two to four buckets an entry: few entries share one.
+    # Two to four buckets per entry, so that few entries share one.
     buckets = 2 ** int(2 * max(entries, 1) - 1).bit_length()
     bucket = bucket_of(np, parents, words, buckets)
     sizes = np.bincount(bucket, minlength=buckets)
     directory = (np.cumsum(sizes) - sizes).astype("int32")
     probes = max(int(sizes.max()), 1)
     order = np.argsort(bucket, kind="stable")
-    # The last bucket is probed as far as the largest one. Nothing matches these rows:
-    # numbers of parents are never below ROOT.
+    # As many rows are probed in the last bucket as in the largest one. Nothing matches
+    # the added rows, since numbers of parents are never below ROOT.
     beyond = np.full(probes, ROOT - 1, "int32")
     columns = [
         np.concatenate([column[order], beyond]).astype("int32")
@@ -218,7 +133,7 @@ def build_table(parents, words):
 
 
 def look_up(columns, directory, probes, parents, words):
-    """Numbers of the pairs, UNKNOWN for those that are not in the table.
+    """The numbers of pairs, UNKNOWN for those that are not in the table.
 
     Args:
         columns, directory, probes: as `build_table` returns them, as tensors.
@@ -228,8 +143,8 @@ def look_up(columns, directory, probes, parents, words):
         Int32 of that shape.
     """
     row = ops.take(directory, bucket_of(ops, parents, words, directory.shape[0]))
-    # All probes in one gather and a maximum, not one after the other: XLA's fusion
-    # would repeat the earlier ones for each of the later.
+    # All probes are one gather and a maximum. If they came one after the other, XLA's
+    # fusion would repeat the earlier ones for each later one.
     rows = row[..., None] + ops.arange(probes, dtype="int32")
     parent, word, number = (ops.take(column, rows) for column in columns)
     hit = ops.logical_and(parent == parents[..., None], word == words[..., None])
@@ -239,7 +154,7 @@ def look_up(columns, directory, probes, parents, words):
 def look_up_ngrams(columns, directory, probes, ids, orders):
     """Numbers of the n-grams at each position: a list over n of `(..., T)` int32.
 
-    N-grams that reach beyond the array are given some number too.
+    N-grams that extend beyond the array get an arbitrary number.
     """
     numbers = [look_up(columns, directory, probes, ops.full_like(ids, ROOT), ids)]
     words = ids
@@ -252,13 +167,13 @@ def look_up_ngrams(columns, directory, probes, ids, orders):
 def document_frequencies(ids, lengths, documents, orders):
     """Counts in how many documents n-grams occur, on the host.
 
-    Only n-grams of at least two documents are returned: in CIDEr the others weigh as
-    much as those that never occur.
+    Only n-grams of at least two documents are returned: in CIDEr, the others have the
+    same weight as those that never occur.
 
     Args:
         ids: `(captions, T)` int32 NumPy array.
         lengths: `(captions,)`.
-        documents: `(captions,)`, to which document a caption belongs, from 0.
+        documents: `(captions,)`, the index of the document that a caption belongs to.
         orders: the longest n-gram.
 
     Returns:
@@ -290,7 +205,7 @@ def document_frequencies(ids, lengths, documents, orders):
 
 def distinct(values):
     """The distinct values of an array, sorted."""
-    # NumPy's own `unique` hashes, which takes many times as long for millions.
+    # NumPy's `unique` hashes, which takes many times as long for millions of values.
     values = np.sort(values)
     is_first = np.ones(len(values), "bool")
     is_first[1:] = values[1:] != values[:-1]

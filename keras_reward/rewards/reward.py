@@ -1,32 +1,33 @@
-"""What a reward is, and the checks that every reward passes."""
+"""The base class of rewards, and the checks that every reward must pass."""
 
 import inspect
-import re
 
 import keras
 from keras import ops
 
+from keras_reward.nests import map_leaves, rows_of, snake_case, to_tensor
+
 
 class Reward:
-    """Base class: a score for each output, the higher the better.
+    """Base class: a number for each output, higher is better.
 
     Subclass it and implement `call`. Everything in `call` should be written in
     `keras.ops`, so that it compiles on every backend and stays on the accelerator.
     It is only ever evaluated, never differentiated.
 
     A *row* is one sample of one input. In training there are `batch * num_samples`
-    rows, the samples of an input adjacent.
+    rows, with the samples of an input adjacent.
 
     Rewards combine: `a + b`, `a - b`, `a * b`, `0.1 * a`, `a + 1.0`. A reward that is
-    added with weight 0 is a monitor: logged, without influence.
+    added with weight 0 is a monitor: it is logged and has no influence.
 
     Args:
         name: name in the logs. Default: the class's name in snake case, without
             "Reward".
 
     Attributes:
-        part_names: names of the parts that `call` returns beside the reward, each of
-            which is logged. Default: none.
+        component_names: names of the components that `call` returns with the reward,
+            each of which is logged. Default: none.
 
     Example:
 
@@ -43,9 +44,9 @@ class Reward:
     ```
     """
 
-    part_names = ()
+    component_names = ()
     runs_on_host = False  # whether `call` leaves the compiled step for Python
-    supports_jit = True  # as of `keras.Layer`: False keeps a step from XLA
+    supports_jit = True  # as in `keras.Layer`: if False, steps do not use XLA
 
     def __init__(self, name=None):
         self._name = name
@@ -53,8 +54,10 @@ class Reward:
     @property
     def name(self):
         """Name in the logs."""
-        # Not read from `_name` alone: a subclass may forget `super().__init__()`.
-        return getattr(self, "_name", None) or snake_case(type(self).__name__)
+        # `_name` may be missing: a subclass may forget `super().__init__()`.
+        name = type(self).__name__
+        stem = name.removesuffix("Reward") or name
+        return getattr(self, "_name", None) or snake_case(stem)
 
     @property
     def uses_inputs(self):
@@ -63,27 +66,27 @@ class Reward:
 
     @property
     def variables(self):
-        """List of `keras.Variable` that `call` reads: tables, a scorer's weights.
+        """List of `keras.Variable` that `call` reads: tables, a reward model's weights.
 
-        `RewardTuning` hands them to the compiled step, so that they are no constants
-        in it, and trains none of them.
+        `RewardTuning` passes them to the compiled step, where they would otherwise be
+        constants. It does not train them.
         """
         return []
 
     @property
     def saved_variables(self):
-        """Those of `variables` that enter the checkpoint of a `RewardTuning`."""
+        """Those of `variables` that a `RewardTuning` saves in its checkpoint."""
         return self.variables
 
     def prepare(self, y_true):
-        """What need not be done for each sample: runs once per input.
+        """Preprocesses the targets, once per input instead of once per sample.
 
         Args:
             y_true: targets as the dataset yields them, `(batch, ...)`, or None.
 
         Returns:
-            What `call` gets as `y_true`, with rows repeated to match `y_pred`: a nest
-            of tensors with a leading batch axis. Default: `y_true` itself.
+            A nest of tensors with a leading batch axis. `call` gets it as `y_true`,
+            with rows repeated to match `y_pred`. Default: `y_true` itself.
         """
         return y_true
 
@@ -96,15 +99,15 @@ class Reward:
             inputs: only if the signature has it: the model's inputs, `(rows, ...)`.
 
         Returns:
-            Floats of shape `(rows,)`, NaN for a row that cannot be scored. With
-            `part_names`, a tuple of them and a dict of parts, `(rows,)` each.
+            Floats of shape `(rows,)`, NaN for a row that has no reward. With
+            `component_names`, a tuple of these and a dict of `(rows,)` components.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement `call(self, y_true, y_pred)`."
         )
 
     def __call__(self, y_true, y_pred, inputs=None):
-        """Scores outputs, one row each.
+        """Computes the rewards of outputs, one per row.
 
         Args:
             y_true: targets, one per row, or None.
@@ -114,15 +117,13 @@ class Reward:
         Returns:
             `(rows,)` float32.
         """
-        y_true, y_pred, inputs = keras.tree.map_structure(
-            as_tensor, (y_true, y_pred, inputs)
-        )
+        y_true, y_pred, inputs = to_tensor((y_true, y_pred, inputs))
         rewards = self.evaluate(self.prepare(y_true), y_pred, inputs)[0]
         self.raise_failure()
         return rewards
 
     def evaluate(self, y_true, y_pred, inputs=None):
-        """As `__call__` with prepared targets, and with the parts.
+        """As `__call__`, but takes prepared targets and also returns the components.
 
         Args:
             y_true: what `prepare` returned, in rows.
@@ -130,11 +131,12 @@ class Reward:
             inputs: the model's inputs in rows, or None.
 
         Returns:
-            `(rewards, parts)`: `(rows,)` float32, and a dict of them by part name.
+            `(rewards, components)`: `(rows,)` float32, and a dict of such tensors by
+            name.
 
         Raises:
-            ValueError: if the result has another shape or dtype, or other parts than
-                `part_names`, or if it needs targets and there are none.
+            ValueError: if the result has the wrong shape or dtype, if its components
+                are not `component_names`, or if it needs targets and there are none.
         """
         arguments = {"inputs": inputs} if self.uses_inputs else {}
         try:
@@ -147,39 +149,39 @@ class Reward:
                 "compares with targets, pass `(x, y)` instead of `x` alone. "
                 f"Received: y_true=None, and the error {type(error).__name__}: {error}"
             ) from error
-        rewards, parts = result if isinstance(result, tuple) else (result, {})
-        if set(parts) != set(self.part_names):
+        rewards, components = result if isinstance(result, tuple) else (result, {})
+        if set(components) != set(self.component_names):
             raise ValueError(
-                f"Reward {self.name!r} must return the parts that its `part_names` "
-                f"declare. Expected: {sorted(self.part_names)}. "
-                f"Received: {sorted(parts)}"
+                f"Reward {self.name!r} must return the components that its "
+                f"`component_names` declare. Expected: {sorted(self.component_names)}. "
+                f"Received: {sorted(components)}"
             )
-        rows = keras.tree.flatten(y_pred)[0].shape[0]
+        rows = rows_of(y_pred)
         rewards = as_rows(self.name, rewards, rows)
         return rewards, {
-            part: as_rows(f"{self.name}/{part}", values, rows)
-            for part, values in parts.items()
+            component: as_rows(f"{self.name}/{component}", values, rows)
+            for component, values in components.items()
         }
 
     def raise_failure(self):
-        """Raises what went wrong on the host since the last call, if anything did.
+        """Raises an error that occurred on the host since the last call, if any.
 
-        An exception within a compiled step would lose the step's weights. So a reward
-        that runs on the host keeps it, and `RewardTuning` asks after each step.
+        An exception inside a compiled step would lose the weights. So a reward that
+        runs on the host keeps it, and `RewardTuning` calls this after each step.
         """
-        return  # an empty body is more than TensorFlow's AutoGraph can read
+        return  # TensorFlow's AutoGraph cannot parse an empty body
 
-    def part_log_name(self, part):
-        """Name of a part in the logs of a sum or product that this reward is in.
+    def component_log_name(self, component):
+        """Name of a component in the logs of a sum or product with this reward.
 
-        A reward that was given a name puts it in front, so that two rewards of one
-        class can be told apart.
+        If the reward was given a name, this is the prefix, so that two rewards of the
+        same class can be distinguished.
         """
-        return f"{self.name}_{part}" if getattr(self, "_name", None) else part
+        return f"{self.name}_{component}" if getattr(self, "_name", None) else component
 
     def log_names(self):
-        """Names under which this reward logs as a term of another."""
-        return (self.name, *map(self.part_log_name, self.part_names))
+        """Names under which this reward logs as a part of a sum or product."""
+        return (self.name, *map(self.component_log_name, self.component_names))
 
     def get_config(self):
         return {"name": getattr(self, "_name", None)}
@@ -218,29 +220,9 @@ def combine():
     return combination
 
 
-def snake_case(class_name):
-    """`HueEntropyReward` to `hue_entropy`."""
-    stem = class_name.removesuffix("Reward") or class_name
-    stem = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", stem)
-    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", stem).lower().strip("_")
-
-
 def takes_inputs(function):
     """Whether a reward function has an argument `inputs`."""
     return "inputs" in inspect.signature(function).parameters
-
-
-def as_tensor(value):
-    return None if value is None else ops.convert_to_tensor(value)
-
-
-def is_integer(value):
-    """Whether a value is a tensor or array of an integer dtype; booleans are not."""
-    try:
-        dtype = keras.backend.standardize_dtype(getattr(value, "dtype", "object"))
-    except ValueError:  # no dtype that Keras knows
-        return False
-    return keras.backend.is_int_dtype(dtype)
 
 
 def as_rows(name, rewards, rows):
@@ -249,7 +231,7 @@ def as_rows(name, rewards, rows):
     Args:
         name: the reward's name, for the message.
         rewards: what the reward returned.
-        rows: the expected length, or None where only the run will tell.
+        rows: the expected length, or None if it is unknown while tracing.
 
     Returns:
         `(rows,)` float32.
@@ -261,7 +243,7 @@ def as_rows(name, rewards, rows):
         if shape == ():
             hint = (
                 " One number for the whole batch cannot tell good samples from bad "
-                "ones: score each row on its own (a Keras loss does with "
+                "ones: give each row a number of its own (a Keras loss does with "
                 "`reduction=None`)."
             )
         raise ValueError(
@@ -281,27 +263,23 @@ def as_rows(name, rewards, rows):
 
 
 def check_shapes(reward, y_true, y_pred, inputs, multiple=1):
-    """Checks a reward's result where the number of rows is unknown while tracing.
+    """Checks a reward's result if the number of rows is unknown while tracing.
 
-    TensorFlow traces a step for batches of any size, so that a result of the wrong
-    length would only fail in the run, or be taken for the right one. Here the reward
-    is traced once more, for a known number of rows.
+    TensorFlow traces a step for batches of any size, so a result of the wrong length
+    would fail only when the step runs, or not at all. Here the reward is traced once
+    more, for a known number of rows.
 
     Args:
         reward: a `Reward`.
-        y_true, y_pred, inputs: as `Reward.evaluate` gets them.
+        y_true, y_pred, inputs: as for `Reward.evaluate`.
         multiple: the number of rows is a multiple of this.
     """
-    if keras.tree.flatten(y_pred)[0].shape[0] is not None:
+    if rows_of(y_pred) is not None:
         return
-    specs = keras.tree.map_structure(
-        lambda tensor: (
-            None
-            if tensor is None
-            else keras.KerasTensor(
-                (PROBE_INPUTS * multiple, *tensor.shape[1:]),
-                keras.backend.standardize_dtype(tensor.dtype),
-            )
+    specs = map_leaves(
+        lambda tensor: keras.KerasTensor(
+            (PROBE_INPUTS * multiple, *tensor.shape[1:]),
+            keras.backend.standardize_dtype(tensor.dtype),
         ),
         (y_true, y_pred, inputs),
     )
@@ -313,7 +291,7 @@ def check_shapes(reward, y_true, y_pred, inputs, multiple=1):
 
 
 class RewardOperation(keras.Operation):
-    """A reward as something that Keras can infer the output shape of."""
+    """A reward as an operation, so that Keras can infer its output shape."""
 
     def __init__(self, reward):
         super().__init__()
@@ -328,4 +306,4 @@ class RewardOperation(keras.Operation):
             raise
 
 
-PROBE_INPUTS = 13  # any number that a reward will not return by accident
+PROBE_INPUTS = 13  # an arbitrary number that a reward is unlikely to return

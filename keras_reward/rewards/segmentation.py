@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_reward.rewards.reward import Reward, is_integer
+from keras_reward.nests import is_integer
+from keras_reward.rewards.reward import Reward
 
 
 class OverlapReward(Reward):
@@ -12,7 +13,7 @@ class OverlapReward(Reward):
     Args:
         num_classes: classes are 0 to `num_classes - 1`.
         ignore_class: label of the pixels of `y_true` that do not count. Labels outside
-            `[0, num_classes)` never do.
+            `[0, num_classes)` never count.
         name: optional name.
     """
 
@@ -47,14 +48,14 @@ class OverlapReward(Reward):
         classes = self.num_classes
         left_out = ops.logical_or(truth == classes, labels < 0)
         left_out = ops.logical_or(left_out, labels >= classes)
-        # Right and wrong pixels of each predicted class, in one histogram.
+        # Correct and wrong pixels of each predicted class, in one histogram.
         kinds = labels + ops.where(labels == truth, 0, classes)
         counts = histogram(ops.where(left_out, 2 * classes, kinds), 2 * classes + 1)
         overlap = counts[:, :classes]
         predicted = overlap + counts[:, classes : 2 * classes]
         is_present = ops.cast(y_true["area"] + predicted > 0, "float32")
         ratios = self.ratio(overlap, y_true["area"], predicted)
-        # An image without any class, all void, earns 0.
+        # An image that is all void earns 0.
         present = ops.maximum(ops.sum(is_present, axis=-1), 1.0)
         return ops.sum(ratios * is_present, axis=-1) / present
 
@@ -98,7 +99,7 @@ class OverlapReward(Reward):
 
 
 def histogram(values, size):
-    """How often each number occurs in each row.
+    """Counts how often each number occurs in each row.
 
     Args:
         values: int32 in `[0, size)`, `(rows, height, width)`.
@@ -107,7 +108,7 @@ def histogram(values, size):
         `(rows, size)` int32.
     """
     rows = ops.shape(values)[0]
-    # One flat scatter for all rows: a batched one takes many times as long on a CPU.
+    # One flat scatter for all rows: a batched one is many times slower on a CPU.
     starts = ops.reshape(ops.arange(rows, dtype="int32") * size, (-1, 1, 1))
     flat = ops.reshape(values + starts, (-1,))
     counts = ops.segment_sum(ops.ones_like(flat), flat, rows * size)
@@ -119,12 +120,12 @@ class MeanIoUReward(OverlapReward):
     """Mean over classes of intersection over union, for each image.
 
     The mean is over the classes that are in the ground truth or in the prediction of
-    that image, so that a class that is wrongly predicted costs. A pixel predicted with
-    a label outside `[0, num_classes)` is wrong. Void pixels of the ground truth do not
+    that image, so that wrongly predicted classes are punished. A pixel predicted with a
+    label outside `[0, num_classes)` is wrong. Void pixels of the ground truth do not
     count, whatever is predicted there; an image that is all void earns 0.
 
     Does not punish: anything on void pixels; errors of a few pixels in large classes,
-    ragged borders among them. The mean over images is not the mean IoU of the dataset,
+    such as ragged borders. The mean over images is not the mean IoU of the dataset,
     which pools the pixels of all images.
 
     Args:
@@ -170,8 +171,8 @@ class DiceReward(OverlapReward):
     count, whatever is predicted there; an image that is all void earns 0.
 
     Does not punish: anything on void pixels; errors of a few pixels in large classes.
-    It ranks the predictions of one class as the IoU does, and is milder on poor ones:
-    take `MeanIoUReward` where these should cost more.
+    It ranks the predictions of one class as the IoU does, but is milder on poor ones.
+    Use `MeanIoUReward` if these should be punished more.
 
     Args:
         num_classes: classes are 0 to `num_classes - 1`.

@@ -1,9 +1,10 @@
-"""Rewards for how sequences look, whatever they say: length and repetition."""
+"""Rewards for the form of sequences: length and repetition."""
 
 import keras
 from keras import ops
 
-from keras_reward.rewards.ngrams import caption_lengths, check_ids, count_matches
+from keras_reward.forms.captions import caption_lengths, check_ids
+from keras_reward.rewards.ngrams import count_matches
 from keras_reward.rewards.reward import Reward
 
 
@@ -11,16 +12,16 @@ from keras_reward.rewards.reward import Reward
 class LengthReward(Reward):
     """Minus the number of words by which a sequence is too long or too short.
 
-    A sequence ends before its first end token or padding; the end token is not counted.
+    A sequence ends before its first end token or padding. The end token is not counted.
 
-    Does not punish: anything but length. Add it, with a small weight, to a reward that
-    looks at the words: `CIDErReward(end_id=1) + 0.1 * LengthReward(5, 15, end_id=1)`.
+    Does not punish: anything but length. Add it, with a small weight, to a reward of
+    the words: `CIDErReward(end_id=1) + 0.1 * LengthReward(5, 15, end_id=1)`.
 
     Args:
-        min_length: shortest length that costs nothing, in words. Default 5.
-        max_length: longest one, or None: no sequence is too long. Default 20. Of what
-            people wrote for COCO and Flickr8k, 98 % has 5 to 20 words.
-        end_id: id of the end token. Default None: sequences end at padding alone.
+        min_length: shortest length without penalty, in words. Default 5.
+        max_length: longest length without penalty, or None: no sequence is too long.
+            Default 20. In COCO and Flickr8k, 98 % of the captions have 5 to 20 words.
+        end_id: id of the end token. Default None: sequences end only at padding.
         pad_id: id of padding. Default 0.
         name: optional name.
 
@@ -73,16 +74,16 @@ class LengthReward(Reward):
 class RepetitionReward(Reward):
     """Minus the share of n-grams that are repeated: `distinct n-grams / n-grams - 1`.
 
-    0 where no n-gram occurs twice, and for sequences too short to have one. The end
-    token is not a word.
+    0 if no n-gram occurs twice, and for sequences that are too short to have one. The
+    end token is not a word.
 
     Does not punish: anything else; short sequences repeat least. Add it, with a weight,
-    to a reward that looks at the words.
+    to a reward of the words.
 
     Args:
-        ngram: number of words n of an n-gram, from 1. Default 3, so that only
-            repeated phrases count and not words such as "a".
-        end_id: id of the end token. Default None: sequences end at padding alone.
+        ngram: number of words n of an n-gram, at least 1. Default 3, so that only
+            repeated phrases count, and not words such as "a".
+        end_id: id of the end token. Default None: sequences end only at padding.
         pad_id: id of padding. Default 0.
         name: optional name.
 
@@ -122,8 +123,8 @@ class RepetitionReward(Reward):
         ends = ops.arange(ids.shape[-1], dtype="int32") + self.ngram
         inside = ops.cast(ends <= lengths[:, None], "float32")
         total = ops.sum(inside, axis=-1)
-        # An n-gram that occurs `count` times is one distinct one: 1/count at each of
-        # its positions. Exactly 0 where count is 1.
+        # An n-gram that occurs `count` times is one distinct n-gram: 1/count at each
+        # of its positions. Exactly 0 where count is 1.
         count = ops.cast(ops.maximum(counts, 1), "float32")
         less = ops.sum(inside * ((1.0 - count) / count), axis=-1)
         return less / ops.maximum(total, 1.0)

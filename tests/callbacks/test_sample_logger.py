@@ -14,7 +14,7 @@ from tiny import classifier, inputs, randomize, weights_of
 
 from keras_reward import GaussianPolicy, RewardTuning
 from keras_reward.callbacks import SampleLogger
-from keras_reward.callbacks.sample_pictures import input_images, output_images
+from keras_reward.forms.pictures import input_images, output_images
 
 X = inputs(8)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import compiled, to_numpy
 
 from keras_reward.codecs.boxes import BoxCodec
-from keras_reward.rewards.boxes import BOX_FORMATS
+from keras_reward.forms.boxes import BOX_FORMATS
 
 NAN = float("nan")
 quick = settings(max_examples=25, deadline=None, derandomize=True)

@@ -16,23 +16,24 @@ from keras_reward import (
     evaluation,
     models,
     objective,
+    sampling,
 )
 from keras_reward.evaluation import sample_pools
-from keras_reward.policies import sampling, token_sampling
+from keras_reward.terms import kl
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCORES = ("Cider", "CocoDetection", "PanopticQuality")
+METRICS = ("Cider", "CocoDetection", "PanopticQuality")
 DATA = ("CocoBoxes", "CocoCaptions", "CocoPanoptic", "Scenes", "Vocabulary")
 DATA += ("coco_files",)
-SCORES += ("cider", "coco_detection", "panoptic_quality")
+METRICS += ("cider", "coco_detection", "panoptic_quality")
 ANALYSIS = ("reward_distribution", "findings", "plot")
 ANALYSIS += ("progression", "plot_progression", "report")
-CALLBACKS = ("OfficialScores", "RewardGuard", "SampleLogger")
-MODULES = (advantages, objective, codecs, sampling, token_sampling, sample_pools)
+CALLBACKS = ("OfficialMetrics", "RewardGuard", "SampleLogger")
+MODULES = (advantages, objective, codecs, sampling, sample_pools, kl)
 PUBLIC = {
     **{name: getattr(keras_reward, name) for name in keras_reward.__all__},
-    **{name: getattr(evaluation, name) for name in SCORES + ANALYSIS},
+    **{name: getattr(evaluation, name) for name in METRICS + ANALYSIS},
     **{name: getattr(data, name) for name in DATA},
     **{name: getattr(callbacks, name) for name in CALLBACKS},
     **{name: getattr(models, name) for name in models.__all__},
@@ -66,7 +67,7 @@ def test_docstring_example_runs(name, tmp_path, monkeypatch):
 def test_public_classes_have_examples():
     without = {"Policy", "ProductReward"}  # their subclasses and operators have
     assert set(keras_reward.__all__) - without <= set(EXAMPLES)
-    assert {*SCORES, *ANALYSIS, *CALLBACKS, *DATA} <= set(EXAMPLES)
+    assert {*METRICS, *ANALYSIS, *CALLBACKS, *DATA} <= set(EXAMPLES)
     assert set(models.__all__) <= set(EXAMPLES)
 
 

@@ -9,9 +9,9 @@ import pytest
 FOLDER = pathlib.Path(__file__).parents[2] / "docs" / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("*.py"))
 EXPECTED = {
-    "make_it_colourful": ("colours that a mirror keeps", "colorfulness.png"),
+    "make_it_colourful": ("mirror agreement", "colorfulness.png"),
     "reward_tuning_from_scratch": ("equal", None),
-    "why_did_my_score_fall": ("rank correlation", "samples/samples.jsonl"),
+    "why_did_my_reward_fall": ("rank correlation", "samples/samples.jsonl"),
 }
 
 

@@ -76,12 +76,12 @@ def test_batches_of_any_shape_and_a_reset(data):
     np.testing.assert_allclose(result["per_image"], expected["per_image"], rtol=1e-12)
 
 
-@pytest.mark.parametrize("score_end_token", [False, True])
-def test_with_the_training_corpus_it_is_the_reward(data, score_end_token):
+@pytest.mark.parametrize("count_end_token", [False, True])
+def test_with_the_training_corpus_it_is_the_reward(data, count_end_token):
     corpus = random_ids(3, 200, 4, 10)
-    reward = CIDErReward(end_id=END, score_end_token=score_end_token)
+    reward = CIDErReward(end_id=END, count_end_token=count_end_token)
     reward.adapt(corpus)
-    result = cider(*data, end_id=END, score_end_token=score_end_token, corpus=corpus)
+    result = cider(*data, end_id=END, count_end_token=count_end_token, corpus=corpus)
     rewards = to_numpy(compiled(reward)(*data))
     np.testing.assert_allclose(result["per_image"], rewards, rtol=1e-4, atol=1e-5)
     assert result["cider"] != pytest.approx(cider(*data, end_id=END)["cider"], rel=1e-3)

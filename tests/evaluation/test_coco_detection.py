@@ -10,11 +10,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from keras_reward.evaluation.coco_detection import (
-    SCORES,
+    METRICS,
     CocoDetection,
     coco_detection,
 )
-from keras_reward.rewards.boxes import BOX_FORMATS
+from keras_reward.forms.boxes import BOX_FORMATS
 
 HEIGHT, WIDTH = 200, 300
 
@@ -88,7 +88,7 @@ def annotations(detections):
 
 
 def check_equal(scores, evaluation):
-    stats = [scores[name] for name in SCORES]
+    stats = [scores[name] for name in METRICS]
     np.testing.assert_allclose(stats, evaluation.stats, atol=1e-12)
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     expected = {k: precision[:, :, k].mean() for k in range(precision.shape[2])}
@@ -165,8 +165,8 @@ def test_all_formats_give_the_same_scores(layout):
         for boxes in (y_true, y_pred)
     )
     scores = coco_detection(y_true, y_pred, layout, image_size=(HEIGHT, WIDTH))
-    assert [scores[name] for name in SCORES] == pytest.approx(
-        [expected[name] for name in SCORES], abs=1e-3
+    assert [scores[name] for name in METRICS] == pytest.approx(
+        [expected[name] for name in METRICS], abs=1e-3
     )
 
 
@@ -238,7 +238,7 @@ def test_classes_without_ground_truth_are_left_out():
 def test_nothing_at_all_scores_minus_one():
     empty = {"boxes": np.zeros((2, 0, 4)), "labels": np.zeros((2, 0), "int32")}
     scores = coco_detection(empty, {**empty, "scores": np.zeros((2, 0))})
-    assert {scores[name] for name in SCORES} == {-1.0}
+    assert {scores[name] for name in METRICS} == {-1.0}
 
 
 def test_nothing_is_printed(capsys):

@@ -1,7 +1,7 @@
 """Panoptic quality of a dataset: the rules in plain Python, and hand-worked maps."""
 
 import numpy as np
-import panoptic_reference as reference
+import panoptic_in_numpy as in_numpy
 import pytest
 
 from keras_reward.evaluation.panoptic_quality import PanopticQuality, panoptic_quality
@@ -22,7 +22,7 @@ def random_maps(seed=0, rows=20):
 @pytest.mark.parametrize("stuff_classes", [(), (1, 3)])
 def test_scores_are_those_of_the_rules_in_plain_python(stuff_classes):
     y_true, y_pred = random_maps()
-    expected = reference.panoptic_quality(y_true, y_pred, stuff_classes)
+    expected = in_numpy.panoptic_quality(y_true, y_pred, stuff_classes)
     result = panoptic_quality(y_true, y_pred, stuff_classes)
     assert set(result["per_class"]) == set(expected)
     for label, numbers in expected.items():

@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from backends import trains
 from scipy import stats
 from tiny import classifier, inputs
 
 from keras_reward import RewardTuning
-from keras_reward.callbacks import OfficialScores
+from keras_reward.callbacks import OfficialMetrics
 from keras_reward.evaluation import plot_progression, progression
 from keras_reward.evaluation.progression import rank_correlation, ranks
 
@@ -37,6 +38,7 @@ class Share:
         return {"share": np.mean(np.concatenate(self.predicted) == 2)}
 
 
+@trains
 def test_a_run_and_the_file_of_its_log_agree(tmp_path):
     def is_two(y_true, y_pred):
         return keras.ops.cast(y_pred == 2, "float32")
@@ -44,7 +46,7 @@ def test_a_run_and_the_file_of_its_log_agree(tmp_path):
     x = inputs(32)
     tuned = RewardTuning(classifier(), reward=is_two, num_samples=4, seed=0)
     tuned.compile(keras.optimizers.Adam(0.1))
-    scores = OfficialScores(Share(), (x, np.zeros(32)))
+    scores = OfficialMetrics(Share(), (x, np.zeros(32)))
     file = keras.callbacks.CSVLogger(tmp_path / "log.csv")
     history = tuned.fit(
         x, validation_data=(x,), epochs=4, callbacks=[scores, file], verbose=0

@@ -5,6 +5,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from backends import trains
 from chance import counts_within_chance
 from keras import ops
 from scipy import special
@@ -189,6 +190,7 @@ def test_examples_that_cannot_be_scored_are_left_out():
         none.quantiles()
 
 
+@trains
 def test_sampling_leaves_the_tuner_as_it_was():
     tuned = RewardTuning(classifier(), reward=value, seed=0)
     tuned.compile(keras.optimizers.SGD(0.1))

@@ -16,7 +16,7 @@ from keras_reward import (
     HueEntropyReward,
     VividnessReward,
 )
-from keras_reward.codecs import colors
+from keras_reward.forms import colors
 from keras_reward.rewards.colorfulness import beyond_hues, hue_entropy, shares
 
 

@@ -13,29 +13,31 @@ IMAGE = 8
 START, END, PAD = 2, 1, 0
 
 
+BACKBONE = {
+    "vocabulary_size": VOCABULARY,
+    "num_layers": 2,
+    "hidden_dim": 8,
+    "intermediate_dim": 16,
+}
+OF_TEXT = {**BACKBONE, "num_heads": 2, "max_sequence_length": LENGTH}
+OF_IMAGES = {
+    **BACKBONE,
+    "image_size": IMAGE,
+    "num_query_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+}
+
+
 def gpt2():
-    backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        max_sequence_length=LENGTH,
-    )
+    backbone = keras_hub.models.GPT2Backbone(**OF_TEXT)
     model = keras_hub.models.GPT2CausalLM(backbone=backbone, preprocessor=None)
     return finished(model, seed=2, scale=0.8)
 
 
 def pali_gemma():
     backbone = keras_hub.models.PaliGemmaBackbone(
-        vocabulary_size=VOCABULARY,
-        image_size=IMAGE,
-        num_layers=2,
-        num_query_heads=2,
-        num_key_value_heads=1,
-        hidden_dim=8,
-        intermediate_dim=16,
-        head_dim=4,
+        **OF_IMAGES,
         vit_patch_size=4,
         vit_num_heads=2,
         vit_hidden_dim=8,
@@ -58,14 +60,7 @@ def gemma3():
         pool_size=1,
     )
     backbone = keras_hub.models.Gemma3Backbone(
-        vocabulary_size=VOCABULARY,
-        image_size=IMAGE,
-        num_layers=2,
-        num_query_heads=2,
-        num_key_value_heads=1,
-        hidden_dim=8,
-        intermediate_dim=16,
-        head_dim=4,
+        **OF_IMAGES,
         use_sliding_window_attention=True,
         sliding_window_size=6,
         vision_encoder=encoder,
@@ -75,14 +70,7 @@ def gemma3():
 
 
 def bart():
-    backbone = keras_hub.models.BartBackbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        max_sequence_length=LENGTH,
-    )
+    backbone = keras_hub.models.BartBackbone(**OF_TEXT)
     model = keras_hub.models.BartSeq2SeqLM(backbone=backbone, preprocessor=None)
     return finished(model, seed=1, scale=0.8)
 

@@ -71,7 +71,7 @@ class SequenceModel(keras.Model):
 keras.saving.register_keras_serializable(package="keras_reward_tests")(SequenceModel)
 
 
-class Reference:
+class InNumPy:
     """`SequenceModel` in float64 NumPy, one sequence at a time, token by token."""
 
     def __init__(self, model, temperature=1.0, allowed=None):

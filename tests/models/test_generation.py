@@ -337,7 +337,7 @@ def test_a_temperature_is_a_number_that_a_compiled_function_is_given():
     model = TableModel(random_tables())
     for temperature in (0.5, 0.7, 1.0, 2.0):
         generation.generate(model, INPUTS, 3, temperature)
-    assert len(model._generators) == 1
+    assert len(model._compiled_functions) == 1
     cold = generation.generate(model, INPUTS, 50, temperature=1e-4)
     greedy = generation.generate(model, INPUTS, temperature=0)
     np.testing.assert_array_equal(cold, np.repeat(greedy[:, None], 50, axis=1))

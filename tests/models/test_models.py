@@ -131,8 +131,8 @@ class Transcription:
 def test_logits_are_those_of_a_transcription_in_numpy():
     model, images, token_ids = shared_model(), some_images(), some_ids(2, LENGTH)
     logits = model.predict({"images": images, "token_ids": token_ids}, verbose=0)
-    reference = Transcription(model)
-    expected = list(map(reference.logits, images, token_ids))
+    in_numpy = Transcription(model)
+    expected = list(map(in_numpy.logits, images, token_ids))
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -336,6 +336,7 @@ def with_keras_hub(folder):
     return model.encode(x)[0][0].shape[-1], logits.shape, difference, ids.shape
 
 
+@pytest.mark.hub
 def test_the_encoder_may_be_keras_hubs(hub, tmp_path):
     result = hub(with_keras_hub, tmp_path)
     # Four patches and the class token.

@@ -36,7 +36,7 @@ def standardized(x):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
 
 
-def reference(layer, x):
+def in_numpy(layer, x):
     """Entries and codes in float64."""
     sums, counts = state(layer)
     entries = sums / counts[:, None]
@@ -64,7 +64,7 @@ class Trained(keras.Model):
 
 def test_vectors_become_the_nearest_entries():
     layer, x = quantizer(), vectors()
-    entries, codes = reference(layer, x)
+    entries, codes = in_numpy(layer, x)
     found, found_codes = compiled(lambda x: layer(x))(x)
     np.testing.assert_array_equal(to_numpy(found_codes), codes)
     np.testing.assert_allclose(to_numpy(found), entries[codes], atol=1e-6)
@@ -111,7 +111,7 @@ def test_the_dictionary_follows_the_vectors():
     model = Trained(layer)
     for seed in range(3):
         x = vectors(seed=seed)
-        _, codes = reference(layer, x)
+        _, codes = in_numpy(layer, x)
         sums, counts = state(layer)
         sums, counts = 0.9 * sums, 0.9 * counts
         np.add.at(sums, codes, standardized(x))
@@ -190,7 +190,7 @@ def test_a_collapsed_dictionary_spreads_over_the_vectors():
 def test_commitment_is_the_distance_to_the_entries():
     layer, x = quantizer(commitment=0.25), vectors()
     layer.trainable = False
-    entries, codes = reference(layer, x)
+    entries, codes = in_numpy(layer, x)
     expected = 0.25 * np.square(standardized(x) - entries[codes]).mean()
     layer(x, training=True)
     assert float(layer.losses[0]) == pytest.approx(expected, rel=1e-5)

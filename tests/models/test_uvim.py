@@ -5,8 +5,9 @@ import functools
 import keras
 import numpy as np
 import pytest
+from gradients import differentiate
 from keras import ops
-from sequences import Reference
+from sequences import InNumPy
 from tiny import compiled, to_numpy, weights_of
 from uvim_models import (
     SIZE,
@@ -131,21 +132,6 @@ def weighted_redness(y_true, y_pred):
     return redness * ops.reshape(ops.diagonal(weights, axis1=1, axis2=2), (-1,))
 
 
-def differentiate(function, weights, step=1e-5):
-    """Central differences of a function of weights, in float64, as one vector."""
-    gradient = []
-    for weight in weights:
-        for index in np.ndindex(weight.shape):
-            at = weight[index]
-            ends = []
-            for moved in (at + step, at - step):
-                weight[index] = moved
-                ends.append(function())
-            weight[index] = at
-            gradient.append((ends[0] - ends[1]) / (2 * step))
-    return np.array(gradient)
-
-
 def test_a_step_ascends_the_expected_reward_of_decoded_codes():
     """Each code weighted by its probability: the estimate is the expectation itself."""
     model = enumeration_model()
@@ -159,22 +145,22 @@ def test_a_step_ascends_the_expected_reward_of_decoded_codes():
 
     slots = np.ones((2, 5), "bool")
     slots[:, 0] = False
-    reference = Reference(model.language_model, allowed=slots)
+    in_numpy = InNumPy(model.language_model, allowed=slots)
 
     def probabilities():
         log_probs = [
-            [sum(reference.token_log_probs(x, tokens)) for tokens in TOKENS.tolist()]
+            [sum(in_numpy.token_log_probs(x, tokens)) for tokens in TOKENS.tolist()]
             for x in np.float64(pixels(images))
         ]
         return np.exp(log_probs)
 
     weights = [
-        reference.encoder,
-        reference.head,
-        reference.embedding,
-        reference.positions,
+        in_numpy.encoder,
+        in_numpy.head,
+        in_numpy.embedding,
+        in_numpy.positions,
     ]
-    exact = differentiate(lambda: (probabilities() * earned).sum(1).mean(), weights)
+    exact = differentiate(lambda _: (probabilities() * earned).sum(1).mean(), weights)
     policy = Everything()
     tuned = RewardTuning(model, weighted_redness, policy, num_samples=16, baseline=None)
     tuned.compile(keras.optimizers.SGD(1.0))

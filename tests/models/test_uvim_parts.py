@@ -107,7 +107,7 @@ class PartNetworks(Networks):
 
 
 def test_networks_are_those_of_a_transcription_in_numpy():
-    labels, reference = photos(), PartNetworks(model())
+    labels, in_numpy = photos(), PartNetworks(model())
     images = gray(labels)
     seen = model().see(images)
     said = model().code_vectors(
@@ -115,11 +115,11 @@ def test_networks_are_those_of_a_transcription_in_numpy():
     )
     lab = np.stack(rgb_to_lab(labels, stack=False), -1)[..., 1:] / 110.0
     for i in range(len(images)):
-        parts = reference.parts(images[i])
+        parts = in_numpy.parts(images[i])
         np.testing.assert_allclose(to_numpy(seen["parts"])[i], parts, atol=1e-5)
-        vectors = reference.vectors(images[i], lab[i])
+        vectors = in_numpy.vectors(images[i], lab[i])
         np.testing.assert_allclose(to_numpy(said)[i], vectors, atol=1e-4)
-        colors = reference.colors(images[i], results()["codes"][i])
+        colors = in_numpy.colors(images[i], results()["codes"][i])
         colors = colors.reshape(GRID, GRID, PATCH, PATCH, 2)
         expected = colors.transpose(0, 2, 1, 3, 4).reshape(SIZE, SIZE, 2)
         found = results()["logits"]["color"][i]

@@ -23,7 +23,7 @@ from uvim_models import (
 )
 
 from keras_reward.codecs import canonical_segments, rgb_to_lab
-from keras_reward.codecs.colors import guided_filter, lightness_of
+from keras_reward.forms.colors import guided_filter, lightness_of
 from keras_reward.models import ColorizationTask, PanopticTask, UViMStageOne
 from keras_reward.models.uvim_networks import CodeDropout, Pixels, resize_matrix
 from keras_reward.models.vision_transformer import Patches
@@ -62,12 +62,12 @@ def test_color_networks_are_those_of_a_transcription_in_numpy():
     model, labels = color_model(), photos()
     images = gray(labels)
     result = color_results()
-    reference = Networks(model)
+    in_numpy = Networks(model)
     lab = np.stack(rgb_to_lab(labels, stack=False), -1)[..., 1:] / 110.0
     for i in range(len(images)):
-        code = reference.code(images[i], {"color": lab[i]})
+        code = in_numpy.code(images[i], {"color": lab[i]})
         np.testing.assert_array_equal(result["codes"][i], code)
-        expected = reference.logits(images[i], code, ["color"])["color"]
+        expected = in_numpy.logits(images[i], code, ["color"])["color"]
         np.testing.assert_allclose(result["logits"]["color"][i], expected, atol=1e-4)
     assert len(np.unique(result["codes"])) > 1
 
@@ -75,7 +75,7 @@ def test_color_networks_are_those_of_a_transcription_in_numpy():
 def test_panoptic_networks_are_those_of_a_transcription_in_numpy():
     model, images, labels = panoptic_model(), photos(), maps()
     result = panoptic_results()
-    reference = Networks(model)
+    in_numpy = Networks(model)
     canonical = to_numpy(canonical_segments(labels, SEGMENTS))
     sizes = {"semantics": CLASSES + 1, "instances": SEGMENTS + 1}
     for i in range(len(images)):
@@ -83,9 +83,9 @@ def test_panoptic_networks_are_those_of_a_transcription_in_numpy():
             name: np.eye(size)[canonical[i, ..., k]]
             for k, (name, size) in enumerate(sizes.items())
         }
-        code = reference.code(images[i], features)
+        code = in_numpy.code(images[i], features)
         np.testing.assert_array_equal(result["codes"][i], code)
-        expected = reference.logits(images[i], code, sizes)
+        expected = in_numpy.logits(images[i], code, sizes)
         for name in sizes:
             found = result["logits"][name][i]
             np.testing.assert_allclose(found, expected[name], atol=1e-4)

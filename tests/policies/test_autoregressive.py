@@ -6,10 +6,16 @@ import pytest
 import scipy.stats
 from chance import FALSE_ALARM
 from keras import ops
-from sequences import Reference, SequenceModel, cut, images
+from sequences import InNumPy, SequenceModel, cut, images
 from tiny import compiled, to_numpy
 
-from keras_reward import CategoricalPolicy, RewardTuning, policies
+from keras_reward import (
+    CategoricalPolicy,
+    Entropy,
+    MaximumLikelihood,
+    RewardTuning,
+    policies,
+)
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 
 BATCH, SAMPLES = 3, 5
@@ -38,9 +44,9 @@ def masks_of(slot_mask, x):
 SETTINGS = {
     "plain": {},
     "sharp": {"temperature": 0.5},
-    "chunks": {"score_chunk": 2},
+    "chunks": {"logits_chunk": 2},
     "slots": {"slot_mask": SLOTS, "temperature": 1.5},
-    "slots of inputs": {"slot_mask": slots_of, "score_chunk": 1},
+    "slots of inputs": {"slot_mask": slots_of, "logits_chunk": 1},
 }
 
 
@@ -50,28 +56,28 @@ def make(temperature=1.0, model=None, **arguments):
 
 
 def setting(name):
-    """Policy, reference, inputs, and the mask of each input."""
+    """Policy, its model in NumPy, inputs, and the mask of each input."""
     arguments = SETTINGS[name]
     policy = make(**arguments)
     x = images(BATCH)
-    reference = Reference(policy.model, policy.temperature)
-    return policy, reference, x, masks_of(arguments.get("slot_mask"), x)
+    in_numpy = InNumPy(policy.model, policy.temperature)
+    return policy, in_numpy, x, masks_of(arguments.get("slot_mask"), x)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_samples_of_given_numbers_are_those_of_numpy(name):
-    policy, reference, x, masks = setting(name)
+    policy, in_numpy, x, masks = setting(name)
     samples = to_numpy(policy.sample(policy.encode(x), SAMPLES, noise=NOISE))
     assert samples.dtype == "int32"
     for row, image in enumerate(x):
-        reference.allowed = masks[row]
-        expected = [reference.padded(reference.sample(image, u)) for u in NOISE[row]]
+        in_numpy.allowed = masks[row]
+        expected = [in_numpy.padded(in_numpy.sample(image, u)) for u in NOISE[row]]
         np.testing.assert_array_equal(samples[row], expected)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_scores_and_entropies_are_those_of_numpy(name):
-    policy, reference, x, masks = setting(name)
+def test_likelihoods_are_those_of_numpy(name):
+    policy, in_numpy, x, masks = setting(name)
     context = policy.encode(x)
     samples = to_numpy(policy.sample(context, SAMPLES, noise=NOISE))
     by_token = np.zeros(samples.shape)
@@ -79,33 +85,36 @@ def test_scores_and_entropies_are_those_of_numpy(name):
     for row, column in np.ndindex(BATCH, SAMPLES):
         tokens = cut(samples[row, column], end_id=1)
         known = x[row], tokens, masks[row]
-        by_token[row, column, : len(tokens)] = reference.token_log_probs(*known)
-        entropies[row, column] = reference.entropy(*known)
-    result = to_numpy(policy.token_log_prob(context, samples))
-    np.testing.assert_allclose(result, by_token, atol=1e-5)
-    log_probs, entropy = policy.score(context, samples)
-    np.testing.assert_allclose(to_numpy(log_probs), by_token.sum(-1), atol=1e-5)
-    np.testing.assert_allclose(to_numpy(entropy), entropies.mean(1), atol=1e-5)
-    for method, expected in (("log_prob", log_probs), ("entropy", entropy)):
-        result = to_numpy(getattr(policy, method)(context, samples))
-        np.testing.assert_allclose(result, to_numpy(expected), atol=1e-6)
+        by_token[row, column, : len(tokens)] = in_numpy.token_log_probs(*known)
+        entropies[row, column] = in_numpy.entropy(*known)
+    result = policy.likelihood(context, samples)
+    for value, expected in (
+        (result.position_log_probs, by_token),
+        (result.log_prob, by_token.sum(-1)),
+        (policy.log_prob(context, samples), by_token.sum(-1)),
+        (result.entropy, entropies.mean(1)),
+    ):
+        np.testing.assert_allclose(to_numpy(value), expected, atol=1e-5)
+    counted = to_numpy(policy.mask(context, samples))
+    np.testing.assert_array_equal(to_numpy(result.counted), counted)
+    assert tuple(result.choice_log_probs.shape) == (0, *samples.shape)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_probabilities_of_all_sequences_sum_to_one(name):
-    policy, reference, x, _ = setting(name)
-    every = np.array([reference.padded(tokens) for tokens in reference.sequences()])
+    policy, in_numpy, x, _ = setting(name)
+    every = np.array([in_numpy.padded(tokens) for tokens in in_numpy.sequences()])
     log_probs = policy.log_prob(policy.encode(x), np.tile(every, (BATCH, 1, 1)))
     np.testing.assert_allclose(np.exp(to_numpy(log_probs)).sum(1), 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_greedy_output_is_that_of_numpy(name):
-    policy, reference, x, masks = setting(name)
+    policy, in_numpy, x, masks = setting(name)
     mode = to_numpy(policy.mode(policy.encode(x)))
     for row, image in enumerate(x):
-        reference.allowed = masks[row]
-        expected = reference.padded(reference.greedy(image))
+        in_numpy.allowed = masks[row]
+        expected = in_numpy.padded(in_numpy.greedy(image))
         np.testing.assert_array_equal(mode[row], expected)
 
 
@@ -139,7 +148,7 @@ class Recording(AutoregressivePolicy):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_cached_sampling_and_the_scoring_pass_agree_token_by_token(name, monkeypatch):
+def test_cached_sampling_and_the_likelihood_agree_token_by_token(name, monkeypatch):
     """The ratio of the two probabilities is 1."""
     monkeypatch.setattr("keras.ops.while_loop", eager_loop)
     arguments = dict(SETTINGS[name])
@@ -147,26 +156,26 @@ def test_cached_sampling_and_the_scoring_pass_agree_token_by_token(name, monkeyp
     policy = Recording(**arguments).bind(SequenceModel(), temperature)
     context = policy.encode(images(BATCH))
     samples = to_numpy(policy.sample(context, SAMPLES, noise=NOISE))
-    scored = to_numpy(policy.token_log_prob(context, samples))
+    likelihood = to_numpy(policy.likelihood(context, samples).position_log_probs)
     drawn = policy.drawn_log_prob(samples)
-    np.testing.assert_allclose(scored, drawn, atol=1e-5)
-    np.testing.assert_allclose(np.exp((scored - drawn).sum(-1)), 1.0, atol=1e-5)
+    np.testing.assert_allclose(likelihood, drawn, atol=1e-5)
+    np.testing.assert_allclose(np.exp((likelihood - drawn).sum(-1)), 1.0, atol=1e-5)
 
 
 @pytest.mark.chance
 @pytest.mark.parametrize("name", ["plain", "slots"])
 def test_sequences_are_drawn_as_often_as_their_probability_says(name):
-    policy, reference, x, masks = setting(name)
+    policy, in_numpy, x, masks = setting(name)
     draws = 20_000
     samples = to_numpy(policy.sample(policy.encode(x[:1]), draws, seed=3))[0]
-    reference.allowed = masks[0]
+    in_numpy.allowed = masks[0]
     drawn, counts = np.unique(samples, axis=0, return_counts=True)
     counts = {tuple(s): c for s, c in zip(drawn, counts, strict=True)}
     squares, possible = 0.0, 0
-    for tokens in reference.sequences():
+    for tokens in in_numpy.sequences():
         with np.errstate(divide="ignore"):
-            p = np.exp(sum(reference.token_log_probs(x[0], tokens)))
-        count = counts.pop(tuple(reference.padded(tokens)), 0)
+            p = np.exp(sum(in_numpy.token_log_probs(x[0], tokens)))
+        count = counts.pop(tuple(in_numpy.padded(tokens)), 0)
         if p == 0:
             assert count == 0
             continue
@@ -178,9 +187,9 @@ def test_sequences_are_drawn_as_often_as_their_probability_says(name):
 
 def test_forbidden_tokens_are_not_drawn_by_any_number():
     """Numbers at, below and above every boundary of the distribution."""
-    reference = Reference(SequenceModel(), allowed=SLOTS)
+    in_numpy = InNumPy(SequenceModel(), allowed=SLOTS)
     x = images(1)
-    boundaries = np.exp(reference.log_softmax(x[0], [])).cumsum().astype("float32")
+    boundaries = np.exp(in_numpy.log_softmax(x[0], [])).cumsum().astype("float32")
     near = [np.nextafter(boundaries, side, dtype="float32") for side in (0, 1)]
     numbers = np.concatenate([[0.0, 1 - 2**-24], boundaries, *near])
     numbers = np.minimum(numbers, 1 - 2**-24).astype("float32")
@@ -201,17 +210,17 @@ class GivenNoise(AutoregressivePolicy):
         return super().sample(context, num_samples, noise=noise)
 
 
-def gradient_of_tuning(score_chunk, x, entropy_weight, **arguments):
+def gradient_of_tuning(logits_chunk, x, entropy_weight, **arguments):
     """How one step of SGD moves the weights, and what it logs."""
     model = SequenceModel(vocabulary_size=4, max_length=5)
-    policy = GivenNoise(score_chunk=score_chunk)
+    policy = GivenNoise(logits_chunk=logits_chunk)
     tuned = RewardTuning(
         model,
         reward=lambda y_true, y_pred: ops.cast(ops.sum(y_pred == 2, -1), "float32"),
         policy=policy,
         num_samples=4,
         seed=0,
-        entropy_weight=entropy_weight,
+        terms=[Entropy(entropy_weight)],
     )
     tuned.compile(keras.optimizers.SGD(1.0), **arguments)
     before = model.get_weights()
@@ -221,7 +230,7 @@ def gradient_of_tuning(score_chunk, x, entropy_weight, **arguments):
 
 
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.5])
-def test_scoring_in_chunks_has_the_same_gradient(entropy_weight):
+def test_logits_in_chunks_have_the_same_gradient(entropy_weight):
     x = images(4)
     moved, logs = gradient_of_tuning(None, x, entropy_weight)
     assert max(np.abs(m).max() for m in moved) > 0.01
@@ -252,7 +261,7 @@ def test_compiled_sampling_equals_the_eager_one():
     def draw(x, noise):
         context = policy.encode(x)
         samples = policy.sample(context, SAMPLES, noise=noise)
-        return samples, policy.mode(context), policy.score(context, samples)
+        return samples, policy.mode(context), policy.likelihood(context, samples)
 
     for xla in (False, True):
         results = compiled(draw, xla=xla)(ops.convert_to_tensor(x), NOISE)
@@ -267,15 +276,15 @@ def test_rows_do_not_depend_on_their_batch_mates():
     x = images(BATCH)
     context = policy.encode(x)
     samples = to_numpy(policy.sample(context, SAMPLES, noise=NOISE))
-    log_probs, entropy = map(to_numpy, policy.score(context, samples))
+    log_probs, entropy = map(to_numpy, policy.likelihood(context, samples)[:2])
     lengths = to_numpy(policy.mask(None, samples)).sum(-1)
     assert len(np.unique(lengths)) > 1  # some end before others
     for row in range(BATCH):
         alone = policy.encode(x[row : row + 1])
         drawn = policy.sample(alone, SAMPLES, noise=NOISE[row : row + 1])
         np.testing.assert_array_equal(to_numpy(drawn)[0], samples[row])
-        scored, spread = map(to_numpy, policy.score(alone, drawn))
-        np.testing.assert_allclose(scored[0], log_probs[row], atol=1e-5)
+        own, spread = map(to_numpy, policy.likelihood(alone, drawn)[:2])
+        np.testing.assert_allclose(own[0], log_probs[row], atol=1e-5)
         np.testing.assert_allclose(spread[0], entropy[row], atol=1e-5)
         for column in range(SAMPLES):
             noise = NOISE[row : row + 1, column : column + 1]
@@ -295,7 +304,7 @@ def test_padding_after_the_end_changes_nothing():
     samples = np.array([[[2, 3, 1], [1, 0, 0], [3, 1, 0]]])
     padded = np.pad(samples, ((0, 0), (0, 0), (0, 3)))
     results = [
-        policy.score(policy.encode(x), ids)
+        policy.likelihood(policy.encode(x), ids)[:2]
         for policy, ids in ((make(model=short), samples), (make(model=long), padded))
     ]
     for a, b in zip(*results, strict=True):
@@ -311,7 +320,8 @@ def test_a_sequence_that_never_ends_has_all_its_tokens(end_id):
     context = policy.encode(images(1))
     samples = policy.sample(context, 20, seed=0)
     assert to_numpy(policy.mask(None, samples)).all()
-    assert (to_numpy(policy.token_log_prob(context, samples)) < 0).all()
+    likelihood = policy.likelihood(context, samples)
+    assert (to_numpy(likelihood.position_log_probs) < 0).all()
 
 
 def test_a_sequence_that_ends_at_once_is_its_end_token():
@@ -324,7 +334,7 @@ def test_a_sequence_that_ends_at_once_is_its_end_token():
     np.testing.assert_array_equal(
         to_numpy(policy.mask(None, samples)), np.tile([True, False, False], (2, 2, 1))
     )
-    log_probs, entropy = policy.score(context, samples)
+    log_probs, entropy = policy.likelihood(context, samples)[:2]
     np.testing.assert_allclose(to_numpy(log_probs), 0.0)  # there was no choice
     np.testing.assert_allclose(to_numpy(entropy), 0.0, atol=1e-6)
     np.testing.assert_array_equal(to_numpy(policy.mode(context))[0], [1, 0, 0])
@@ -337,7 +347,7 @@ def test_a_vocabulary_of_one(end_id):
     context = policy.encode(images(2))
     samples = policy.sample(context, 4, seed=0)
     np.testing.assert_array_equal(to_numpy(samples), np.zeros((2, 4, 3)))
-    for value in policy.score(context, samples):
+    for value in policy.likelihood(context, samples)[:3]:
         np.testing.assert_allclose(to_numpy(value), 0.0, atol=1e-6)
     length = 3 if end_id is None else 1  # the padding is the end token here
     assert (to_numpy(policy.mask(None, samples)).sum(-1) == length).all()
@@ -387,7 +397,7 @@ def test_one_encoder_pass_a_step():
         reward=lambda y_true, y_pred: ops.cast(y_pred[:, 0], "float32"),
         num_samples=4,
         baseline="greedy",
-        mle_weight=0.1,
+        terms=[MaximumLikelihood(0.1)],
     )
     tuned.compile("sgd", run_eagerly=True)
     tuned.train_on_batch(images(2), np.array([[2, 3, 1], [2, 1, 0]]))
@@ -419,11 +429,11 @@ def everything(x):
 
 @pytest.mark.parametrize("slot_mask", [None, SLOTS, everything])
 def test_policy_survives_serialisation(slot_mask):
-    policy = AutoregressivePolicy(score_chunk=2, slot_mask=slot_mask)
+    policy = AutoregressivePolicy(logits_chunk=2, slot_mask=slot_mask)
     config = keras.saving.serialize_keras_object(policy)
     copy = keras.saving.deserialize_keras_object(config)
     assert keras.saving.serialize_keras_object(copy) == config
-    assert copy.score_chunk == 2
+    assert copy.logits_chunk == 2
     if slot_mask is SLOTS:
         np.testing.assert_array_equal(copy.slot_mask, SLOTS)
     else:
@@ -458,7 +468,7 @@ ERRORS = {
         ),
         "without encode, hidden_states, logits.*vocabulary_size.*pad_id",
     ),
-    "score_chunk": (lambda: make(score_chunk=0), "positive int.*score_chunk=0"),
+    "logits_chunk": (lambda: make(logits_chunk=0), "positive int.*logits_chunk=0"),
     "shape": (
         lambda: make(slot_mask=np.ones((4, 3))),
         r"shape \(3, 4\)\. Received: shape \(4, 3\)",
@@ -516,20 +526,21 @@ def test_positions_that_do_not_count_are_left_out():
     for policy in (masked, by_codec):
         same = policy.sample(context, SAMPLES, noise=NOISE)
         np.testing.assert_array_equal(to_numpy(same), to_numpy(samples))
-        by_token = to_numpy(plain.token_log_prob(context, samples))
+        by_token = to_numpy(plain.likelihood(context, samples).position_log_probs)
         log_probs = to_numpy(policy.log_prob(context, samples))
         np.testing.assert_allclose(log_probs, by_token[..., [0, 2]].sum(-1), atol=1e-5)
     # Position 2 allows one token, so its entropy is 0: the mean is half of the first.
     never_ending = np.full((BATCH, 1, 3), 3)
-    first = to_numpy(make(slot_mask=SLOTS, position_mask=[1, 0, 0]).entropy(
-        context, never_ending
-    ))  # fmt: skip
-    np.testing.assert_allclose(
-        to_numpy(masked.entropy(context, never_ending)), first / 2, atol=1e-6
+    alone = make(slot_mask=SLOTS, position_mask=[1, 0, 0])
+    first, both = (
+        to_numpy(policy.likelihood(context, never_ending).entropy)
+        for policy in (alone, masked)
     )
+    np.testing.assert_allclose(both, first / 2, atol=1e-6)
     targets = np.full((BATCH, 3), 3)
     targets[:, 2] = 2
-    by_token = to_numpy(plain.token_log_prob(context, targets[:, None]))[:, 0]
+    by_token = plain.likelihood(context, targets[:, None]).position_log_probs
+    by_token = to_numpy(by_token)[:, 0]
     likelihood = to_numpy(masked.target_log_prob(context, targets))
     np.testing.assert_allclose(likelihood, by_token[:, [0, 2]].sum(-1), atol=1e-5)
 
@@ -545,10 +556,10 @@ def test_predictions_come_with_probabilities_where_the_codec_uses_them():
     context = tuned.policy.encode(x)
     greedy = to_numpy(tuned.policy.mode(context))
     np.testing.assert_array_equal(outputs["tokens"], greedy)
-    reference = Reference(tuned.model, allowed=SLOTS)
+    in_numpy = InNumPy(tuned.model, allowed=SLOTS)
     for image, tokens, probs in zip(x, greedy, outputs["token_probs"], strict=True):
         tokens = cut(tokens, end_id=1)
-        expected = np.exp(reference.token_log_probs(image, tokens))
+        expected = np.exp(in_numpy.token_log_probs(image, tokens))
         np.testing.assert_allclose(probs[: len(tokens)], expected, rtol=1e-4)
 
 

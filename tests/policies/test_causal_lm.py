@@ -14,11 +14,11 @@ import pytest
 from keras import ops
 from tiny import classifier, compiled, to_numpy, weights_of
 
-from keras_reward import RewardTuning
+from keras_reward import MaximumLikelihood, RewardTuning
 from keras_reward.policies.causal_lm import CausalLMPolicy, end_tokens_of
 from keras_reward.policies.language_tasks import TextTask, is_language_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
 NAMES = ["gpt2", "pali_gemma", "gemma3", "bart"]
 SAMPLES = 4
@@ -40,18 +40,19 @@ class Setting:
         self.length = self.x[self.ids].shape[1]
         shape = (len(self.x[self.ids]), SAMPLES, self.length)
         self.noise = np.random.default_rng(3).random(shape, "float32")
-        self.run = compiled(self.sample_and_score)
+        self.run = compiled(self.sample_and_more)
         self.results = self.numpy(self.x, self.noise)
 
-    def sample_and_score(self, x, noise):
+    def sample_and_more(self, x, noise):
         policy = self.policy
         context = policy.encode(x)
         samples = policy.sample(context, SAMPLES, noise=noise)
+        likelihood = policy.likelihood(context, samples)
         return {
             "samples": samples,
             "logits": policy.token_logits(*policy.states(context, samples)),
             "mask": policy.mask(context, samples),
-            "token_log_prob": policy.token_log_prob(context, samples),
+            "position_log_probs": likelihood.position_log_probs,
             "mode": policy.mode(context),
             "context": context,
             "cache": policy.task.prefill(context),
@@ -158,7 +159,7 @@ def assert_token_log_probs(s, token_ids, log_probs):
     for r, (i, n, length, answer) in enumerate(s.rows()):
         for t, token in enumerate(answer):
             expected[i, n, t] = log_probs[r, length + t, token]
-    np.testing.assert_allclose(s.results["token_log_prob"], expected, atol=1e-5)
+    np.testing.assert_allclose(s.results["position_log_probs"], expected, atol=1e-5)
     # The distributions are far from uniform.
     assert expected.min() < -3.0
 
@@ -192,7 +193,7 @@ def check_rows_do_not_depend_on_their_batch(name):
     np.testing.assert_array_equal(results["samples"][1], s.results["samples"][1])
     np.testing.assert_array_equal(results["mode"][1], s.results["mode"][1])
     np.testing.assert_allclose(
-        results["token_log_prob"][1], s.results["token_log_prob"][1], atol=1e-5
+        results["position_log_probs"][1], s.results["position_log_probs"][1], atol=1e-5
     )
 
 
@@ -271,37 +272,35 @@ def test_policy(hub, name, check):
     hub(check, name)
 
 
-def check_whole_samples_are_scored():
+def check_likelihood_of_whole_samples():
     """Also in chunks of four positions."""
     s = setting("gpt2")
     samples, mask = s.results["samples"], s.results["mask"]
-    chunked = CausalLMPolicy(end_token_ids=[s.end], score_chunk=4).bind(s.model, 1.3)
+    chunked = CausalLMPolicy(end_token_ids=[s.end], logits_chunk=4).bind(s.model, 1.3)
 
-    def score(x):
+    def likelihoods(x):
         context = s.policy.encode(x)
         return (
-            *s.policy.score(context, samples),
+            *s.policy.likelihood(context, samples)[:2],
             s.policy.log_prob(context, samples),
-            s.policy.entropy(context, samples),
-            *chunked.score(context, samples),
+            *chunked.likelihood(context, samples)[:2],
         )
 
     x = keras.tree.map_structure(ops.convert_to_tensor, s.x)
-    results = map(to_numpy, compiled(score)(x))
-    log_probs, entropy, alone, entropy_alone, log_probs_of_chunks, of_chunks = results
+    results = map(to_numpy, compiled(likelihoods)(x))
+    log_probs, entropy, alone, log_probs_of_chunks, of_chunks = results
     np.testing.assert_allclose(log_probs_of_chunks, log_probs, atol=1e-5)
     np.testing.assert_allclose(of_chunks, entropy, atol=1e-5)
-    total = (s.results["token_log_prob"] * mask).sum(-1)
+    total = (s.results["position_log_probs"] * mask).sum(-1)
     np.testing.assert_allclose(log_probs, total, atol=1e-5)
     np.testing.assert_allclose(alone, total, atol=1e-5)
     log_p = log_softmax(s.results["logits"], 1.0)
     entropies = -(np.exp(log_p) * log_p).sum(-1) * mask
     expected = (entropies.sum(-1) / mask.sum(-1)).mean(-1)
     np.testing.assert_allclose(entropy, expected, atol=1e-5)
-    np.testing.assert_allclose(entropy_alone, expected, atol=1e-5)
 
 
-def check_references_are_scored():
+def check_likelihood_of_references():
     """Answers as references: padding and what stands behind the end do not count."""
     import hub_models
 
@@ -317,7 +316,7 @@ def check_references_are_scored():
         counts[place][len(row) :] = False
     # Within a sequence the id of padding is a token like others.
     assert (counts & (references == hub_models.PAD)).any()
-    each = (s.results["token_log_prob"] * counts).sum(-1)
+    each = (s.results["position_log_probs"] * counts).sum(-1)
     expected = [each[0, 1:].mean(), *each[1:].mean(-1)]
 
     def score(x, references):
@@ -342,7 +341,7 @@ def check_references_are_scored():
 
 
 def test_references_are_scored(hub):
-    hub(check_references_are_scored)
+    hub(check_likelihood_of_references)
 
 
 @pytest.mark.parametrize("name", ["pali_gemma", "bart"])
@@ -351,7 +350,7 @@ def test_gradient_is_that_of_finite_differences(hub, name):
 
 
 def test_whole_samples_are_scored(hub):
-    hub(check_whole_samples_are_scored)
+    hub(check_likelihood_of_whole_samples)
 
 
 def share_of_7(y_true, y_pred):
@@ -622,7 +621,8 @@ def check_inputs_are_looked_at_wherever_they_are_arrays(kind):
     import hub_models
 
     model = setting("gpt2").model
-    tuned = RewardTuning(model, share_of_7, CausalLMPolicy(3, [1]), mle_weight=1.0)
+    terms = [MaximumLikelihood()]
+    tuned = RewardTuning(model, share_of_7, CausalLMPolicy(3, [1]), terms=terms)
     tuned.compile("sgd")
     convert = {"arrays": np.asarray, "tensors": ops.convert_to_tensor}[kind]
     calls = (tuned.fit, tuned.evaluate, tuned.predict, tuned.train_on_batch)
@@ -666,7 +666,7 @@ def check_chunks_have_the_same_gradient():
     start = [ops.convert_to_numpy(variable) for variable in variables]
     results = []
     for chunk in (None, 4):
-        policy = CausalLMPolicy(end_token_ids=[s.end], score_chunk=chunk)
+        policy = CausalLMPolicy(end_token_ids=[s.end], logits_chunk=chunk)
         policy.bind(s.model, 1.3)
         value, gradients = value_and_gradients(
             lambda policy=policy: ops.mean(policy.log_prob(policy.encode(x), samples)),
@@ -698,11 +698,11 @@ def check_answers_without_an_end_and_at_once():
         for name, policy in (("some", s.policy), ("none", endless)):
             context = policy.encode(x)
             samples = policy.sample(context, SAMPLES, noise=noise)
-            scores = policy.token_log_prob(context, samples)
+            log_probs = policy.likelihood(context, samples).position_log_probs
             mode = policy.mode(context)
             target = policy.target_log_prob(context, samples[:, 0])
             mask = policy.mask(context, samples)
-            results[name] = samples, mask, scores, mode, target
+            results[name] = samples, mask, log_probs, mode, target
         return results
 
     x = keras.tree.map_structure(ops.convert_to_tensor, s.x)
@@ -743,17 +743,18 @@ def check_fit_adds_the_likelihood_of_references():
 
     s = setting("gpt2")
     model = hub_models.gpt2()
-    policy = CausalLMPolicy(end_token_ids=[s.end], score_chunk=4)
-    tuned = RewardTuning(model, nothing, policy, mle_weight=0.5, temperature=1.3)
+    policy = CausalLMPolicy(end_token_ids=[s.end], logits_chunk=4)
+    terms = [MaximumLikelihood(0.5)]
+    tuned = RewardTuning(model, nothing, policy, terms=terms, temperature=1.3)
     tuned.compile(keras.optimizers.Adam(0.02))
     samples, mask = s.results["samples"], s.results["mask"]
-    scores = s.results["token_log_prob"].sum(-1)
+    all_log_probs = s.results["position_log_probs"].sum(-1)
     y, log_probs = [], []
     for i, group in enumerate(samples):
         # One that does not break off in what would be padding at its end.
         n = next(n for n, row in enumerate(group) if row[mask[i, n]][-1] != s.pad)
         y.append(group[n])
-        log_probs.append(scores[i, n])
+        log_probs.append(all_log_probs[i, n])
     likelihood = np.mean(log_probs)
     history = tuned.fit(s.x, np.stack(y), epochs=6, shuffle=False, verbose=0).history
     assert history["mle_loss"][0] == pytest.approx(-likelihood, abs=1e-4)
@@ -767,7 +768,7 @@ def test_fit_adds_the_likelihood_of_references(hub):
 
 
 def check_images_and_prompts_are_read_once():
-    """Once per input, for all samples, in sampling and scoring together."""
+    """Once per input, for all samples, for samples and likelihood together."""
     s = setting("pali_gemma")
     encoder, build_cache = s.model.backbone.vit_encoder, s.model._build_cache
     call, shapes = encoder.call, {"images": [], "prompts": []}
@@ -783,7 +784,7 @@ def check_images_and_prompts_are_read_once():
     def step(x, noise):
         context = s.policy.encode(x)
         samples = s.policy.sample(context, SAMPLES, noise=noise)
-        return s.policy.score(context, samples)
+        return s.policy.likelihood(context, samples)
 
     encoder.call = counted_call
     object.__setattr__(s.model, "_build_cache", counted_cache)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import randomize
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
 CLASSES = 3
 

@@ -10,9 +10,8 @@ from keras import ops
 from tiny import classifier, inputs, randomize, to_numpy
 
 from keras_reward import BernoulliPolicy, CategoricalPolicy, GaussianPolicy, policies
-from keras_reward.policies.policy import repeat_rows
-from keras_reward.policies.sampling import sample_categorical
-from keras_reward.policies.token_sampling import sample_tokens
+from keras_reward.nests import repeat_rows
+from keras_reward.sampling import draw_categorical
 
 
 def image_model(channels):
@@ -42,7 +41,7 @@ def test_sampling_inverts_the_cumulative_distribution(classes):
     # A number within rounding of a boundary may fall on either side of it.
     gap = np.abs(cumulative[:, None, :-1] - uniform[..., None]).min(-1)
     clear = gap > 1e-5
-    samples = to_numpy(sample_categorical(logits, uniform))
+    samples = to_numpy(draw_categorical(logits, uniform))
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(samples[clear], expected[clear])
 
@@ -50,7 +49,7 @@ def test_sampling_inverts_the_cumulative_distribution(classes):
 def test_impossible_classes_are_never_drawn():
     logits = np.array([[-1e9, 0.0, -1e9, 1.0, -1e9]], "float32")
     uniform = np.array([[0.0, 0.2, 0.9, 1.0 - 2.0**-24]], "float32")
-    samples = to_numpy(sample_categorical(logits, uniform))
+    samples = to_numpy(draw_categorical(logits, uniform))
     assert set(samples.ravel()) <= {1, 3}
     assert samples[0, 0] == 1
     assert samples[0, -1] == 3
@@ -65,12 +64,12 @@ def test_no_number_draws_a_forbidden_token():
     boundaries = scipy.special.softmax(logits, -1).cumsum(-1)
     near = [np.nextafter(boundaries, side, dtype="float32") for side in (0, 1)]
     uniform = np.concatenate([boundaries, *near], -1).clip(0, 1 - 2**-24)
-    samples = to_numpy(sample_tokens(logits, uniform.astype("float32")))
+    samples = to_numpy(draw_categorical(logits, uniform.astype("float32")))
     assert not np.take_along_axis(forbidden, samples, -1).any()
 
 
 def test_the_last_class_is_drawn():
-    samples = to_numpy(sample_categorical(np.zeros((1, 3), "float32"), [[0.99]]))
+    samples = to_numpy(draw_categorical(np.zeros((1, 3), "float32"), [[0.99]]))
     assert samples[0, 0] == 2
 
 
@@ -88,9 +87,12 @@ def test_shapes_of_the_protocol(name):
     context = policy.encode(images(4))
     samples = policy.sample(context, 6, seed=0)
     assert tuple(samples.shape) == (4, 6, *sample_shape)
-    assert tuple(policy.token_log_prob(context, samples).shape) == (4, 6, *sample_shape)
+    result = policy.likelihood(context, samples, choices=[samples, samples])
+    shape = (4, 6, *sample_shape)
+    assert [tuple(values.shape) for values in result] == [
+        (4, 6), (4,), shape, shape, (2, *shape)
+    ]  # fmt: skip
     assert tuple(policy.log_prob(context, samples).shape) == (4, 6)
-    assert tuple(policy.entropy(context, samples).shape) == (4,)
     assert tuple(policy.mode(context).shape) == (4, *sample_shape)
     assert tuple(policy.decode(images(4), samples).shape) == (24, *sample_shape)
     assert policies.get(name, image_model(channels)).__class__ is type(policy)
@@ -117,7 +119,7 @@ def test_bernoulli_is_that_of_scipy(temperature):
     result = to_numpy(policy.log_prob(context, samples))
     np.testing.assert_allclose(result, expected, rtol=1e-4)
     entropy = scipy.stats.bernoulli.entropy(p).mean(-1)
-    result = to_numpy(policy.entropy(context, samples))
+    result = to_numpy(policy.likelihood(context, samples).entropy)
     np.testing.assert_allclose(result, entropy, rtol=1e-4)
     counts = to_numpy(policy.sample(context, 20_000, seed=1)).sum(1)
     assert counts_within_chance(counts, 20_000, p)
@@ -137,7 +139,7 @@ def test_gaussian_is_that_of_scipy(temperature):
         to_numpy(policy.log_prob(context, samples)), expected, rtol=1e-4
     )
     np.testing.assert_allclose(
-        to_numpy(policy.entropy(context, samples)),
+        to_numpy(policy.likelihood(context, samples).entropy),
         normal.entropy().mean((1, 2)),
         rtol=1e-4,
     )

@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 from tiny import compiled, randomize, to_numpy, weights_of
 
-from keras_reward import Reward, RewardTuning
+from keras_reward import Entropy, MaximumLikelihood, Reward, RewardTuning
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 
@@ -47,14 +47,14 @@ def setting():
             hidden, cache = model.next_hidden(context["model"], cache, token, position)
             cached.append(policy.token_logits(hidden))
             token = samples[..., t]
-        log_probs, entropy = policy.score(context, samples)
+        likelihood = policy.likelihood(context, samples)
         return {
             "samples": samples,
             "mask": policy.mask(context, samples),
             "cached": ops.stack(cached, axis=2),
-            "token_log_prob": policy.token_log_prob(context, samples),
-            "log_prob": log_probs,
-            "entropy": entropy,
+            "position_log_probs": likelihood.position_log_probs,
+            "log_prob": likelihood.log_prob,
+            "entropy": likelihood.entropy,
             "mode": policy.mode(context),
         }
 
@@ -64,7 +64,7 @@ def setting():
     )
 
 
-def test_cached_sampling_and_the_scoring_pass_agree_token_by_token():
+def test_cached_sampling_and_the_likelihood_agree_token_by_token():
     """And each token is the one that its number selects among the probabilities."""
     _, run = setting()
     results = run(IMAGES, NOISE)
@@ -73,7 +73,7 @@ def test_cached_sampling_and_the_scoring_pass_agree_token_by_token():
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = np.take_along_axis(log_p, samples[..., None], -1)[..., 0]
     np.testing.assert_allclose(
-        results["token_log_prob"], np.where(mask, expected, 0.0), atol=1e-5
+        results["position_log_probs"], np.where(mask, expected, 0.0), atol=1e-5
     )
     total = (expected * mask).sum(-1)
     np.testing.assert_allclose(results["log_prob"], total, atol=1e-5)
@@ -93,7 +93,7 @@ def test_rows_do_not_depend_on_their_batch_mates():
     assert (others["samples"][0] != results["samples"][0]).any()
     for name in ("samples", "mode"):
         np.testing.assert_array_equal(others[name][1], results[name][1])
-    for name in ("token_log_prob", "log_prob", "entropy"):
+    for name in ("position_log_probs", "log_prob", "entropy"):
         np.testing.assert_allclose(others[name][1], results[name][1], atol=1e-5)
 
 
@@ -121,21 +121,20 @@ encoded = {}  # shapes of what the encoder was given in each step below
 
 
 @functools.cache
-def step(score_chunk, eager=False):
+def step(logits_chunk, eager=False):
     """How one step of SGD moves the weights, and what it logs."""
     model = vision_model()
     tuned = RewardTuning(
         model,
         ShareOfTwos(),
-        GivenNoise(score_chunk=score_chunk),
+        GivenNoise(logits_chunk=logits_chunk),
         num_samples=SAMPLES,
         baseline="greedy",
-        entropy_weight=0.1,
-        mle_weight=0.1,
+        terms=[Entropy(0.1), MaximumLikelihood(0.1)],
     )
     tuned.compile(keras.optimizers.SGD(1.0), run_eagerly=eager)
     before = weights_of(model)
-    shapes = encoded[score_chunk, eager] = []
+    shapes = encoded[logits_chunk, eager] = []
     call = model.encoder.call
 
     def counted(images, *args, **kwargs):
@@ -175,7 +174,11 @@ def test_a_continued_run_equals_the_uninterrupted_one(tmp_path):
         tuned.fit(IMAGES, REFERENCES, shuffle=False, verbose=0)
 
     tuned = RewardTuning(
-        vision_model(), ShareOfTwos(), num_samples=SAMPLES, mle_weight=0.1, seed=0
+        vision_model(),
+        ShareOfTwos(),
+        num_samples=SAMPLES,
+        terms=[MaximumLikelihood(0.1)],
+        seed=0,
     )
     tuned.compile(keras.optimizers.Adam(0.01))
     fit(tuned)

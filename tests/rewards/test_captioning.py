@@ -94,14 +94,14 @@ HAND = {
 }
 
 
-@pytest.mark.parametrize("score_end_token", [False, True])
-def test_scores_worked_out_by_hand(score_end_token):
-    reward = CIDErReward(end_id=END, score_end_token=score_end_token)
+@pytest.mark.parametrize("count_end_token", [False, True])
+def test_scores_worked_out_by_hand(count_end_token):
+    reward = CIDErReward(end_id=END, count_end_token=count_end_token)
     reward.adapt(np.stack([padded(image, 5) for image in HAND_CORPUS]))
     references = [[*case[0], [PAD]][:2] for case in HAND.values()]
     references = np.stack([padded(image, 5) for image in references])
     candidates = np.array([case[1] for case in HAND.values()])
-    expected = [case[3 if score_end_token else 2] for case in HAND.values()]
+    expected = [case[3 if count_end_token else 2] for case in HAND.values()]
     result = scores(reward, references, candidates)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
     assert result.dtype == "float32"
@@ -139,7 +139,7 @@ def test_equals_pycocoevalcap(corpus, count, tokens, width):
     candidates = candidates_like(references, 2, tokens)
     expected = pycoco_cider(corpus, references, candidates)
     assert (expected > 1.0).mean() > 0.1 and (expected == 0.0).any()
-    reward = CIDErReward(end_id=END, score_end_token=False)
+    reward = CIDErReward(end_id=END, count_end_token=False)
     reward.adapt(corpus)
     result = scores(reward, references, candidates)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
@@ -184,10 +184,10 @@ def test_padding_may_be_the_end_token(corpus):
     corpus = np.where(corpus[..., :1] == END, PAD, corpus)
     candidates = candidates_like(references, 4, 11)
     results = []
-    for score_end_token in (True, False):
-        one = CIDErReward(END, PAD, score_end_token)
+    for count_end_token in (True, False):
+        one = CIDErReward(END, PAD, count_end_token)
         one.adapt(corpus)
-        two = CIDErReward(END, END, score_end_token)
+        two = CIDErReward(END, END, count_end_token)
         two.adapt(same(corpus))
         # Every candidate ends, in the one form with END and in the other with padding.
         ended = np.pad(candidates, ((0, 0), (0, 1)))
@@ -383,7 +383,7 @@ def test_tables_are_variables_that_a_compiled_step_can_be_given(corpus):
 
 
 def test_survives_serialisation_with_its_variables(corpus):
-    reward = CIDErReward(end_id=END, pad_id=PAD, score_end_token=False, name="mine")
+    reward = CIDErReward(end_id=END, pad_id=PAD, count_end_token=False, name="mine")
     reward.adapt(corpus)
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(reward)))
     copy = keras.saving.deserialize_keras_object(config)

@@ -1,6 +1,6 @@
 """Detection rewards against numbers worked out by hand and plain Python."""
 
-import detection_reference as reference
+import detection_in_numpy as in_numpy
 import hypothesis.extra.numpy as hnp
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import compiled, to_numpy
 
 from keras_reward import MeanAveragePrecisionReward, RecallReward, matched_iou
-from keras_reward.rewards.boxes import BOX_FORMATS, corners, read_boxes
+from keras_reward.forms.boxes import BOX_FORMATS, corners, read_boxes
 from keras_reward.rewards.coco_classes import COCO_CLASS_COUNTS
 from keras_reward.rewards.detection import COCO_THRESHOLDS
 
@@ -87,7 +87,7 @@ def test_cases_worked_out_by_hand(case):
     result = score(MeanAveragePrecisionReward(), y_true, y_pred)
     assert result == pytest.approx([precision])
     # The transcription that the random cases are compared with says the same.
-    assert reference.reward(y_true, y_pred, [0.5]) == pytest.approx([recall])
+    assert in_numpy.reward(y_true, y_pred, [0.5]) == pytest.approx([recall])
 
 
 def test_first_ground_truth_wins_a_tie():
@@ -125,7 +125,7 @@ def test_coco_counts_are_those_of_train2017():
     assert min(COCO_CLASS_COUNTS, key=COCO_CLASS_COUNTS.get) == "hair drier"
     weights = MeanAveragePrecisionReward(class_counts="coco").class_weights
     assert weights[:80].mean() == pytest.approx(1.0, abs=1e-6)
-    weight = reference.class_weight(counts, 0.05)
+    weight = in_numpy.class_weight(counts, 0.05)
     np.testing.assert_allclose(weights, [weight(c) for c in range(81)], rtol=1e-5)
 
 
@@ -193,9 +193,9 @@ OPTIONS = [
 @pytest.mark.parametrize("make", [random_case, grid_case])
 def test_rewards_are_those_of_plain_python(options, make):
     reward = MeanAveragePrecisionReward(**options)
-    rule = reference.reward
+    rule = in_numpy.reward
     if options.get("as_published"):
-        rule = reference.published_reward
+        rule = in_numpy.published_reward
     for seed in range(4):
         y_true, y_pred = make(seed)
         expected = rule(
@@ -214,12 +214,16 @@ def test_rewards_are_those_of_plain_python(options, make):
 def test_parts_count_boxes_without_weights():
     y_true, y_pred = random_case(0)
     reward = MeanAveragePrecisionReward(class_counts=[1, 1000], iou_thresholds=(0.6,))
-    _, parts = reward.evaluate(reward.prepare(y_true), y_pred)
-    rows = zip(*(reference.read(b, "xyxy") for b in (y_true, y_pred)), strict=True)
-    expected = np.array([reference.score(*row, 0.6)[:2] for row in rows], "float32")
+    _, components = reward.evaluate(reward.prepare(y_true), y_pred)
+    rows = zip(*(in_numpy.read(b, "xyxy") for b in (y_true, y_pred)), strict=True)
+    expected = np.array([in_numpy.score(*row, 0.6)[:2] for row in rows], "float32")
     assert expected.min(0).tolist() != expected.max(0).tolist()
-    np.testing.assert_allclose(to_numpy(parts["matches"]), expected[:, 0], atol=1e-5)
-    np.testing.assert_allclose(to_numpy(parts["duplicates"]), expected[:, 1], atol=1e-5)
+    np.testing.assert_allclose(
+        to_numpy(components["matches"]), expected[:, 0], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        to_numpy(components["duplicates"]), expected[:, 1], atol=1e-5
+    )
 
 
 def test_matched_iou_by_hand():
@@ -237,7 +241,7 @@ def test_matched_iou_by_hand():
 def test_matched_iou_is_that_of_plain_python():
     y_true, y_pred = random_case(3)
     result = to_numpy(matched_iou(y_true, y_pred, iou_threshold=0.3))
-    expected = reference.matched_iou(y_true, y_pred, threshold=0.3)
+    expected = in_numpy.matched_iou(y_true, y_pred, threshold=0.3)
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 

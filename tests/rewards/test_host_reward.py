@@ -8,6 +8,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from backends import trains
 from keras import ops
 from tiny import classifier, compiled, inputs, to_numpy, weights_of
 
@@ -46,6 +47,7 @@ def tuner(reward, compilation=(), **arguments):
 TARGETS = np.arange(16) % 5
 
 
+@trains
 @pytest.mark.filterwarnings("ignore:Model doesn't support")
 @pytest.mark.parametrize("compilation", COMPILATIONS, ids=str)
 def test_training_with_it_equals_training_with_the_same_in_ops(compilation):
@@ -126,6 +128,7 @@ def test_nests_inputs_and_missing_targets_arrive_as_arrays():
     assert seen["inputs"].dtype == np.float32
 
 
+@trains
 def test_none_and_nan_are_unscored():
     def partly(y_true, y_pred):
         return [None, float("nan"), *[1.0] * (len(y_pred) - 2)]
@@ -134,10 +137,11 @@ def test_none_and_nan_are_unscored():
     np.testing.assert_array_equal(scores, [np.nan, np.nan, 1, 1])
     tuned = tuner(HostReward(partly))
     history = tuned.fit(inputs(), batch_size=16, verbose=0).history
-    assert history["unscored"] == [2 / 32]
+    assert history["no_reward"] == [2 / 32]
     assert history["reward"] == [1.0]
 
 
+@trains
 def test_its_time_is_a_metric():
     def slow(y_true, y_pred):
         time.sleep(0.05)
@@ -149,7 +153,7 @@ def test_its_time_is_a_metric():
     assert 0.05 <= history.history["reward_seconds"][0] < 5.0
     assert 0.05 <= history.history["val_reward_seconds"][0] < 5.0
     both = HostReward(slow, name="one") + HostReward(slow, name="two")
-    assert "two_reward_seconds" in both.part_names
+    assert "two_reward_seconds" in both.component_names
 
 
 class ServiceError(Exception):
@@ -172,6 +176,7 @@ def test_an_exception_surfaces_as_itself_with_its_rows(workers):
     reward(np.zeros(10), np.zeros((10, 1)))  # and is over with
 
 
+@trains
 @pytest.mark.filterwarnings("ignore:Model doesn't support")
 @pytest.mark.parametrize("compilation", COMPILATIONS, ids=str)
 @pytest.mark.parametrize("where", ["fit", "evaluate", "train_on_batch", "validation"])
@@ -243,6 +248,7 @@ def test_bad_arguments(argument, value):
         HostReward(matches, **{argument: value})
 
 
+@trains
 def test_no_warning_without_a_host_reward():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

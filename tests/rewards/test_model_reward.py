@@ -5,6 +5,7 @@ import os
 import keras
 import numpy as np
 import pytest
+from backends import trains
 from keras import ops
 from tiny import classifier, inputs, randomize, to_numpy, weights_of
 
@@ -14,7 +15,7 @@ from keras_reward import FunctionReward, ModelReward, RewardTuning
 CLASSES = 5
 
 
-def scorer(seed=1, trainable=True):
+def reward_model(seed=1, trainable=True):
     """Scores `(rows, 3)` inputs with `(rows,)` classes."""
     x, chosen = keras.Input((3,)), keras.Input((), dtype="int32")
     hidden = keras.layers.Concatenate()([x, keras.layers.Embedding(CLASSES, 2)(chosen)])
@@ -29,7 +30,7 @@ def scorer(seed=1, trainable=True):
 
 
 def by_hand(model, x, chosen):
-    """The scorer's arithmetic in NumPy."""
+    """The reward model's arithmetic in NumPy."""
     embeddings, gamma, beta, mean, variance, kernel, bias = (
         dict(zip([w.path.split("/")[-1] for w in model.weights], weights, strict=True))[
             name
@@ -52,12 +53,12 @@ def tuner(reward, **arguments):
 
 
 def test_it_scores_as_the_model_does():
-    model, chosen = scorer(), np.arange(16) % CLASSES
+    model, chosen = reward_model(), np.arange(16) % CLASSES
     score = to_numpy(ModelReward(model)(None, chosen, inputs=inputs()))
     np.testing.assert_allclose(score, by_hand(model, inputs(), chosen), rtol=1e-4)
 
 
-def test_a_scorer_of_outputs_alone():
+def test_a_reward_model_of_outputs_alone():
     layers = [keras.Input((4,)), keras.layers.Dense(1), keras.layers.Reshape(())]
     model = randomize(keras.Sequential(layers))
     outputs = inputs(features=4)
@@ -69,10 +70,11 @@ def test_a_scorer_of_outputs_alone():
     )
 
 
+@trains
 @pytest.mark.chance
 @pytest.mark.parametrize("trainable", [True, False])
-def test_tuning_raises_the_score_and_leaves_the_scorer_alone(trainable):
-    model = scorer(trainable=trainable)
+def test_tuning_raises_the_reward_and_leaves_the_reward_model_alone(trainable):
+    model = reward_model(trainable=trainable)
     flags = [layer.trainable for layer in model.layers]
     before = weights_of(model)
     tuned = tuner(1.0 * ModelReward(model), num_samples=8)
@@ -92,11 +94,11 @@ def test_tuning_raises_the_score_and_leaves_the_scorer_alone(trainable):
 
 
 def test_its_weights_are_arguments_of_the_step_not_constants():
-    model = scorer()
+    model = reward_model()
     tuned = tuner(ModelReward(model))
     passed = {id(variable) for variable in tuned.non_trainable_variables}
     assert passed >= {id(variable) for variable in model.variables}
-    # So a scorer that changes between two steps counts, without compiling again.
+    # So a reward model that changes between two steps counts, without compiling again.
     before = tuned.evaluate(inputs(), verbose=0, return_dict=True)["reward"]
     step = tuned.test_function
     model.set_weights([0.0 * weight for weight in weights_of(model)])
@@ -106,7 +108,8 @@ def test_its_weights_are_arguments_of_the_step_not_constants():
     assert after == 0.0
 
 
-def test_a_scorer_that_shares_the_tuned_model_is_held_once():
+@trains
+def test_a_reward_model_that_shares_the_tuned_model_is_held_once():
     model = classifier()
     x, chosen = keras.Input((3,)), keras.Input((), dtype="int32")
     picked = ops.sum(model(x) * ops.one_hot(chosen, CLASSES), axis=-1)
@@ -119,25 +122,26 @@ def test_a_scorer_that_shares_the_tuned_model_is_held_once():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("save_scorer", [False, True])
-def test_the_checkpoint_holds_the_scorer_only_if_asked(tmp_path, save_scorer):
+@trains
+@pytest.mark.parametrize("save_model", [False, True])
+def test_the_checkpoint_holds_the_reward_model_only_if_asked(tmp_path, save_model):
     path = str(tmp_path / "tuned.keras")
     x, chosen = keras.Input((3,)), keras.Input((), dtype="int32")
     embedded = keras.layers.Embedding(CLASSES, 20_000)(chosen)
     wide = keras.layers.Dense(1)(keras.layers.Concatenate()([x, embedded]))
     model = randomize(keras.Model([x, chosen], wide), 2)
-    tuned = tuner(FunctionReward(zero) + ModelReward(model, save_scorer=save_scorer))
+    tuned = tuner(FunctionReward(zero) + ModelReward(model, save_model=save_model))
     tuned.fit(inputs(), verbose=0)
     tuned.save(path)
-    assert (os.path.getsize(path) > 400_000) is save_scorer
+    assert (os.path.getsize(path) > 400_000) is save_model
     loaded = keras.saving.load_model(path)
     np.testing.assert_array_equal(
         loaded.predict(inputs(), verbose=0), tuned.predict(inputs(), verbose=0)
     )
-    if not save_scorer:
-        with pytest.raises(ValueError, match=r"no scorer.*save_scorer=True"):
+    if not save_model:
+        with pytest.raises(ValueError, match=r"no model.*save_model=True"):
             loaded.evaluate(inputs(), verbose=0)
-        loaded.reward.rewards[1].scorer = model
+        loaded.reward.rewards[1].model = model
     assert loaded.evaluate(inputs(), verbose=0) == tuned.evaluate(inputs(), verbose=0)
     histories = [
         t.fit(inputs(), shuffle=False, verbose=0).history["reward"]
@@ -151,7 +155,7 @@ def zero(y_true, y_pred):
     return ops.zeros_like(ops.cast(y_pred, "float32"))
 
 
-def test_wrong_scorers_are_refused():
+def test_wrong_models_are_refused():
     with pytest.raises(ValueError, match=r"must be a built keras.Model.*Received"):
         ModelReward("critic")
     with pytest.raises(ValueError, match="must be a built"):

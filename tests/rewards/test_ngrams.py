@@ -80,7 +80,7 @@ def test_pairs_in_the_same_bucket_are_told_apart():
 def test_ngrams_of_a_corpus_are_found_with_their_frequencies():
     """All n-grams over a vocabulary, against a plain count."""
     corpus = random_captions(0, images=300, references=5, tokens=16)
-    reward = CIDErReward(end_id=END, score_end_token=False)
+    reward = CIDErReward(end_id=END, count_end_token=False)
     reward.adapt(corpus)
     images = [
         {

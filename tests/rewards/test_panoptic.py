@@ -4,7 +4,7 @@ import functools
 
 import keras
 import numpy as np
-import panoptic_reference as reference
+import panoptic_in_numpy as in_numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,24 +29,26 @@ SMALL = PanopticQualityReward(max_segments=4)
 
 def parts_of(reward, y_true, y_pred):
     """`(rows, 4)`: the reward, matched IoU, unmatched and dropped segments."""
-    total, parts = reward.evaluate(reward.prepare(y_true), y_pred)
-    return ops.stack([total, *(parts[part] for part in reward.part_names)], axis=-1)
+    total, components = reward.evaluate(reward.prepare(y_true), y_pred)
+    return ops.stack(
+        [total, *(components[name] for name in reward.component_names)], axis=-1
+    )
 
 
 @functools.cache  # so that each reward compiles once for each shape
-def compiled_parts(reward):
+def compiled_components(reward):
     return compiled(functools.partial(parts_of, reward))
 
 
 def scores(reward, y_true, y_pred):
     """`parts_of`, compiled, as NumPy."""
     tensors = (ops.convert_to_tensor(each) for each in (y_true, y_pred))
-    return to_numpy(compiled_parts(reward)(*tensors))
+    return to_numpy(compiled_components(reward)(*tensors))
 
 
 def expected_scores(y_true, y_pred, **kwargs):
     pairs = zip(y_true, y_pred, strict=True)
-    return np.array([reference.reward(*pair, **kwargs) for pair in pairs])
+    return np.array([in_numpy.reward(*pair, **kwargs) for pair in pairs])
 
 
 VOID = (0, 0)
@@ -59,7 +61,7 @@ CASES = {
     # All void: whatever is predicted lies on void, and is forgiven.
     "no ground truth": ([VOID] * 8, [A] * 4 + [C] * 4, 0.0, 0),
     "both empty": ([VOID] * 8, [VOID] * 8, 0.0, 0),
-    # 5 of 8 pixels match; the other part is unmatched.
+    # 5 of 8 pixels match; the other name is unmatched.
     "split segment": ([A] * 8, [A] * 5 + [B] * 3, 5 / 8, 1),
     "split in equal halves": ([A] * 8, [A] * 4 + [B] * 4, 0.0, 2),
     # 5 of 8 for the first; the merged prediction cannot match both.
@@ -116,7 +118,7 @@ def test_hand_worked_cases(case_scores, name):
     y_true, y_pred, matched_iou, unmatched = CASES[name]
     expected = [matched_iou - 0.3 * unmatched, matched_iou, unmatched, 0]
     np.testing.assert_allclose(case_scores[name], expected, atol=1e-6)
-    plain = reference.reward(np.array([y_true]), np.array([y_pred]))
+    plain = in_numpy.reward(np.array([y_true]), np.array([y_pred]))
     np.testing.assert_allclose(plain, expected, atol=1e-6)
 
 

@@ -33,7 +33,7 @@ class Second(Reward):
 
 
 class TwoParts(Reward):
-    part_names = ("left", "right")
+    component_names = ("left", "right")
 
     def call(self, y_true, y_pred):
         left, right = y_pred[:, 0], y_pred[:, 1]
@@ -68,21 +68,21 @@ def test_rewards_combine(reward, expected):
 
 def test_monitor_of_weight_zero_is_logged_without_influence():
     reward = First() + 0.0 * Second()
-    total, parts = reward.evaluate([None, None], ops.convert_to_tensor(OUTPUTS))
+    total, components = reward.evaluate([None, None], ops.convert_to_tensor(OUTPUTS))
     np.testing.assert_allclose(to_numpy(total), [1.0, 2.0, 3.0])
-    np.testing.assert_allclose(to_numpy(parts["second"]), [10.0, 20.0, np.nan])
+    np.testing.assert_allclose(to_numpy(components["second"]), [10.0, 20.0, np.nan])
 
 
 def test_sums_are_flat_and_keep_their_weights():
     reward = 2 * (First() + 3 * Second()) + TwoParts()
     assert reward.weights == [2.0, 6.0, 1.0]
-    assert reward.part_names == ("first", "second", "two_parts", "left", "right")
+    assert reward.component_names == ("first", "second", "two_parts", "left", "right")
 
 
 def test_parts_of_a_term_are_logged_beside_it():
-    _, parts = (First() + TwoParts()).evaluate([None, None], OUTPUTS[:2])
-    np.testing.assert_allclose(to_numpy(parts["two_parts"]), [11.0, 22.0])
-    np.testing.assert_allclose(to_numpy(parts["right"]), [10.0, 20.0])
+    _, components = (First() + TwoParts()).evaluate([None, None], OUTPUTS[:2])
+    np.testing.assert_allclose(to_numpy(components["two_parts"]), [11.0, 22.0])
+    np.testing.assert_allclose(to_numpy(components["right"]), [10.0, 20.0])
 
 
 def test_equal_names_are_refused():
@@ -90,25 +90,25 @@ def test_equal_names_are_refused():
         First() + First()
 
 
-def test_a_named_reward_puts_its_name_before_its_parts():
+def test_a_named_reward_puts_its_name_before_its_components():
     reward = TwoParts() + TwoParts(name="mine") + (First() + Second())
     named = SumReward([First(), Second()], name="both") + 0.0 * TwoParts(name="mine")
-    assert reward.part_names == (
+    assert reward.component_names == (
         *("two_parts", "left", "right"),
         *("mine", "mine_left", "mine_right"),
         *("first", "second"),
     )
-    assert named.part_names[:3] == ("both", "both_first", "both_second")
+    assert named.component_names[:3] == ("both", "both_first", "both_second")
     for each in (reward, named):
-        total, parts = each.evaluate(each.prepare(None), OUTPUTS[:2])
-        assert set(parts) == set(each.part_names)
+        total, components = each.evaluate(each.prepare(None), OUTPUTS[:2])
+        assert set(components) == set(each.component_names)
     np.testing.assert_allclose(to_numpy(total), [11.0, 22.0])
-    np.testing.assert_allclose(to_numpy(parts["both"]), [11.0, 22.0])
+    np.testing.assert_allclose(to_numpy(components["both"]), [11.0, 22.0])
 
 
 def test_parts_must_be_those_declared():
     class Wrong(TwoParts):
-        part_names = ("left",)
+        component_names = ("left",)
 
     with pytest.raises(ValueError, match=r"Expected: \['left'\]"):
         Wrong()(None, OUTPUTS)
@@ -174,7 +174,7 @@ def test_rewards_survive_serialisation(reward):
     np.testing.assert_array_equal(
         scores(copy, None, images), scores(reward, None, images)
     )
-    assert copy.part_names == reward.part_names
+    assert copy.component_names == reward.component_names
     assert copy.name == reward.name
     assert repr(copy) == repr(reward)
 

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from keras import ops
 from tiny import compiled, to_numpy
 
-from keras_reward.rewards.regression import PSNRReward
+from keras_reward.rewards.psnr import PSNRReward
 from keras_reward.rewards.segmentation import DiceReward, MeanIoUReward
 
 FAST = settings(max_examples=25, deadline=None, derandomize=True)

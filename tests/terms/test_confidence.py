@@ -15,7 +15,9 @@ from keras_reward import (
     RewardTuning,
 )
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
-from keras_reward.policies.policy import merge_rows
+from keras_reward.nests import merge_rows
+from keras_reward.policies.likelihood import Likelihood
+from keras_reward.rollout import Rollout, Update
 
 # Bucket b is at b pixels and is token b + 2; class c is token c + 67.
 codec = BoxCodec(num_classes=2, image_size=64, max_boxes=2, num_buckets=65)
@@ -26,8 +28,8 @@ LENGTH = 12
 # The truth of both images: a box of 40 by 40 pixels of class 1. The image of boxes of
 # two samples each: their tokens up to the confidence, with the IoU of each.
 TRUTH = {
-    "boxes": np.array(4 * [[[0, 0, 40, 40]]], "float32"),
-    "labels": np.full((4, 1), 1),
+    "boxes": np.array(2 * [[[0, 0, 40, 40]]], "float32"),
+    "labels": np.full((2, 1), 1),
 }
 EXACT = [2, 2, 42, 42, 68]  # IoU 1
 THREE_QUARTERS = [2, 2, 32, 42, 68]  # 30 of 40 rows
@@ -52,35 +54,36 @@ SAMPLE_COUNT = 4
 BOXES = [(0, 0, 5, 1.0), (0, 0, 11, 0.75), (0, 1, 5, 0.0), (1, 0, 11, 0.0)]
 
 
-def call(log_probs, others, loss=None, samples=SAMPLES, truth=TRUTH):
-    outputs = codec.decode(None, samples)
-    outputs = keras.tree.map_structure(merge_rows, outputs)
-    loss = loss or ConfidenceLoss()
-    return loss.call(policy, truth, samples, outputs, log_probs, others)
+def call(wrong, right, loss=None, samples=SAMPLES, truth=TRUTH, policy=policy):
+    """The loss, given log-probabilities of both confidences at every position."""
+    outputs = merge_rows(policy.codec.decode(None, samples))
+    rollout = Rollout(samples, outputs, None, None, {})
+    likelihood = Likelihood(None, None, None, None, [wrong, right])
+    update = Update(policy, None, truth, None, rollout, likelihood, None, None)
+    return (loss or ConfidenceLoss()).loss(update)
 
 
 def right_probabilities(values):
-    """Log-probabilities of samples and alternatives, from P(right) of the boxes.
+    """Log-probabilities of "wrong" and "right", from P(right) of the boxes.
 
     At positions that must not be read they are -1e30, as of forbidden tokens.
     """
-    log_probs = np.full((2, 2, LENGTH), -1e30, "float32")
-    others = log_probs.copy()
-    for (image, sample, position, _), right in zip(BOXES, values, strict=True):
-        is_right = SAMPLES[image, sample, position] == RIGHT
-        pair = np.log([right, 1 - right] if is_right else [1 - right, right])
-        log_probs[image, sample, position], others[image, sample, position] = pair
-    return log_probs, others
+    wrong = np.full((2, 2, LENGTH), -1e30, "float32")
+    right = wrong.copy()
+    for (image, sample, position, _), value in zip(BOXES, values, strict=True):
+        wrong[image, sample, position] = np.log(1 - value)
+        right[image, sample, position] = np.log(value)
+    return wrong, right
 
 
-def test_alternatives_swap_the_confidences_only():
-    other = to_numpy(ConfidenceLoss().alternatives(policy, SAMPLES))
-    expected = SAMPLES.copy()
-    for image, sample, position, _ in [*BOXES, (1, 0, 5, None)]:
-        old = SAMPLES[image, sample, position]
-        expected[image, sample, position] = WRONG if old == RIGHT else RIGHT
-    np.testing.assert_array_equal(other, expected)
-    assert other.dtype == "int32"
+def test_choices_are_both_confidences_and_else_the_samples():
+    choices = map(to_numpy, ConfidenceLoss().choices(policy, SAMPLES))
+    for choice, token in zip(choices, (WRONG, RIGHT), strict=True):
+        expected = SAMPLES.copy()
+        for image, sample, position, _ in [*BOXES, (1, 0, 5, None)]:
+            expected[image, sample, position] = token
+        np.testing.assert_array_equal(choice, expected)
+        assert choice.dtype == "int32"
 
 
 def test_loss_is_six_times_the_cross_entropy_of_a_sample():
@@ -119,9 +122,9 @@ def test_least_where_probabilities_are_ious():
 
 def test_samples_without_boxes_count():
     """Two samples about one image with one box between them, P(right) 0.1."""
-    log_probs, others = right_probabilities([0.8, 0.6, 0.3, 0.1])
-    truth = {name: value[2:] for name, value in TRUTH.items()}
-    loss = call(log_probs[1:], others[1:], samples=SAMPLES[1:], truth=truth)
+    wrong, right = right_probabilities([0.8, 0.6, 0.3, 0.1])
+    truth = {name: value[1:] for name, value in TRUTH.items()}
+    loss = call(wrong[1:], right[1:], samples=SAMPLES[1:], truth=truth)
     np.testing.assert_allclose(to_numpy(loss), -6 * np.log(0.9) / 2, rtol=1e-4)
 
 
@@ -155,13 +158,10 @@ def gradient(function, value):
 
 def test_gradient_of_logits_agrees_with_numeric_ones():
     """Of logits of P(right), for which it is 6 (P(right) - IoU) / samples."""
-    is_right = SAMPLES == RIGHT
     log_sigmoid = keras.ops.log_sigmoid
 
     def loss(logits):
-        right, wrong = log_sigmoid(logits), log_sigmoid(-logits)
-        written = keras.ops.where(is_right, right, wrong)
-        return call(written, keras.ops.where(is_right, wrong, right))
+        return call(log_sigmoid(-logits), log_sigmoid(logits))
 
     logits = np.random.default_rng(0).normal(size=SAMPLES.shape).astype("float32")
     actual = gradient(loss, logits)
@@ -187,16 +187,12 @@ def test_compiled_equals_eager():
 
 def test_truth_in_the_format_of_the_codec():
     relative = BoxCodec(2, 64, 2, 65, bounding_box_format="rel_center_xywh")
-    outputs = relative.decode(None, SAMPLES)
-    outputs = keras.tree.map_structure(merge_rows, outputs)
-    boxes = np.full((4, 1, 4), [20, 20, 40, 40], "float32") / 64
+    boxes = np.full((2, 1, 4), [20, 20, 40, 40], "float32") / 64
     arguments = right_probabilities([0.8, 0.6, 0.3, 0.1])
-    loss = ConfidenceLoss().call(
-        AutoregressivePolicy(codec=relative),
-        {**TRUTH, "boxes": boxes},
-        SAMPLES,
-        outputs,
+    loss = call(
         *arguments,
+        truth={**TRUTH, "boxes": boxes},
+        policy=AutoregressivePolicy(codec=relative),
     )
     np.testing.assert_allclose(to_numpy(loss), to_numpy(call(*arguments)), rtol=1e-6)
 
@@ -204,7 +200,7 @@ def test_truth_in_the_format_of_the_codec():
 def test_policy_without_box_codec_is_an_error():
     for policy in (AutoregressivePolicy(), object()):
         with pytest.raises(ValueError, match=r"codec is a BoxCodec.*Received: \w+ wit"):
-            ConfidenceLoss().alternatives(policy, SAMPLES)
+            ConfidenceLoss().choices(policy, SAMPLES)
 
 
 @pytest.mark.parametrize("name, value", [("weight", -1.0), ("iou_threshold", 1.0)])
@@ -288,13 +284,12 @@ def test_reward_moves_boxes_and_the_loss_their_confidences(scale, weight):
         LogitsTable(),
         reward=reward,
         policy=GivenSamples(codec=codec),
-        auxiliary_loss=weight and ConfidenceLoss(weight),
+        terms=[ConfidenceLoss(weight)] if weight else [],
         num_samples=2,
     )
     tuned.compile(keras.optimizers.SGD(1.0))
     before = to_numpy(tuned.model.table).astype("float64")
-    truth = {name: value[:2] for name, value in TRUTH.items()}
-    tuned.train_on_batch(np.zeros((2, 1), "float32"), truth)
+    tuned.train_on_batch(np.zeros((2, 1), "float32"), TRUTH)
     reinforce, confidence = gradients_by_hand(before)
     is_confidence = np.arange(LENGTH) % 6 == 5
     assert reinforce.any(-1).tolist() == (~is_confidence).tolist()
@@ -321,7 +316,7 @@ def test_a_detector_learns_that_its_boxes_are_wrong():
         tiny_detector(codec),
         reward=RecallReward(),
         policy=AutoregressivePolicy(codec=codec),
-        auxiliary_loss=ConfidenceLoss(weight=1.0),
+        terms=[ConfidenceLoss(weight=1.0)],
         num_samples=4,
         seed=0,
     )
@@ -351,7 +346,7 @@ def test_a_detector_learns_which_of_its_boxes_are_right():
         tiny_detector(codec),
         reward=0.0 * RecallReward(),  # it writes both classes all along
         policy=policy,
-        auxiliary_loss=ConfidenceLoss(weight=1.0),
+        terms=[ConfidenceLoss(weight=1.0)],
         num_samples=4,
         seed=0,
     )
@@ -366,8 +361,9 @@ def test_a_detector_learns_which_of_its_boxes_are_right():
 
     def confidences():
         """In boxes of class 0 and 1, of a dark image and of a bright one."""
-        log_probs = policy.token_log_prob(policy.encode(images[:2]), written)
-        return np.exp(to_numpy(log_probs)[..., 5])
+        context = policy.encode(images[:2])
+        log_probs, _ = policy.token_likelihoods(context, written[None])
+        return np.exp(to_numpy(log_probs)[0, ..., 5])
 
     before = confidences()
     tuned.fit(images, y, batch_size=16, epochs=20, verbose=0)

@@ -1,5 +1,6 @@
 """Several devices give what one gives: `keras.distribution` and `tf.distribute`."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def test_two_devices_equal_one(tmp_path):
         path = tmp_path / f"{devices}.npz"
         subprocess.run(
             [sys.executable, "-c", TRAIN, str(devices), str(path)],
-            cwd=pathlib.Path(__file__).parents[1] / "helpers",
+            cwd=pathlib.Path(__file__).parent,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             check=True,
             capture_output=True,
         )

@@ -5,14 +5,17 @@ import re
 import jax
 import keras
 import pytest
+from jax_steps import step_arguments
 from tiny import randomize
 
 from keras_reward import (
     CategoricalPolicy,
     ColorfulnessReward,
     ColorPalette,
+    Entropy,
     GaussianPolicy,
     RewardTuning,
+    StandardizedBaseline,
 )
 
 
@@ -25,14 +28,7 @@ def colorizer_step(policy, channels, **arguments):
         randomize(model), reward=ColorfulnessReward(), policy=policy, **arguments
     )
     tuned.compile(keras.optimizers.Adam(1e-3))
-    tuned.optimizer.build(tuned.trainable_variables)
-    state = (
-        [v.value for v in tuned.trainable_variables],
-        [v.value for v in tuned.non_trainable_variables],
-        [v.value for v in tuned.optimizer.variables],
-        [v.value for v in tuned.metrics_variables],
-    )
-    return tuned.train_step, state, jax.numpy.zeros((4, 8, 8, 1))
+    return tuned.train_step, step_arguments(tuned, jax.numpy.zeros((4, 8, 8, 1)))
 
 
 def paint(inputs, samples):
@@ -46,12 +42,12 @@ CASES = {
     "greedy": (
         CategoricalPolicy(codec=PALETTE),
         PALETTE.num_colors,
-        {"baseline": "greedy", "update": "first", "entropy_weight": 0.1},
+        {"baseline": "greedy", "update": "first", "terms": [Entropy(0.1)]},
     ),
     "gaussian": (
         GaussianPolicy(codec=paint, learn_stddev=True),
         1,
-        {"baseline": "moving_average", "scale_advantages": True},
+        {"baseline": StandardizedBaseline("moving_average")},
     ),
 }
 
@@ -59,9 +55,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_step_lowers_for_tpu_and_cuda_without_host_callback(case):
     policy, channels, arguments = CASES[case]
-    step, state, x = colorizer_step(policy, channels, **arguments)
+    step, inputs = colorizer_step(policy, channels, **arguments)
     exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(
-        state, (x,)
+        *inputs
     )
     assert exported.platforms == ("cpu", "cuda", "tpu")
     calls = set(re.findall(r"custom_call @(\w+)", exported.mlir_module()))

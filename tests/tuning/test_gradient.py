@@ -15,7 +15,12 @@ from chance import largest_deviation
 from keras import ops
 from tiny import weights_of
 
-from keras_reward import GaussianPolicy, RewardTuning
+from keras_reward import (
+    Entropy,
+    GaussianPolicy,
+    RewardTuning,
+    StandardizedBaseline,
+)
 
 pytestmark = [pytest.mark.chance, pytest.mark.slow]
 
@@ -121,6 +126,67 @@ def test_mean_baseline_is_short_by_a_known_factor():
     assert_mean_is(estimates(tuned, TABLES), exact * 2.0 / 3.0)
 
 
+def expected_step(advantage, n):
+    """The mean over all draws of n samples of what a step estimates.
+
+    Args:
+        advantage: takes rewards `(draws, n)` and returns advantages `(draws, n)`, or
+            `(draws, n, 2)` with one for each position.
+        n: number of samples.
+    """
+    outputs = np.array(list(itertools.product(range(3), repeat=2)))
+    draws = np.array(list(itertools.product(range(9), repeat=n)))
+    gradient = np.zeros((2, 6))
+    for x, table in zip(INPUTS, TABLES, strict=True):
+        p = softmax((x @ KERNEL).reshape(2, 3))
+        of_output = p[0, outputs[:, 0]] * p[1, outputs[:, 1]]
+        slope = np.eye(3)[outputs] - p  # (9, 2, 3), of the log-probability
+        values = advantage(table[outputs[:, 0], outputs[:, 1]][draws])
+        values = values[..., None] * [1.0, 1.0] if values.ndim == 2 else values
+        by_logit = (values[..., None] * slope[draws]).mean(1)
+        by_logit = (of_output[draws].prod(1)[:, None, None] * by_logit).sum(0)
+        gradient += np.outer(x, by_logit.ravel()) / len(INPUTS)
+    return gradient.ravel()
+
+
+def leave_one_out(rewards):
+    n = rewards.shape[1]
+    return rewards - (rewards.sum(1, keepdims=True) - rewards) / (n - 1)
+
+
+# A baseline, and what it does in NumPy. Of the last, the second position is weighed
+# three times as much as the first.
+ENUMERATED = {
+    "leave_one_out": ("leave_one_out", leave_one_out),
+    "mean": ("mean", lambda r: r - r.mean(1, keepdims=True)),
+    "standardized": (
+        StandardizedBaseline(epsilon=0.1),
+        lambda r: leave_one_out(r) / (r.std(1, ddof=1, keepdims=True) + 0.1),
+    ),
+    "function": (
+        lambda rewards: rewards - 0.5 * ops.max(rewards, axis=1, keepdims=True),
+        lambda r: r - 0.5 * r.max(1, keepdims=True),
+    ),
+    "positions": (
+        lambda rewards: rewards[..., None] * np.array([0.5, 1.5], "float32"),
+        lambda r: r[..., None] * [0.5, 1.5],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENUMERATED)
+def test_step_is_that_of_all_draws(name):
+    baseline, in_numpy = ENUMERATED[name]
+    tuned = RewardTuning(
+        linear_model(6, 2, 3),
+        reward=table_reward,
+        num_samples=3,
+        baseline=baseline,
+        seed=SEED,
+    )
+    assert_mean_is(estimates(tuned, TABLES), expected_step(in_numpy, 3))
+
+
 def test_temperature_tunes_the_distribution_that_is_sampled():
     tuned = RewardTuning(
         linear_model(6, 2, 3), reward=table_reward, temperature=0.7, seed=SEED
@@ -161,11 +227,11 @@ def test_sample_weight_weighs_the_gradient_of_an_input():
     np.testing.assert_allclose(moved[1], -0.5 * moved[0], atol=1e-6)
 
 
-def test_entropy_weight_adds_the_gradient_of_the_entropy():
+def test_the_entropy_term_adds_the_gradient_of_the_entropy():
     def nothing(y_true, y_pred):
         return 0.0 * ops.cast(y_pred[:, 0], "float32")
 
-    tuned = RewardTuning(linear_model(6, 2, 3), reward=nothing, entropy_weight=0.5)
+    tuned = RewardTuning(linear_model(6, 2, 3), reward=nothing, terms=[Entropy(0.5)])
     # H = -sum p log p, so dH/dlogit_k = -p_k (log p_k + H); mean over two positions.
     exact = np.zeros((2, 6))
     for x in INPUTS:

@@ -114,7 +114,7 @@ def test_it_trains_with_batches_of_any_size(name, compilation):
     tuned = tuner(name, make(), codec, compilation)
     before = weights_of(tuned.model)
     history = train(tuned, y)
-    assert history["unscored"] == [0.0, 0.0]
+    assert history["no_reward"] == [0.0, 0.0]
     assert np.isfinite(history["reward"]).all()
     after = weights_of(tuned.model)
     assert all(np.isfinite(weight).all() for weight in after)
@@ -134,12 +134,12 @@ def test_targets_repeated_after_preparing_score_as_targets_repeated_before(name)
 
     def both(y, samples, rows, outputs):
         one_by_one = reward.evaluate(reward.prepare(rows), outputs)[0]
-        return tuned.score(x, y, samples)[0], one_by_one
+        return tuned.reward_samples(x, y, samples)[1], one_by_one
 
-    scores, expected = map(to_numpy, compiled(both)(y, samples, rows, outputs))
-    assert scores.shape == (IMAGES, SAMPLES)
-    assert np.ptp(scores) > 0
-    np.testing.assert_allclose(scores.reshape(-1), expected, rtol=1e-5, atol=1e-6)
+    rewards, expected = map(to_numpy, compiled(both)(y, samples, rows, outputs))
+    assert rewards.shape == (IMAGES, SAMPLES)
+    assert np.ptp(rewards) > 0
+    np.testing.assert_allclose(rewards.reshape(-1), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_saved_tuning_keeps_the_document_frequencies(tmp_path):

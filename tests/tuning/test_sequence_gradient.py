@@ -8,11 +8,20 @@ import keras
 import numpy as np
 import pytest
 from chance import largest_deviation
+from gradients import differentiate
 from keras import ops
-from sequences import Reference, SequenceModel, images
+from sequences import InNumPy, SequenceModel, images
 from tiny import to_numpy, weights_of
 
-from keras_reward import CategoricalPolicy, CIDErReward, Reward, RewardTuning
+from keras_reward import (
+    CategoricalPolicy,
+    CIDErReward,
+    MaximumLikelihood,
+    Policy,
+    Reward,
+    RewardTuning,
+    Term,
+)
 from keras_reward.models import CaptionPreprocessor
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 
@@ -36,36 +45,20 @@ def table_reward(y_true, y_pred):
     return ops.sum(y_true * ops.one_hot(index, 27), axis=-1)
 
 
-def log_prob_of(weights, reference, x, tokens):
-    """Log-probability of a sequence under the reference with other weights."""
-    reference.embedding, reference.positions, reference.encoder, reference.head = (
-        weights
-    )
-    return sum(reference.token_log_probs(x, tokens))
+def log_prob_of(weights, in_numpy, x, tokens):
+    """Log-probability of a sequence under the model in NumPy with other weights."""
+    in_numpy.embedding, in_numpy.positions, in_numpy.encoder, in_numpy.head = weights
+    return sum(in_numpy.token_log_probs(x, tokens))
 
 
-def differentiate(function, weights, step=1e-5):
-    """Central differences of a function of weights, in float64, as one vector."""
-    gradient = []
-    for which, weight in enumerate(weights):
-        for index in np.ndindex(weight.shape):
-            ends = []
-            for sign in (1, -1):
-                moved = [np.array(w) for w in weights]
-                moved[which][index] += sign * step
-                ends.append(function(moved))
-            gradient.append((ends[0] - ends[1]) / (2 * step))
-    return np.array(gradient)
-
-
-def expected_reward(weights, reference):
+def expected_reward(weights, in_numpy):
     """The mean over inputs of the reward's expectation, over all sequences."""
     total = 0.0
     for x, table in zip(X, TABLES, strict=True):
-        for tokens in reference.sequences():
+        for tokens in in_numpy.sequences():
             with np.errstate(divide="ignore"):
-                p = np.exp(log_prob_of(weights, reference, x, tokens))
-            total += p * table[np.dot(reference.padded(tokens), [9, 3, 1])]
+                p = np.exp(log_prob_of(weights, in_numpy, x, tokens))
+            total += p * table[np.dot(in_numpy.padded(tokens), [9, 3, 1])]
     return total / len(X)
 
 
@@ -88,7 +81,7 @@ def moved_by(tuned, x, *targets):
 SETTINGS = {
     "leave one out": {},
     "greedy, first": {"baseline": "greedy", "update": "first"},
-    "sharp, chunks": {"temperature": 0.7, "score_chunk": 1},
+    "sharp, chunks": {"temperature": 0.7, "logits_chunk": 1},
     "slots": {"slot_mask": SLOTS},
 }
 
@@ -97,7 +90,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_step_ascends_the_expected_reward(name):
     arguments = dict(SETTINGS[name])
-    names = ("score_chunk", "slot_mask")
+    names = ("logits_chunk", "slot_mask")
     policy = {k: arguments.pop(k) for k in names if k in arguments}
     model = tiny_model()
     tuned = RewardTuning(
@@ -109,9 +102,9 @@ def test_step_ascends_the_expected_reward(name):
         **arguments,
     )
     tuned.compile(keras.optimizers.SGD(1.0))
-    reference = Reference(model, tuned.temperature, policy.get("slot_mask"))
+    in_numpy = InNumPy(model, tuned.temperature, policy.get("slot_mask"))
     start = float64_weights(model)
-    exact = differentiate(lambda w: expected_reward(w, reference), start)
+    exact = differentiate(lambda w: expected_reward(w, in_numpy), start)
     x = np.repeat(X, COPIES, 0)
     tables = np.repeat(TABLES, COPIES, 0).astype("float32")
     estimates = []
@@ -145,17 +138,17 @@ def test_a_step_equals_numpy_given_the_same_noise(mode):
     """Samples, leave-one-out advantages and the gradient of mean(A * log p)."""
     model = tiny_model()
     tuned = RewardTuning(
-        model, table_reward, GivenNoise(score_chunk=2), num_samples=4, temperature=0.7
+        model, table_reward, GivenNoise(logits_chunk=2), num_samples=4, temperature=0.7
     )
     tuned.compile(keras.optimizers.SGD(1.0), **mode)
-    reference = Reference(model, temperature=0.7)
+    in_numpy = InNumPy(model, temperature=0.7)
     drawn = [
-        [reference.sample(x, uniform) for uniform in numbers]
+        [in_numpy.sample(x, uniform) for uniform in numbers]
         for x, numbers in zip(X, GivenNoise.numbers, strict=True)
     ]
     rewards = np.array(
         [
-            [table[np.dot(reference.padded(tokens), [9, 3, 1])] for tokens in group]
+            [table[np.dot(in_numpy.padded(tokens), [9, 3, 1])] for tokens in group]
             for table, group in zip(TABLES, drawn, strict=True)
         ]
     )
@@ -163,7 +156,7 @@ def test_a_step_equals_numpy_given_the_same_noise(mode):
 
     def objective(weights):
         log_probs = [
-            [log_prob_of(weights, reference, x, tokens) for tokens in group]
+            [log_prob_of(weights, in_numpy, x, tokens) for tokens in group]
             for x, group in zip(X, drawn, strict=True)
         ]
         return (advantages * log_probs).mean()
@@ -188,23 +181,23 @@ def nothing(y_true, y_pred):
 REFERENCES = np.array([[[2, 2, 1], [2, 1, 0]], [[1, 0, 0], [0, 0, 0]]])
 
 
-def mean_log_likelihood(weights, reference, targets):
+def mean_log_likelihood(weights, in_numpy, targets):
     """The mean over inputs and over their references, cut at the end token."""
     total = 0.0
     for x, references in zip(X, targets, strict=True):
-        values = [log_prob_of(weights, reference, x, tokens) for tokens in references]
+        values = [log_prob_of(weights, in_numpy, x, tokens) for tokens in references]
         total += np.mean(values)
     return total / len(targets)
 
 
-def test_mle_weight_adds_the_gradient_of_the_likelihood():
+def test_maximum_likelihood_adds_the_gradient_of_the_likelihood():
     model = tiny_model()
-    tuned = RewardTuning(model, reward=nothing, mle_weight=0.5, seed=0)
+    tuned = RewardTuning(model, reward=nothing, terms=[MaximumLikelihood(0.5)], seed=0)
     tuned.compile(keras.optimizers.SGD(1.0))
-    reference = Reference(model)
+    in_numpy = InNumPy(model)
     targets = [[[2, 2, 1], [2, 1]], [[1]]]
     start = float64_weights(model)
-    likelihood = lambda w: mean_log_likelihood(w, reference, targets)  # noqa: E731
+    likelihood = lambda w: mean_log_likelihood(w, in_numpy, targets)  # noqa: E731
     exact = 0.5 * differentiate(likelihood, start)
     before = weights_of(model)
     logs = tuned.train_on_batch(X, REFERENCES, return_dict=True)
@@ -220,36 +213,35 @@ def test_mle_weight_adds_the_gradient_of_the_likelihood():
 # The likelihood is that of the distribution that is sampled.
 LIKELIHOODS = {
     "temperature": {"temperature": 0.6},
-    "chunks": {"score_chunk": 2, "temperature": 1.7},
+    "chunks": {"logits_chunk": 2, "temperature": 1.7},
     "slots": {"slot_mask": SLOTS},
     "slots of inputs": {"slot_mask": lambda x: np.stack([SLOTS] * 2)},
 }
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_mle_weight_weighs_inputs_under_the_distribution_that_is_sampled(name):
+def test_maximum_likelihood_weighs_inputs_under_the_distribution_that_is_sampled(name):
     arguments = dict(LIKELIHOODS[name])
     temperature = arguments.pop("temperature", 1.0)
     model = tiny_model()
     policy = AutoregressivePolicy(**arguments)
-    tuned = RewardTuning(
-        model, nothing, policy, mle_weight=0.5, temperature=temperature
-    )
+    terms = [MaximumLikelihood(0.5)]
+    tuned = RewardTuning(model, nothing, policy, terms=terms, temperature=temperature)
     tuned.compile(keras.optimizers.SGD(1.0))
     allowed = SLOTS if "slot_mask" in arguments else None
-    reference = Reference(model, temperature, allowed)
+    in_numpy = InNumPy(model, temperature, allowed)
     sequences, weights_of_inputs = [[2, 1], [0, 0, 2]], np.array([0.5, 3.0], "float32")
 
     def likelihood(weights):
         log_probs = [
-            log_prob_of(weights, reference, x, tokens)
+            log_prob_of(weights, in_numpy, x, tokens)
             for x, tokens in zip(X, sequences, strict=True)
         ]
         return np.mean(weights_of_inputs * log_probs)
 
     start = float64_weights(model)
     exact = 0.5 * differentiate(likelihood, start)
-    y = np.array([reference.padded(tokens) for tokens in sequences])
+    y = np.array([in_numpy.padded(tokens) for tokens in sequences])
     before = weights_of(model)
     logs = tuned.train_on_batch(X, y, sample_weight=weights_of_inputs, return_dict=True)
     pairs = zip(weights_of(model), before, strict=True)
@@ -275,7 +267,7 @@ def test_targets_that_break_off_are_scored_without_an_end():
     context = policy.encode(X)
     targets = np.array([[2, 2], [2, 0]])
     expected = [
-        sum(Reference(model).token_log_probs(x, tokens))
+        sum(InNumPy(model).token_log_probs(x, tokens))
         for x, tokens in zip(X, [[2, 2], [2]], strict=True)
     ]
     result = to_numpy(policy.target_log_prob(context, targets))
@@ -288,43 +280,35 @@ def test_targets_that_cannot_be_written_are_left_out():
     policy = AutoregressivePolicy(slot_mask=SLOTS).bind(model)
     targets = np.array([[2, 2, 1], [7, 1, 0]])  # token 2 is forbidden at position 1
     result = to_numpy(policy.target_log_prob(policy.encode(X), targets))
-    reference = Reference(model, allowed=SLOTS)
-    first = [reference.log_softmax(X[0], tokens)[t] for tokens, t in
+    in_numpy = InNumPy(model, allowed=SLOTS)
+    first = [in_numpy.log_softmax(X[0], tokens)[t] for tokens, t in
              (([], 2), ([2, 2], 1))]  # fmt: skip
-    second = reference.log_softmax(X[1], [0])[1]
+    second = in_numpy.log_softmax(X[1], [0])[1]
     np.testing.assert_allclose(result, [sum(first), second], atol=1e-5)
 
 
 @keras.saving.register_keras_serializable(package="keras_reward_tests")
-class FirstToken:
+class FirstToken(Term):
     """Minus the likelihood of token 2 in the first place, whatever the samples."""
 
-    name, weight = "first_token", 0.25
+    def choices(self, policy, samples):
+        return [ops.full_like(samples, 2)]
 
-    def alternatives(self, policy, samples):
-        return ops.full_like(samples, 2)
-
-    def call(self, policy, y, samples, outputs, log_probs, alternative_log_probs):
-        assert tuple(y.shape)[1:] == (2, 3) and tuple(outputs.shape)[1:] == (3,)
-        return -ops.mean(alternative_log_probs[..., 0])
-
-    def get_config(self):
-        return {}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls()
+    def loss(self, update):
+        outputs = update.rollout.outputs
+        assert tuple(update.y.shape)[1:] == (2, 3) and tuple(outputs.shape)[1:] == (3,)
+        return -ops.mean(update.likelihood.choice_log_probs[0, ..., 0])
 
 
-def test_an_auxiliary_loss_adds_its_gradient():
+def test_a_term_of_ones_own_adds_its_gradient():
     """Log-probabilities of other tokens than the sampled ones, in the same pass."""
     model = tiny_model()
-    tuned = RewardTuning(model, reward=nothing, auxiliary_loss=FirstToken(), seed=0)
+    tuned = RewardTuning(model, reward=nothing, terms=[FirstToken(0.25)], seed=0)
     tuned.compile(keras.optimizers.SGD(1.0))
-    reference = Reference(model)
+    in_numpy = InNumPy(model)
 
     def likelihood(weights):
-        return np.mean([log_prob_of(weights, reference, x, [2]) for x in X])
+        return np.mean([log_prob_of(weights, in_numpy, x, [2]) for x in X])
 
     start = float64_weights(model)
     exact = 0.25 * differentiate(likelihood, start)
@@ -339,21 +323,16 @@ def test_an_auxiliary_loss_adds_its_gradient():
     )
     with keras.saving.custom_object_scope({"nothing": nothing}):
         restored = RewardTuning.from_config(tuned.get_config())
-    assert isinstance(restored.auxiliary_loss, FirstToken)
+    assert isinstance(restored.terms[0], FirstToken)
+    assert restored.terms[0].weight == 0.25
 
 
-def test_an_auxiliary_loss_needs_tokens():
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
-    with pytest.raises(ValueError, match=r"policy that writes tokens.*Categorical"):
-        RewardTuning(model, reward=nothing, auxiliary_loss=FirstToken())
-
-
-def test_mle_weight_of_class_indices():
+def test_maximum_likelihood_of_class_indices():
     """A factorised policy: cross-entropy, without what is not labelled."""
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Dense(8), keras.layers.Reshape((2, 4))]
     )
-    tuned = RewardTuning(model, reward=nothing, mle_weight=2.0, seed=0)
+    tuned = RewardTuning(model, reward=nothing, terms=[MaximumLikelihood(2.0)], seed=0)
     tuned.compile(keras.optimizers.SGD(0.0))
     y = np.array([[0, 3], [-1, 2]])
     logits = to_numpy(model(X)).astype("float64")
@@ -370,7 +349,7 @@ def dense():
 
 
 class NoLikelihood(CategoricalPolicy):
-    target_log_prob = AutoregressivePolicy.__base__.target_log_prob
+    target_log_prob = Policy.target_log_prob
 
 
 ERRORS = {
@@ -386,7 +365,7 @@ ERRORS = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_message_for_targets_without_a_likelihood(case):
     make, y, message = ERRORS[case]
-    tuned = RewardTuning(make(), reward=nothing, mle_weight=1.0)
+    tuned = RewardTuning(make(), reward=nothing, terms=[MaximumLikelihood(1.0)])
     tuned.compile("sgd", run_eagerly=True)
     with pytest.raises(ValueError, match=message):
         tuned.training_loss((X, y), lambda f, *args: f(*args))
@@ -406,10 +385,10 @@ COUNTED = {
 @pytest.mark.parametrize("end_id", COUNTED)
 def test_padding_counts_where_it_is_a_token(end_id):
     model = SequenceModel(vocabulary_size=3, end_id=end_id)
-    policy, reference = AutoregressivePolicy().bind(model), Reference(model)
+    policy, in_numpy = AutoregressivePolicy().bind(model), InNumPy(model)
     context = policy.encode(X[:1])
     for tokens, count in COUNTED[end_id]:
-        expected = sum(reference.token_log_probs(X[0], tokens[:count]))
+        expected = sum(in_numpy.token_log_probs(X[0], tokens[:count]))
         result = to_numpy(policy.target_log_prob(context, np.array([tokens])))
         np.testing.assert_allclose(result, [expected], atol=1e-5, err_msg=str(tokens))
 
@@ -425,7 +404,7 @@ def test_what_counts_is_what_maximum_likelihood_was_taught(end_id, sequences):
     model = SequenceModel(vocabulary_size=3, end_id=end_id)
     policy = AutoregressivePolicy().bind(model)
     context = policy.encode(X[[0] * len(sequences)])
-    every = [Reference(model).token_log_probs(X[0], tokens) for tokens in y]
+    every = [InNumPy(model).token_log_probs(X[0], tokens) for tokens in y]
     result = to_numpy(policy.target_log_prob(context, y))
     np.testing.assert_allclose(result, (every * weights).sum(-1), atol=1e-5)
 
@@ -450,7 +429,7 @@ def test_a_sequence_as_reference_is_as_likely_as_it_is_as_a_sample():
 
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_fit_finds_target_ids_outside_the_vocabulary(wrong):
-    tuned = RewardTuning(tiny_model(), reward=nothing, mle_weight=1.0)
+    tuned = RewardTuning(tiny_model(), reward=nothing, terms=[MaximumLikelihood(1.0)])
     tuned.compile("sgd")
     y = np.array([[2, 1, 0], [2, wrong, 0]])
     with pytest.raises(ValueError, match=f"at least 0 and below 3.*y between.*{wrong}"):
@@ -458,7 +437,9 @@ def test_fit_finds_target_ids_outside_the_vocabulary(wrong):
 
 
 def test_policy_without_a_likelihood_says_so():
-    tuned = RewardTuning(dense(), nothing, policy=NoLikelihood(), mle_weight=1.0)
+    tuned = RewardTuning(
+        dense(), nothing, policy=NoLikelihood(), terms=[MaximumLikelihood(1.0)]
+    )
     tuned.compile("sgd", run_eagerly=True)
     with pytest.raises(ValueError, match="`target_log_prob"):
         tuned.training_loss((X, np.ones(2, "int32")), lambda f, *args: f(*args))
@@ -479,21 +460,25 @@ def tuner(**arguments):
 
 
 def test_a_run_that_is_saved_and_continued_equals_the_uninterrupted_one(tmp_path):
-    policy = {"score_chunk": 2, "slot_mask": np.ones((3, 4), "bool")}
-    arguments = {"mle_weight": 0.1, "temperature": 0.8}
+    policy = {"logits_chunk": 2, "slot_mask": np.ones((3, 4), "bool")}
+    arguments = {"temperature": 0.8}
     x, y = images(16), np.tile([2, 1, 0], (16, 1))
 
     def fit(tuned):
         tuned.fit(x, y, batch_size=8, shuffle=False, verbose=0)
 
-    whole = tuner(policy=AutoregressivePolicy(**policy), **arguments)
+    def start():
+        terms = [MaximumLikelihood(0.1)]
+        return tuner(policy=AutoregressivePolicy(**policy), terms=terms, **arguments)
+
+    whole = start()
     fit(whole)
     fit(whole)
-    first = tuner(policy=AutoregressivePolicy(**policy), **arguments)
+    first = start()
     fit(first)
     first.save(tmp_path / "tuned.keras")
     second = keras.models.load_model(tmp_path / "tuned.keras")
-    assert second.mle_weight == 0.1
+    assert second.terms[0].weight == 0.1
     fit(second)
     for a, b in zip(weights_of(second), weights_of(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)

@@ -7,7 +7,13 @@ from chance import counts_within_chance
 from keras import ops
 from tiny import classifier, inputs, to_numpy, two_layers, weights_of
 
-from keras_reward import CategoricalPolicy, GaussianPolicy, Reward, RewardTuning
+from keras_reward import (
+    CategoricalPolicy,
+    Entropy,
+    GaussianPolicy,
+    Reward,
+    RewardTuning,
+)
 
 BACKEND = keras.config.backend()
 # How `fit` may run a step. XLA is what Keras chooses for TensorFlow on a GPU.
@@ -102,7 +108,7 @@ def test_compiled_equals_eager(baseline):
             policy=GivenNoise(),
             baseline=baseline,
             num_samples=3,
-            entropy_weight=0.01,
+            terms=[Entropy(0.01)],
         )
         tuned.compile(keras.optimizers.Adam(0.05), **mode)
         history = tuned.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
@@ -183,20 +189,20 @@ def test_accumulation_over_two_batches_equals_one_batch_of_both():
 
 
 class Recorded(CategoricalPolicy):
-    """Keeps what was sampled from and what was scored, in eager steps."""
+    """Keeps the probability of samples as drawn and as in the loss, in eager steps."""
 
     def sample(self, context, num_samples, seed=None, noise=None):
         samples = super().sample(context, num_samples, seed=seed, noise=noise)
         self.sampled_from = self.probabilities(context, samples)
         return samples
 
-    def log_prob(self, context, samples):
-        result = super().log_prob(context, samples)
-        self.scored = ops.exp(result)
+    def likelihood(self, context, samples, **arguments):
+        result = super().likelihood(context, samples, **arguments)
+        self.probability = ops.exp(result.log_prob)
         return result
 
     def probabilities(self, context, samples):
-        """From the full softmax, in float64: another way than `log_prob` takes."""
+        """From the full softmax, in float64: another way than `likelihood` takes."""
         logits = to_numpy(context).astype("float64")
         p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         index = np.moveaxis(to_numpy(samples), 1, -1)
@@ -204,7 +210,7 @@ class Recorded(CategoricalPolicy):
 
 
 @pytest.mark.parametrize("model_training", [False, True])
-def test_sampled_and_scored_probability_agree(model_training):
+def test_probabilities_of_samples_and_loss_agree(model_training):
     """Ratio 1 with dropout in the model and a temperature."""
     model = two_layers(dropout=0.5)
     policy = Recorded()
@@ -221,13 +227,13 @@ def test_sampled_and_scored_probability_agree(model_training):
     loss = lambda: tuned.training_loss((x, y), lambda f, *args: f(*args))  # noqa: E731
     tuned.compile("sgd")
     loss()
-    ratio = to_numpy(policy.scored) / policy.sampled_from
+    ratio = to_numpy(policy.probability) / policy.sampled_from
     np.testing.assert_allclose(ratio, 1.0, rtol=1e-5)
 
 
 @pytest.mark.chance
-def test_samples_follow_the_probabilities_that_are_scored():
-    """The sampler against the scores, by counting."""
+def test_samples_follow_the_likelihood():
+    """The sampler against the likelihood, by counting."""
     model = classifier(classes=4)
     policy = CategoricalPolicy().bind(model, temperature=0.7)
     context = policy.encode(inputs(2))
@@ -235,7 +241,8 @@ def test_samples_follow_the_probabilities_that_are_scored():
     samples = to_numpy(policy.sample(context, draws, seed=5))
     for row in range(2):
         every = np.tile(np.arange(4), (2, 1))
-        p = np.exp(to_numpy(policy.token_log_prob(context, every)))
+        likelihood = policy.likelihood(context, every)
+        p = np.exp(to_numpy(likelihood.position_log_probs))
         counts = np.bincount(samples[row], minlength=4)
         assert counts_within_chance(counts, draws, p[row])
 

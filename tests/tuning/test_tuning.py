@@ -10,14 +10,18 @@ from keras import ops
 from tiny import classifier, inputs, randomize, to_numpy, weights_of
 
 from keras_reward import (
+    KL,
     BernoulliPolicy,
     CategoricalPolicy,
     ColorfulnessReward,
     ColorPalette,
+    Entropy,
     GaussianPolicy,
     Reward,
     RewardTuning,
+    StandardizedBaseline,
     SumReward,
+    Term,
     VividnessReward,
 )
 
@@ -88,17 +92,17 @@ def test_tuning_raises_the_reward_of_the_same_model():
 def test_metrics_of_training_and_of_evaluation():
     tuned = tuner(reward=SumReward([chose_three], name=None) + 0.0 * TwoParts())
     tuned.fit(inputs(), verbose=0)
-    parts = {"chose_three", "two_parts", "left", "right"}
+    components = {"chose_three", "two_parts", "left", "right"}
     logs = tuned.train_on_batch(inputs(), return_dict=True)
     training_only = {"reward_std", "entropy", "no_signal"}
-    assert set(logs) == {"loss", "reward", "unscored"} | training_only | parts
+    assert set(logs) == {"loss", "reward", "no_reward"} | training_only | components
     logs = tuned.evaluate(inputs(), verbose=0, return_dict=True)
-    assert set(logs) == {"loss", "reward", "unscored"} | parts
+    assert set(logs) == {"loss", "reward", "no_reward"} | components
     assert logs["loss"] == pytest.approx(-logs["reward"])
 
 
 class TwoParts(Reward):
-    part_names = ("left", "right")
+    component_names = ("left", "right")
 
     def call(self, y_true, y_pred):
         left = ops.cast(y_pred, "float32")
@@ -120,7 +124,7 @@ def test_metric_values_by_hand():
     assert float(logs["reward_std"]) == pytest.approx(np.std(range(4), ddof=1))
     assert float(logs["entropy"]) == pytest.approx(np.log(4))
     assert float(logs["no_signal"]) == 0.0
-    assert float(logs["unscored"]) == 0.0
+    assert float(logs["no_reward"]) == 0.0
     # All log-probabilities are -log 4 and advantages sum to 0.
     assert float(logs["loss"]) == pytest.approx(0.0, abs=1e-6)
 
@@ -157,7 +161,7 @@ def test_no_signal_counts_inputs_whose_samples_earn_the_same():
 def test_a_single_sample_has_no_spread_to_report():
     tuned = tuner(num_samples=1, baseline="greedy")
     logs = tuned.train_on_batch(inputs(), return_dict=True)
-    assert set(logs) == {"loss", "reward", "entropy", "unscored"}
+    assert set(logs) == {"loss", "reward", "entropy", "no_reward"}
 
 
 @pytest.mark.chance
@@ -256,11 +260,10 @@ def test_saved_tuner_loads_with_all_its_settings(tmp_path):
         reward=Negative(),
         policy=policy,
         num_samples=3,
-        baseline="moving_average",
+        baseline=StandardizedBaseline("moving_average", epsilon=1e-3),
         update="first",
         temperature=0.5,
-        entropy_weight=0.01,
-        scale_advantages=True,
+        terms=[Entropy(0.01), KL("copy", 0.1)],
         model_training=True,
     )
     x = inputs()
@@ -394,7 +397,7 @@ def test_every_baseline_and_update_learns(baseline, update):
 
 @pytest.mark.chance
 def test_settings_beside_the_defaults_learn():
-    tuned = tuner(scale_advantages=True, entropy_weight=0.01, temperature=0.8)
+    tuned = tuner(baseline="standardized", terms=[Entropy(0.01)], temperature=0.8)
     tuned.fit(inputs(64), epochs=60, verbose=0)
     assert reward_of(tuned, inputs(64)) > 0.9
 
@@ -403,7 +406,7 @@ def test_settings_beside_the_defaults_learn():
 def test_entropy_bonus_keeps_entropy_up():
     final = {}
     for weight in (0.0, 1.0):
-        tuned = tuner(entropy_weight=weight)
+        tuned = tuner(terms=[Entropy(weight)])
         final[weight] = tuned.fit(inputs(64), epochs=20, verbose=0).history["entropy"]
     assert final[1.0][-1] > final[0.0][-1] + 0.3
 
@@ -417,8 +420,10 @@ class OwnPolicy(Subclassed):
     def sample(self, context, num_samples, seed=None, noise=None):
         return CategoricalPolicy().sample(context, num_samples, seed, noise)
 
-    def score(self, context, samples, entropy_gradient=False):
-        return CategoricalPolicy().score(context, samples, entropy_gradient)
+    def likelihood(self, context, samples, entropy_gradient=False):
+        return CategoricalPolicy().likelihood(
+            context, samples, entropy_gradient=entropy_gradient
+        )
 
     def mode(self, context):
         return CategoricalPolicy().mode(context)
@@ -433,13 +438,20 @@ def test_a_model_that_brings_the_protocol_is_its_own_policy():
         return ops.cast(y_pred == 13, "float32")
 
     tuned = tuner(OwnPolicy(), chose_thirteen, learning_rate=0.05)
-    assert tuned.policy is tuned.model
+    assert tuned.policy.model is tuned.model
     x = inputs(64)
     tuned.fit(x, epochs=60, verbose=0)
     assert reward_of(tuned, x) > 0.9
     assert tuned.predict(x, verbose=0).min() >= 10
     with pytest.raises(ValueError, match=r"own policy.*temperature=0\.5"):
         tuner(OwnPolicy(), temperature=0.5)
+
+    class Other(Term):
+        def choices(self, policy, samples):
+            return [samples]
+
+    with pytest.raises(ValueError, match=r"how likely other choices are.*1 choices"):
+        tuner(OwnPolicy(), terms=[Other()]).train_on_batch(x)
 
 
 def test_metrics_given_to_compile_see_greedy_outputs():

@@ -1,0 +1,45 @@
+"""NumPy and OpenVINO, on which Keras cannot train: only rewards and greedy outputs.
+
+`predict` and `evaluate` are Keras's own.
+"""
+
+import keras
+from keras import ops
+
+XLA_CALLS_HOST = True  # nothing is compiled by XLA
+LOOPS_RECOMPUTE = False  # there is no gradient to save memory for
+
+
+class RewardTrainer:
+    """Mixin for `keras.Model`: refuses to train."""
+
+    def keep_weights(self):
+        """Does nothing: no step changes the weights."""
+
+    def fit(self, *args, **kwargs):
+        refuse_training()
+
+    def train_on_batch(self, *args, **kwargs):
+        refuse_training()
+
+
+def refuse_training():
+    raise NotImplementedError(
+        "keras_reward trains on the Keras backends jax, tensorflow and torch. "
+        f"Received: keras.config.backend() == {keras.config.backend()!r}"
+    )
+
+
+def host_call(function, tensors, shape):
+    """Calls a function that takes NumPy arrays and returns one.
+
+    Args:
+        function: takes an array for each of `tensors`.
+        tensors: list of tensors.
+        shape: shape of the float32 array that it returns.
+
+    Returns:
+        A float32 tensor.
+    """
+    del shape
+    return ops.convert_to_tensor(function(*map(ops.convert_to_numpy, tensors)))

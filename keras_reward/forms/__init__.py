@@ -1,0 +1,1 @@
+"""The forms of outputs: boxes, colours, panoptic maps, captions, pictures."""

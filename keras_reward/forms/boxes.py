@@ -1,0 +1,156 @@
+"""Boxes as rewards see them: formats, labels and overlaps."""
+
+import keras
+from keras import ops
+
+from keras_reward.nests import may_be_equal
+
+BOX_FORMATS = (
+    *("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw"),
+    *("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh"),
+)
+LARGEST_COORDINATE = 1e18  # sums of areas stay below float32's 3e38
+TIE = 1.0 - 1e-6  # IoUs that differ by less only differ by rounding
+
+
+def standardize_format(bounding_box_format):
+    """The name of a box format in lower case, or a ValueError that lists them."""
+    name = str(bounding_box_format).lower()
+    if name not in BOX_FORMATS:
+        raise ValueError(
+            "`bounding_box_format` must be one of Keras's names. "
+            f"Known: {', '.join(map(repr, BOX_FORMATS))}. "
+            f"Received: bounding_box_format={bounding_box_format!r}"
+        )
+    return name
+
+
+def corners(boxes, bounding_box_format):
+    """Left, top, right and bottom of boxes, as four separate planes.
+
+    Boxes relative to the image's size stay relative, since intersection over union
+    does not change when an axis is scaled. (Keras's own converter needs the size.)
+
+    Args:
+        boxes: `(..., N, 4)`, a tensor or a NumPy array.
+        bounding_box_format: a name in `BOX_FORMATS`.
+
+    Returns:
+        Four arrays of the same kind, `(..., N)`.
+    """
+    layout = bounding_box_format.removeprefix("rel_")
+    first, second, third, fourth = (boxes[..., i] for i in range(4))
+    if layout.startswith("center_"):
+        first, second = first - 0.5 * third, second - 0.5 * fourth
+    if layout not in ("xyxy", "yxyx"):
+        third, fourth = first + third, second + fourth
+    if layout in ("yxyx", "center_yxhw"):
+        return second, first, fourth, third
+    return first, second, third, fourth
+
+
+def read_boxes(detections, bounding_box_format, role):
+    """Reads boxes and labels from a dictionary, and makes them safe to compare.
+
+    Padding, inverted boxes and boxes with NaN become empty: they overlap nothing.
+
+    Args:
+        detections: dict of `boxes` `(rows, N, 4)` and `labels` or `classes`
+            `(rows, N)`; other keys are ignored.
+        bounding_box_format: a name in `BOX_FORMATS`.
+        role: name of the dictionary in error messages.
+
+    Returns:
+        dict of `left`, `top`, `right`, `bottom`, `area` (float32) and `labels`
+        (int32, -1 for padding), `(rows, N)` each.
+    """
+    boxes, labels = _check_boxes(detections, role)
+    labels = _standardize_labels(labels)
+    left, top, right, bottom = corners(ops.cast(boxes, "float32"), bounding_box_format)
+    upright = ops.logical_and(right > left, bottom > top)  # False where one is NaN
+    usable = ops.logical_and(labels >= 0, upright)
+    left, top, right, bottom = (
+        ops.where(usable, ops.clip(side, -LARGEST_COORDINATE, LARGEST_COORDINATE), 0.0)
+        for side in (left, top, right, bottom)
+    )
+    area = (right - left) * (bottom - top)
+    planes = {"left": left, "top": top, "right": right, "bottom": bottom}
+    return {**planes, "area": area, "labels": labels}
+
+
+def _check_boxes(detections, role):
+    if not isinstance(detections, dict):
+        received = "None" if detections is None else type(detections).__name__
+        raise ValueError(
+            f"Detection rewards need `{role}` to be a dict of `boxes` (rows, N, 4) and "
+            f"`labels` or `classes` (rows, N). Received: {role}={received}"
+        )
+    label_key = "labels" if "labels" in detections else "classes"
+    if "boxes" not in detections or label_key not in detections:
+        raise ValueError(
+            f"`{role}` must have the keys `boxes` and `labels` (or `classes`). "
+            f"Received: keys {sorted(detections)}"
+        )
+    boxes = ops.convert_to_tensor(detections["boxes"])
+    labels = ops.convert_to_tensor(detections[label_key])
+    shape, label_shape = tuple(boxes.shape), tuple(labels.shape)
+    if len(shape) != 3 or shape[-1] != 4 or not may_be_equal(shape[:2], label_shape):
+        raise ValueError(
+            f"`{role}` must hold `boxes` of shape (rows, N, 4) and `{label_key}` of "
+            f"shape (rows, N). Received: boxes of shape {shape}, "
+            f"{label_key} of shape {label_shape}"
+        )
+    if keras.backend.standardize_dtype(labels.dtype) == "bool":
+        raise ValueError(
+            f"`{role}` must hold class numbers, -1 for padding, in `{label_key}`. "
+            "Received: dtype bool"
+        )
+    return boxes, labels
+
+
+def _standardize_labels(labels):
+    """Labels in int32, -1 for any padding. KerasCV's labels are whole floats."""
+    if keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype)):
+        largest = 2.0**30  # a larger class number is just as unknown
+        # NaN compares as False.
+        labels = ops.where(labels >= 0, ops.minimum(labels, largest), -1.0)
+    return ops.maximum(ops.cast(labels, "int32"), -1)
+
+
+def best_ious(truth, boxes):
+    """The IoU with which boxes are matched.
+
+    Each predicted box is assigned to the ground-truth box of its class with which it
+    has the highest IoU, the first one on ties. This does not depend on the threshold,
+    so one pass over the pairs is enough for all thresholds.
+
+    Args:
+        truth: ground truth as `read_boxes` returns it, `(rows, G)` each.
+        boxes: predictions in the same form, `(rows, M)` each.
+
+    Returns:
+        `(predicted, matched)`: `(rows, M)`, the IoU of each prediction with the box
+        that it is assigned to, and `(rows, G)`, the highest IoU of each ground-truth
+        box with a prediction that is assigned to it. 0 where there is none.
+    """
+    if 0 in (truth["area"].shape[1], boxes["area"].shape[1]):
+        return ops.zeros_like(boxes["area"]), ops.zeros_like(truth["area"])
+    # Pairs are (rows, G, M), so that the maximum over G runs along vectors of M.
+    g = {name: plane[:, :, None] for name, plane in truth.items()}
+    p = {name: plane[:, None, :] for name, plane in boxes.items()}
+    width = ops.minimum(g["right"], p["right"]) - ops.maximum(g["left"], p["left"])
+    height = ops.minimum(g["bottom"], p["bottom"]) - ops.maximum(g["top"], p["top"])
+    shared = ops.maximum(width, 0.0) * ops.maximum(height, 0.0)
+    same = ops.logical_and(g["labels"] == p["labels"], shared > 0.0)
+    iou = ops.where(same, shared / (g["area"] + p["area"] - shared), 0.0)
+
+    predicted = ops.max(iou, axis=1)
+    # Finds the first maximum with two plain reductions, which vectorise; argmax does
+    # not. With `TIE` this is correct even if a compiler computes `iou` twice and rounds
+    # differently.
+    number = ops.arange(ops.shape(truth["area"])[1], dtype="int32")[None, :, None]
+    best = iou >= TIE * predicted[:, None, :]
+    chosen = ops.min(ops.where(best, number, 2**30), axis=1)
+    goes_here = chosen[:, None, :] == number
+    matched = ops.max(ops.where(goes_here, predicted[:, None, :], 0.0), axis=2)
+    return predicted, matched

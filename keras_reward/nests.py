@@ -1,0 +1,119 @@
+"""Nests of tensors and their rows, used by all other modules.
+
+A nest is a tensor, or a dict, list or tuple of nests. Inputs, targets and outputs are
+nests. Leaves that are None stay None.
+"""
+
+import re
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def map_leaves(function, nest):
+    """Applies `function` to the leaves of a nest, except those that are None."""
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else function(leaf), nest
+    )
+
+
+def to_numpy(nest):
+    """Converts every tensor in a nest to a NumPy array."""
+    return map_leaves(ops.convert_to_numpy, nest)
+
+
+def to_tensor(nest):
+    """Converts every array in a nest to a tensor."""
+    return map_leaves(ops.convert_to_tensor, nest)
+
+
+# Rows: the entries of the first axis.
+
+
+def rows_of(nest):
+    """Number of rows of a nest of arrays; None if it is unknown while tracing."""
+    return keras.tree.flatten(nest)[0].shape[0]
+
+
+def take_rows(nest, rows):
+    """A slice of the rows of every array in a nest."""
+    return map_leaves(lambda leaf: leaf[rows], nest)
+
+
+def pad_rows(nest, rows):
+    """Repeats the last row of every NumPy array in a nest, up to `rows` rows."""
+    missing = rows - rows_of(nest)
+    if missing <= 0:
+        return nest
+    return map_leaves(
+        lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], missing, axis=0)]),
+        nest,
+    )
+
+
+def merge_rows(nest):
+    """`(batch, n, ...)` to `(batch * n, ...)`, for every tensor in a nest."""
+    return map_leaves(lambda leaf: ops.reshape(leaf, (-1, *leaf.shape[2:])), nest)
+
+
+def split_rows(nest, n):
+    """`(batch * n, ...)` to `(batch, n, ...)`, for every tensor in a nest."""
+    return map_leaves(lambda leaf: ops.reshape(leaf, (-1, n, *leaf.shape[1:])), nest)
+
+
+def repeat_rows(nest, n):
+    """`(batch, ...)` to `(batch * n, ...)`, with the `n` copies of a row adjacent."""
+
+    def repeat(leaf):
+        leaf = ops.convert_to_tensor(leaf)
+        shape = (ops.shape(leaf)[0], n, *leaf.shape[1:])
+        return merge_rows(ops.broadcast_to(ops.expand_dims(leaf, 1), shape))
+
+    return map_leaves(repeat, nest)
+
+
+def may_be_equal(shape, other):
+    """Whether two shapes can be equal; None stands for an unknown length."""
+    return len(shape) == len(other) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(shape, other, strict=True)
+    )
+
+
+# Values, outside of compiled functions; names and configs.
+
+
+def is_integer(value):
+    """Whether a value is a tensor or array of an integer dtype, which bool is not."""
+    try:
+        dtype = keras.backend.standardize_dtype(getattr(value, "dtype", "object"))
+    except ValueError:  # no dtype that Keras knows
+        return False
+    return keras.backend.is_int_dtype(dtype)
+
+
+def are_arrays(nest):
+    """Whether all leaves of a nest are NumPy arrays or tensors."""
+    leaves = keras.tree.flatten(nest)
+    return all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
+
+
+def host_array(tensor):
+    """The values of a tensor as a NumPy array; None inside a compiled function."""
+    try:
+        return ops.convert_to_numpy(tensor)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None
+
+
+def snake_case(class_name):
+    """`HueEntropyReward` to `hue_entropy_reward`."""
+    stem = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", class_name)
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", stem).lower().strip("_")
+
+
+def deserialized(value, custom_objects=None):
+    """Deserialises a config to its object; returns an object unchanged."""
+    if not isinstance(value, dict):
+        return value
+    return keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)

@@ -1,0 +1,1 @@
+"""Generating sequences token by token, shared by policies and models."""

@@ -1,0 +1,52 @@
+"""A term for the likelihood of the ground truth."""
+
+import keras
+from keras import ops
+
+from keras_reward.objective import weighted_likelihood_loss
+from keras_reward.terms.term import Term
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class MaximumLikelihood(Term):
+    """The negative log-likelihood of the ground truth, the loss of pretraining.
+
+    Summed over tokens, and averaged over reference captions and inputs. The temperature
+    applies, as in sampling. `y` has the form of a sample: class indices for a
+    `CategoricalPolicy`, padded token ids `(batch, tokens)` or
+    `(batch, references, tokens)` for a sequence model. Padding at the end is ignored.
+
+    Args:
+        weight: factor of the term. Default 1.0.
+        name: name in the logs. Default `"mle_loss"`.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras import ops
+    from keras_reward import MaximumLikelihood, RewardTuning
+
+    def right(y_true, y_pred):
+        return ops.cast(y_true == y_pred, "float32")
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    tuned = RewardTuning(model, reward=right, terms=[MaximumLikelihood(0.1)], seed=0)
+    tuned.compile("adam")
+    x = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
+    tuned.fit(x, np.zeros(16, "int32"), verbose=0)  # logs `mle_loss`
+    ```
+    """
+
+    def __init__(self, weight=1.0, name="mle_loss", **kwargs):
+        super().__init__(weight, name=name, **kwargs)
+
+    def check_targets(self, policy, y):
+        policy.check_targets(y)
+
+    def loss(self, update):
+        log_prob = update.policy.target_log_prob(update.context, update.y)
+        log_prob = ops.expand_dims(log_prob, 1)
+        ones = ops.ones_like(log_prob)
+        return weighted_likelihood_loss(log_prob, ones, None, update.sample_weight)

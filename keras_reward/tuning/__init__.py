@@ -1,0 +1,3 @@
+"""`RewardTuning`: a model, its policy and a reward, trained by `fit`."""
+
+from keras_reward.tuning.reward_tuning import RewardTuning

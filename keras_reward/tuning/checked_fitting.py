@@ -1,0 +1,66 @@
+"""What reward tuning adds to `fit`, `evaluate` and `predict`: checks and callbacks."""
+
+import functools
+
+import keras
+
+from keras_reward.nests import are_arrays
+from keras_reward.tuning.default_callbacks import with_callbacks
+
+
+class CheckedFitting:
+    """Mixin for `RewardTuning`: Keras's loops, with checks and callbacks around them.
+
+    Before a loop, arguments that are arrays are checked, since a compiled step cannot
+    inspect values, and callbacks are added that report progress and problems. After
+    it, failures of a reward that runs on the host are raised.
+    """
+
+    def check_x(self, x=None, *args, **kwargs):
+        """Has the policy check inputs that are arrays or tensors."""
+        if are_arrays(x):
+            self.policy.check_inputs(x)
+
+    def check_x_and_y(self, x=None, y=None, *args, **kwargs):
+        """As `check_x`, and has the terms check the targets."""
+        self.check_x(x)
+        if are_arrays(y):
+            for term in self.terms:
+                term.check_targets(self.policy, y)
+
+    def ready_terms(self):
+        """Lets the terms finish loading, and raise if something is missing."""
+        for term in self.terms:
+            term.before_training()
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        self.check_x_and_y(*args, **kwargs)
+        self.ready_terms()
+        args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        self.check_x(*args, **kwargs)
+        args, kwargs = with_callbacks(keras.Model.evaluate, self, args, kwargs)
+        return super().evaluate(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args, **kwargs):
+        self.check_x(*args, **kwargs)
+        return super().predict(*args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        self.check_x_and_y(*args, **kwargs)
+        self.ready_terms()
+        result = super().train_on_batch(*args, **kwargs)
+        self.reward.raise_failure()
+        return result
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args, **kwargs):
+        result = super().test_on_batch(*args, **kwargs)
+        self.reward.raise_failure()
+        return result

@@ -1,0 +1,60 @@
+"""What a training step logs."""
+
+import keras
+from keras import ops
+
+from keras_reward import advantages
+
+# Metrics of samples, which a single greedy output does not have.
+TRAINING_ONLY = ("reward_std", "entropy", "no_signal")
+
+
+def make_trackers(component_names, num_samples, term_names):
+    """A running mean for each metric except `loss`, by name.
+
+    Args:
+        component_names: names of the reward's components.
+        num_samples: number of samples of each input.
+        term_names: names of what the terms of the loss log.
+    """
+    names = ["reward", *component_names, *TRAINING_ONLY, *term_names, "no_reward"]
+    taken = sorted({name for name in names if names.count(name) > 1 or name == "loss"})
+    if taken:
+        raise ValueError(
+            "The reward, its components and the terms of the loss must not log under "
+            "the names of RewardTuning's own metrics, or of one another. Rename them. "
+            f"Received: {taken}"
+        )
+    # A single sample has nothing to differ from.
+    absent = {"reward_std", "no_signal"} if num_samples == 1 else set()
+    return {n: keras.metrics.Mean(name=n) for n in names if n not in absent}
+
+
+def record_samples(trackers, rewards, components, entropy):
+    """Updates the metrics of samples.
+
+    Args:
+        trackers: what `make_trackers` returned.
+        rewards: `(batch, num_samples)`, NaN where there is no reward.
+        components: dict of `(batch, num_samples)`.
+        entropy: `(batch,)`.
+    """
+    trackers["entropy"].update_state(ops.stop_gradient(entropy))
+    if "reward_std" in trackers:
+        trackers["reward_std"].update_state(advantages.reward_std(rewards))
+        trackers["no_signal"].update_state(advantages.no_signal(rewards))
+    record_rewards(trackers, rewards, components)
+
+
+def record_rewards(trackers, rewards, components):
+    """Updates `reward`, its components and `no_reward`; all values have one shape."""
+    for name, values in {"reward": rewards, **components}.items():
+        values, finite = advantages.split_finite(values)
+        trackers[name].update_state(values, sample_weight=finite)
+    _, finite = advantages.split_finite(rewards)
+    trackers["no_reward"].update_state(ops.logical_not(finite))
+
+
+def record_loss(tracker, loss, batch):
+    """Updates the mean of a loss with that of a batch, weighted by the batch size."""
+    tracker.update_state(ops.stop_gradient(loss), sample_weight=batch)

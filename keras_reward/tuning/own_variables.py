@@ -1,0 +1,50 @@
+"""What a saved `RewardTuning` contains in addition to what Keras saves."""
+
+TERM = "term_"
+
+
+def write(tuner, store):
+    """Writes the random state, and the variables that the reward and terms save.
+
+    Args:
+        tuner: a `RewardTuning`.
+        store: takes arrays by name, as passed to `save_own_variables`.
+    """
+    # Keras saves no seeds. With this one, a resumed run draws the same samples.
+    store["seed_generator_state"] = tuner.seed_generator.state
+    for term in tuner.terms:
+        term.before_saving()
+    for name, variable in saved_variables(tuner).items():
+        store[name] = variable.value
+
+
+def read(tuner, store):
+    """Reads what `write` wrote.
+
+    A file may lack a reference model, or have one that this tuner does not save. In
+    both cases the tuner keeps its own.
+
+    Args:
+        tuner: a `RewardTuning`.
+        store: holds arrays by name, as passed to `load_own_variables`.
+
+    Returns:
+        A dict of what is left for Keras to read.
+    """
+    store = {name: store[name] for name in store.keys()}  # noqa: SIM118, not a dict
+    tuner.seed_generator.state.assign(store.pop("seed_generator_state"))
+    for term in tuner.terms:
+        term.before_loading()
+    for name, variable in saved_variables(tuner).items():
+        if name in store or not name.startswith(TERM):
+            variable.assign(store.pop(name))
+    return {k: v for k, v in store.items() if not k.startswith(TERM)}
+
+
+def saved_variables(tuner):
+    """The variables that the reward and terms save, by their names in the file."""
+    saved = {f"reward_{i}": v for i, v in enumerate(tuner.reward.saved_variables)}
+    for i, term in enumerate(tuner.terms):
+        own = term.saved_variables
+        saved.update({f"{TERM}{i}_{name}": v for name, v in own.items()})
+    return saved

@@ -1,0 +1,199 @@
+"""What Keras does not promise to keep, one test for each use of it."""
+
+import ast
+import inspect
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from backends import trains
+from tiny import classifier, inputs, to_numpy, weights_of
+
+import keras_reward
+from keras_reward.backend import keras_private
+from keras_reward.backend.keras_private import KeepsWeights, flatten_layers
+from keras_reward.callbacks import HostFailure, RewardProgress
+
+ROOT = pathlib.Path(keras_reward.__file__).parent
+PRIVATE = pathlib.Path(keras_private.__file__)
+
+
+def changed(what):
+    """Why a test fails, for a person who has just installed another Keras."""
+    first, last = keras_private.SEEN_KERAS
+    return (
+        f"Keras changed: {what} It was so from {first} to {last}; this is "
+        f"{keras.__version__}. See keras_reward/backend/keras_private.py"
+    )
+
+
+def names_in(path):
+    """Names with one underscore that a file defines or sets, and those it uses."""
+    own, used = {"_fields", "_asdict"}, {}  # of named tuples
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.FunctionDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            own.add(node.attr)
+        elif isinstance(node, ast.Attribute):
+            names = [node.attr]
+        elif isinstance(node, ast.Call):
+            given = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            function = getattr(node.func, "id", getattr(node.func, "attr", None))
+            if function in ("getattr", "hasattr"):
+                names = given
+            elif function == "__setattr__":
+                own.update(given)
+        for name in filter(is_private, names):
+            used.setdefault(name, f"{path.relative_to(ROOT)}:{node.lineno}")
+    return own, used
+
+
+def is_private(name):
+    return str(name).startswith("_") and not str(name).startswith("__")
+
+
+def test_no_other_file_uses_what_is_private():
+    files = [path for path in ROOT.rglob("*.py") if path != PRIVATE]
+    found = list(map(names_in, files))
+    own = set().union(*(own for own, _ in found))
+    others = {n: where for _, used in found for n, where in used.items()}
+    assert {n: where for n, where in others.items() if n not in own} == {}
+
+
+def test_no_class_replaces_what_is_private_in_keras():
+    def below(cls):
+        for child in cls.__subclasses__():
+            yield child
+            yield from below(child)
+
+    bases = (keras.Layer, keras.callbacks.Callback, keras.metrics.Metric)
+    ours = [
+        cls
+        for base in bases
+        for cls in below(base)
+        if cls.__module__.startswith("keras_reward.")
+    ]
+    assert keras_reward.RewardTuning in ours
+    replaced = {
+        f"{cls.__name__}.{name}"
+        for cls in ours
+        for name in vars(cls)
+        if is_private(name)
+        for base in cls.__mro__
+        if base.__module__.startswith("keras.") and name in vars(base)
+    }
+    assert replaced == set()
+
+
+def test_layers_are_found_at_any_depth():
+    class Pair(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            self.parts = [keras.layers.Dense(1), keras.layers.Dense(2)]
+
+    pair = Pair()
+    model = keras.Sequential([keras.Sequential([pair]), keras.layers.Dropout(0.1)])
+    message = changed("`Layer._flatten_layers()` no longer gives all layers.")
+    assert hasattr(model, "_flatten_layers"), message
+    assert set(flatten_layers(model)) >= {model, pair, *pair.parts}, message
+    assert set(flatten_layers(pair)) == {pair, *pair.parts}, message
+
+
+LAYERS = {
+    "dense": (lambda: keras.layers.Dense(3), (None, 4), "kernel"),
+    "einsum": (lambda: keras.layers.EinsumDense("ab,bc->ac", 3), (None, 4), "kernel"),
+    "conv": (lambda: keras.layers.Conv2D(3, 2), (None, 4, 4, 2), "kernel"),
+    "embedding": (lambda: keras.layers.Embedding(5, 3), (None,), "embeddings"),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_adapters_have_their_names_and_can_be_off(kind):
+    make, shape, name = LAYERS[kind]
+    layer = make()
+    layer.build(shape)
+    message = changed(f"the LoRA attributes of {type(layer).__name__}.")
+    assert getattr(layer, "lora_enabled", None) is False, message
+    before = np.array(to_numpy(getattr(layer, name)))
+    layer.enable_lora(rank=2)
+    assert layer.lora_enabled is True, message
+    base = [variable for variable in layer.variables if variable.name == name]
+    assert len(base) == 1, message
+    for side in "ab":
+        adapter = getattr(layer, f"lora_{name}_{side}", None)
+        assert adapter is not None, message
+        adapter.assign(np.ones(adapter.shape))
+    assert np.abs(to_numpy(getattr(layer, name)) - before).min() > 1, message
+    layer.lora_enabled = False
+    np.testing.assert_allclose(to_numpy(getattr(layer, name)), before, err_msg=message)
+    np.testing.assert_allclose(to_numpy(base[0]), before, err_msg=message)
+    assert not getattr(layer, "quantization_mode", None), message
+
+
+class Fails(keras.Model):
+    """A model whose training step fails while it is traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = classifier()
+        self.built = True
+
+    def call(self, x):
+        return self.inner(x)
+
+    def compute_loss(self, *args, **kwargs):
+        raise ZeroDivisionError
+
+
+class FailsAndKeeps(KeepsWeights, Fails):
+    pass
+
+
+def has_weights(model):
+    try:
+        return all(weight.value is not None for weight in model.weights)
+    except TypeError:  # a variable without value and initializer
+        return False
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "jax", reason="`fit` takes the weights on JAX alone"
+)
+def test_a_failed_step_leaves_the_weights_where_they_were():
+    message = changed("how `Model.fit` takes the weights of a model on JAX.")
+    parameters = inspect.signature(keras.Model._get_jax_state).parameters
+    assert "purge_model_variables" in parameters, message
+    assert hasattr(keras.Model, "jax_state_sync"), message
+    for cls in (Fails, FailsAndKeeps):
+        model = cls()
+        model.compile(keras.optimizers.SGD(0.1))
+        with pytest.raises(ZeroDivisionError):
+            model.fit(inputs(), inputs(), verbose=0)
+        assert has_weights(model) is (cls is FailsAndKeeps), message
+    for one, other in zip(weights_of(model), weights_of(classifier()), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@trains
+def test_a_step_is_made_anew_where_it_is_taken_away():
+    model = classifier()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.make_train_function()
+    first = model.train_function
+    model.train_function = None
+    model.make_train_function()
+    message = changed("`Model.train_function` is not what `fit` calls.")
+    assert first is not None, message
+    assert model.train_function not in (None, first), message
+
+
+def test_callbacks_say_whether_steps_wait_for_them():
+    def waits(*callbacks):
+        return not keras.callbacks.CallbackList(list(callbacks))._async_train
+
+    message = changed("`async_safe` of a callback does not tell whether steps wait.")
+    assert waits(HostFailure()), message
+    assert waits(RewardProgress()) == waits(), message
