@@ -146,6 +146,7 @@ def test_state_lives_in_the_compiled_step_and_in_the_file(tmp_path):
     assert float(to_numpy(other.baseline.seen)) == 4.0
 
 
+@pytest.mark.chance
 @trains
 def test_a_function_is_a_baseline():
     tuned = tuner(minus_first, num_samples=4)

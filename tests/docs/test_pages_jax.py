@@ -6,6 +6,8 @@ On JAX alone: what they call is tested on every backend, and compiling it takes 
 import pytest
 from test_docs import PAGES, code_blocks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):

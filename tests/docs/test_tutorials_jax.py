@@ -19,6 +19,7 @@ def test_all_tutorials_are_listed():
     assert {path.stem for path in TUTORIALS} == set(EXPECTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_REWARD_SMALL", "1")

@@ -15,6 +15,8 @@ from PIL import Image
 
 from keras_reward.data import Vocabulary
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 MOST_LINES = {
     "image_captioning": 350,

@@ -13,6 +13,8 @@ from tiny import compiled, to_numpy
 
 from keras_reward.models import generation
 
+pytestmark = pytest.mark.slow
+
 START, END, PAD = 0, 1, 0
 
 

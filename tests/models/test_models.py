@@ -16,6 +16,8 @@ from keras_reward.models import (
 )
 from keras_reward.models.transformer import Dense
 
+pytestmark = pytest.mark.slow
+
 SIZE, WIDTH, WORDS, LENGTH = 8, 8, 7, 5
 
 

@@ -30,6 +30,8 @@ from keras_reward import (
 )
 from keras_reward.models import UViM
 
+pytestmark = pytest.mark.slow
+
 
 @functools.cache
 def color_model():

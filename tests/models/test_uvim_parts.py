@@ -28,6 +28,8 @@ from keras_reward.models import (
 from keras_reward.models.quantization import standardize
 from keras_reward.models.uvim_networks import MeanOfParts, parts_network
 
+pytestmark = pytest.mark.slow
+
 PARTS, PATCH = 3, 2
 GRID = SIZE // PATCH
 

@@ -28,6 +28,8 @@ from keras_reward.models import ColorizationTask, PanopticTask, UViMStageOne
 from keras_reward.models.uvim_networks import CodeDropout, Pixels, resize_matrix
 from keras_reward.models.vision_transformer import Patches
 
+pytestmark = pytest.mark.slow
+
 
 @functools.cache
 def color_model():

@@ -18,7 +18,8 @@ from keras_reward import MaximumLikelihood, RewardTuning
 from keras_reward.policies.causal_lm import CausalLMPolicy, end_tokens_of
 from keras_reward.policies.language_tasks import TextTask, is_language_model
 
-pytestmark = pytest.mark.hub
+pytestmark = [pytest.mark.hub, pytest.mark.slow]
+
 NAMES = ["gpt2", "pali_gemma", "gemma3", "bart"]
 SAMPLES = 4
 

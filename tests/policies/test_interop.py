@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tiny import randomize
 
-pytestmark = pytest.mark.hub
+pytestmark = [pytest.mark.hub, pytest.mark.slow]
+
 CLASSES = 3
 
 

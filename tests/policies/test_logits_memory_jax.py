@@ -2,11 +2,14 @@
 
 import keras
 import numpy as np
+import pytest
 from jax_steps import temporaries
 from keras import ops
 
 from keras_reward import AutoregressivePolicy, RewardTuning
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
+
+pytestmark = pytest.mark.slow
 
 SAMPLES, LENGTH, WORDS, IMAGE = 8, 32, 4096, 8
 

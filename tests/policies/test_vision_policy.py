@@ -15,6 +15,8 @@ from keras_reward import Entropy, MaximumLikelihood, Reward, RewardTuning
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 
+pytestmark = pytest.mark.slow
+
 BATCH, SAMPLES, LENGTH, WORDS, SIZE = 3, 4, 3, 5, 8
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.normal(size=(BATCH, SIZE, SIZE, 3)).astype("float32")

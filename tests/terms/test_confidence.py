@@ -307,6 +307,7 @@ def tiny_detector(codec):
     return randomize(model, seed=0, scale=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.chance
 def test_a_detector_learns_that_its_boxes_are_wrong():
     """Boxes of an untrained model match nothing: its confidence in them falls."""
@@ -331,6 +332,7 @@ def test_a_detector_learns_that_its_boxes_are_wrong():
     assert scores.shape == (32, 2) and (scores >= 0.0).all() and (scores <= 1.0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.chance
 def test_a_detector_learns_which_of_its_boxes_are_right():
     """It may write the whole image as class 0 or 1. Dark images are 0, bright ones 1:

@@ -103,6 +103,7 @@ def test_outputs_are_decoded_once_a_step():
     assert len(calls) == 1
 
 
+@pytest.mark.chance
 def test_weights_of_a_term_are_trained_logged_and_saved(tmp_path):
     tuned = tuner([Critic()])
     history = tuned.fit(inputs(64), epochs=20, verbose=0).history

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # One process for each number of devices: they are set before a backend starts.
 TRAIN = """
 import contextlib, os, sys

@@ -22,7 +22,7 @@ from keras_reward import (
     StandardizedBaseline,
 )
 
-pytestmark = pytest.mark.chance
+pytestmark = [pytest.mark.chance, pytest.mark.slow]
 
 SEED = 31337
 STEPS = 60  # independent estimates of the gradient

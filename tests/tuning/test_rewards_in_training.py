@@ -21,6 +21,8 @@ from keras_reward import (
     RewardTuning,
 )
 
+pytestmark = pytest.mark.slow
+
 BACKEND = keras.config.backend()
 IMAGES = 5  # in batches of 2: the last one is smaller, its size unknown on TensorFlow
 SAMPLES = 3

@@ -25,6 +25,8 @@ from keras_reward import (
 from keras_reward.models import CaptionPreprocessor
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 
+pytestmark = pytest.mark.slow
+
 SEED = 1234
 STEPS = 40  # independent estimates of the gradient
 COPIES = 150  # of each input in a batch
