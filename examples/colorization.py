@@ -366,13 +366,13 @@ def table_column(photos, painted, agreement):
         agreement: bools `(count, GRID, GRID)`, whether a cell has the colour that it
             has when the photograph is mirrored.
     """
-    reward, parts = ColorfulnessReward().call(None, painted)
+    reward, components = ColorfulnessReward().call(None, painted)
     lightness, _, _ = rgb_to_lab(painted, stack=False)
     true_lightness, _, _ = rgb_to_lab(photos, stack=False)
     table = {
         "reward": reward,
-        "vivid fraction": parts["vividness"],
-        "hue entropy": parts["hue_entropy"],
+        "vivid fraction": components["vividness"],
+        "hue entropy": components["hue_entropy"],
         "lightness error": ops.abs(lightness - true_lightness),
         "mirror agreement": agreement,
     }
