@@ -36,7 +36,7 @@ test-floor: $(FLOOR)/test.stamp
 		--ignore=tests/examples --ignore-glob="tests/docs/*_jax.py" $(ARGS)
 
 quick: $(ENV)/test.stamp
-	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(RUN) -m pytest -m "not slow" $(ARGS)
+	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(RUN) -m pytest -m "not slow and not chance" $(ARGS)
 
 flaky: $(ENV)/test.stamp
 	@failed=""; \

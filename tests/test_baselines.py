@@ -164,6 +164,7 @@ def test_advantages_of_another_shape_are_refused(baseline, shape):
         tuner(baseline).train_on_batch(inputs(4))
 
 
+@pytest.mark.slow
 @trains
 def test_advantages_that_are_not_finite_count_as_zero():
     """A mean that a NaN spoils: the step leaves the weights as they are."""

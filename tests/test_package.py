@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import keras
+import pytest
 
 import keras_reward
 
@@ -34,6 +35,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_every_module_imports_on_its_own_and_lightly():
     result = subprocess.run(
         [sys.executable, "-c", ALONE, "keras_reward", *MODULES],

@@ -46,6 +46,7 @@ def installed():
         return pool.submit(signatures).result()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USED, ids=".".join)
 def test_methods_take_what_they_are_given(installed, use):
     version, found = installed

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import keras
 import keras_reward
@@ -20,6 +22,7 @@ except NotImplementedError as error:
 """
 
 
+@pytest.mark.slow
 def test_it_imports_and_refuses_to_train():
     assert importlib.util.find_spec("openvino"), (
         "This test needs OpenVINO, which is part of the extra `test`: "

@@ -82,6 +82,7 @@ def colorizer(codec=None, channels=3):
 PHOTOS = np.random.default_rng(0).random((4, 8, 8, 3)).astype("float32")
 
 
+@pytest.mark.slow
 def test_pictures_of_images(tmp_path):
     model, policy = colorizer()
     reward = lambda y_true, y_pred: ops.mean(y_pred, axis=(1, 2, 3))  # noqa: E731
@@ -127,6 +128,7 @@ def test_what_is_no_picture():
     assert input_images({"images": PHOTOS, "a": X}).dtype == "uint8"
 
 
+@pytest.mark.slow
 def test_captions_are_written_under_their_image(tmp_path):
     model = keras.Sequential(
         [
@@ -156,6 +158,7 @@ def test_rewards_that_are_no_numbers_are_null(tmp_path):
     assert read(tmp_path)[0]["samples"][0]["reward"] is None
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_what_was_written(tmp_path):
     from tensorboard.backend.event_processing import event_accumulator
 

@@ -132,6 +132,7 @@ def in_format(layout, top, left, bottom, right):
     return np.stack(boxes[layout.removeprefix("rel_")], axis=-1).astype("float32")
 
 
+@pytest.mark.slow
 @quick
 @given(sides, st.sampled_from(BOX_FORMATS), st.sampled_from([1, None]))
 def test_round_trip_is_within_half_a_bucket(sides, layout, end_id):

@@ -1,6 +1,7 @@
 """Canonical numbers of segments, and maps of logits, against plain loops."""
 
 import numpy as np
+import pytest
 from tiny import compiled, to_numpy
 
 from keras_reward.codecs import canonical_segments, panoptic_from_logits
@@ -37,6 +38,7 @@ def test_segments_are_numbered_from_top_to_bottom():
     assert result[..., 1].max() > 4
 
 
+@pytest.mark.slow
 def test_names_of_instances_do_not_matter():
     maps = some_maps()
     renamed = maps * [1, 3] + [0, 7]
@@ -46,6 +48,7 @@ def test_names_of_instances_do_not_matter():
     )
 
 
+@pytest.mark.slow
 def test_one_centre_for_two_segments_is_settled_in_reading_order():
     labels = np.full((1, 3, 3, 2), 2, "int32")
     labels[0, 1, 1] = [1, 1]  # a dot in a ring
@@ -53,6 +56,7 @@ def test_one_centre_for_two_segments_is_settled_in_reading_order():
     np.testing.assert_array_equal(result, [[1, 1, 1], [1, 2, 1], [1, 1, 1]])
 
 
+@pytest.mark.slow
 def test_segments_beyond_have_a_class_and_no_number():
     labels = np.array([[[[1, 1], [1, 2], [2, 1], [0, 0]]]])
     result = to_numpy(canonical_segments(labels, 2))[0, 0]
@@ -88,6 +92,7 @@ def test_maps_of_logits():
         assert len(np.unique(result[..., 1])) > 2
 
 
+@pytest.mark.slow
 def test_a_canonical_map_survives_its_own_logits():
     maps = some_maps()
     canonical = to_numpy(canonical_segments(maps, 12))

@@ -71,6 +71,7 @@ def test_batches_are_consecutive_scenes_and_the_last_one_is_smaller():
 # Pictures, boxes and maps.
 
 
+@pytest.mark.slow
 def test_images_are_floats_from_0_to_1(many):
     for scene in many:
         assert scene.image.dtype == np.float32

@@ -207,6 +207,7 @@ def test_bins_are_the_nearest_colours(pictures):
     np.testing.assert_allclose(chosen, distance.min(-1), atol=0.02)
 
 
+@pytest.mark.slow
 def test_painting_keeps_lightness_and_finds_the_colours_again(pictures):
     palette = ColorPalette(spacing=15.0)
     gray = to_numpy(colors.to_gray(pictures))

@@ -147,6 +147,7 @@ class Recording(AutoregressivePolicy):
         return np.where(to_numpy(self.mask(None, samples)), total, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_cached_sampling_and_the_likelihood_agree_token_by_token(name, monkeypatch):
     """The ratio of the two probabilities is 1."""
@@ -229,6 +230,7 @@ def gradient_of_tuning(logits_chunk, x, entropy_weight, **arguments):
     return moved, {name: float(value) for name, value in logs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.5])
 def test_logits_in_chunks_have_the_same_gradient(entropy_weight):
     x = images(4)
@@ -241,6 +243,7 @@ def test_logits_in_chunks_have_the_same_gradient(entropy_weight):
         assert chunked_logs == pytest.approx(logs, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_step_equals_the_eager_one():
     x = images(4)
     eager, eager_logs = gradient_of_tuning(2, x, 0.1, run_eagerly=True)
@@ -271,6 +274,7 @@ def test_compiled_sampling_equals_the_eager_one():
             np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_their_batch_mates():
     policy = make()
     x = images(BATCH)
@@ -292,6 +296,7 @@ def test_rows_do_not_depend_on_their_batch_mates():
             np.testing.assert_array_equal(drawn[0, 0], samples[row, column])
 
 
+@pytest.mark.slow
 def test_padding_after_the_end_changes_nothing():
     """The same sequences in a longer array, whose model has more positions."""
     short, long = SequenceModel(max_length=3), SequenceModel(max_length=6)
@@ -324,6 +329,7 @@ def test_a_sequence_that_never_ends_has_all_its_tokens(end_id):
     assert (to_numpy(likelihood.position_log_probs) < 0).all()
 
 
+@pytest.mark.slow
 def test_a_sequence_that_ends_at_once_is_its_end_token():
     at_once = np.ones((3, 4), "bool")
     at_once[0] = np.arange(4) == 1
@@ -340,6 +346,7 @@ def test_a_sequence_that_ends_at_once_is_its_end_token():
     np.testing.assert_array_equal(to_numpy(policy.mode(context))[0], [1, 0, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end_id", [None, 0])
 def test_a_vocabulary_of_one(end_id):
     model = SequenceModel(vocabulary_size=1, end_id=end_id)
@@ -364,6 +371,7 @@ def test_end_and_padding_may_be_the_same_token():
     assert set(lengths) == {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_sampling_stops_when_every_row_has_ended(monkeypatch):
     positions = []
     model = SequenceModel(max_length=8)
@@ -390,6 +398,7 @@ def test_context_is_held_once_per_image():
     assert {leaf.shape[0] for leaf in keras.tree.flatten(context)} == {BATCH}
 
 
+@pytest.mark.slow
 def test_one_encoder_pass_a_step():
     model = SequenceModel()
     tuned = RewardTuning(
@@ -516,6 +525,7 @@ class Pairs:
         return {"tokens": samples, "token_probs": token_probs}
 
 
+@pytest.mark.slow
 def test_positions_that_do_not_count_are_left_out():
     """Of log-probability, entropy and likelihood; they are sampled as ever."""
     plain, masked = (make(slot_mask=SLOTS, position_mask=m) for m in (None, [1, 0, 1]))

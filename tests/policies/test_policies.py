@@ -80,6 +80,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_of_the_protocol(name):
     make, channels, sample_shape = SHAPES[name]

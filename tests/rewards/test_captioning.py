@@ -133,6 +133,7 @@ def test_a_corpus_of_one_image_weighs_nothing():
     assert scores(reward, np.array([[[5, 6, 7, 8]]]), np.array([[5, 6, 7, 8]])) == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "tokens", "width"), [(2000, 18, 16), (150, 20, 75)])
 def test_equals_pycocoevalcap(corpus, count, tokens, width):
     references = random_captions(1, count, 5, width)
@@ -175,6 +176,7 @@ def test_scoring_the_end_token_makes_it_a_word(corpus):
     np.testing.assert_allclose(again, result, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_may_be_the_end_token(corpus):
     def same(ids):
         return np.where(ids == PAD, END, ids)
@@ -268,6 +270,7 @@ def test_what_follows_the_end_changes_nothing(
 any_int = st.integers(-(2**31), 2**31 - 1) | IDS
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     arrays("int32", (4, 3, 6), elements=any_int),

@@ -75,6 +75,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_cases_worked_out_by_hand(case):
     truth, predictions, recall, precision = CASES[case]
@@ -189,6 +190,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("make", [random_case, grid_case])
 def test_rewards_are_those_of_plain_python(options, make):
@@ -337,6 +339,7 @@ def test_order_of_boxes_changes_nothing(seed):
         np.testing.assert_allclose(score(reward, *pair), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @quick
 @given(SEEDS, hnp.arrays("float32", (16, 3, 4)))
 def test_padding_changes_nothing(seed, anything):
@@ -364,6 +367,7 @@ BOXES = hnp.arrays("float32", (2, 3, 4), elements=FINITE)
 LABELS = hnp.arrays("int32", (2, 3), elements=st.integers(-(2**31), 2**31 - 1))
 
 
+@pytest.mark.slow
 @quick
 @given(BOXES, BOXES, LABELS, st.sampled_from(["xyxy", "xywh", "center_xywh"]))
 def test_rewards_are_finite_for_finite_boxes(truth, predictions, labels, layout):

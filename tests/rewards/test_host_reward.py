@@ -47,6 +47,7 @@ def tuner(reward, compilation=(), **arguments):
 TARGETS = np.arange(16) % 5
 
 
+@pytest.mark.slow
 @trains
 @pytest.mark.filterwarnings("ignore:Model doesn't support")
 @pytest.mark.parametrize("compilation", COMPILATIONS, ids=str)
@@ -107,6 +108,7 @@ def test_threads_score_at_the_same_time():
     np.testing.assert_array_equal(to_numpy(reward(None, np.zeros((3, 1)))), [1, 1, 1])
 
 
+@pytest.mark.slow
 def test_processes_score_too():
     reward = HostReward(process_of, workers=2, use_multiprocessing=True)
     assert os.getpid() not in to_numpy(reward(None, np.zeros((4, 1)))).astype(int)
@@ -176,6 +178,7 @@ def test_an_exception_surfaces_as_itself_with_its_rows(workers):
     reward(np.zeros(10), np.zeros((10, 1)))  # and is over with
 
 
+@pytest.mark.slow
 @trains
 @pytest.mark.filterwarnings("ignore:Model doesn't support")
 @pytest.mark.parametrize("compilation", COMPILATIONS, ids=str)

@@ -122,6 +122,7 @@ def test_a_reward_model_that_shares_the_tuned_model_is_held_once():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 @trains
 @pytest.mark.parametrize("save_model", [False, True])
 def test_the_checkpoint_holds_the_reward_model_only_if_asked(tmp_path, save_model):

@@ -195,6 +195,7 @@ def test_reward_is_that_of_the_rules_in_plain_python(kwargs):
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("xla", [False, True])
 def test_compiled_equals_eager(xla):
     reward = PanopticQualityReward(max_segments=3, stuff_classes=(2,))
@@ -204,6 +205,7 @@ def test_compiled_equals_eager(xla):
     np.testing.assert_allclose(to_numpy(score(*data)), eager, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_targets_are_prepared_once_for_all_samples():
     y_true, y_pred = random_maps(2)
     reward = PanopticQualityReward()
@@ -302,6 +304,7 @@ def test_reward_survives_serialisation():
     np.testing.assert_allclose(scores(copy, y_true, y_pred), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("y_true", "y_pred", "message"),
     [

@@ -72,6 +72,7 @@ def random_labels(seed=0, classes=5):
     return y_true, np.where(is_other, other, y_true).astype("int32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignore_class", [-1, 0, 3])
 def test_mean_iou_is_that_of_keras(ignore_class):
     y_true, y_pred = random_labels()
@@ -86,6 +87,7 @@ def test_mean_iou_is_that_of_keras(ignore_class):
     np.testing.assert_allclose(to_numpy(reward(y_true, y_pred)), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @FAST
 @given(
     hnp.arrays("int32", (2, 2, 3, 4), elements=st.integers(-2, 5)), st.integers(-1, 4)
@@ -144,6 +146,7 @@ def test_targets_are_prepared_once_for_all_samples():
     np.testing.assert_allclose(to_numpy(total), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reward",
     [

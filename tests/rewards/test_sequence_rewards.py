@@ -94,6 +94,7 @@ REWARDS = [LengthReward(2, 4, end_id=END), RepetitionReward(2, end_id=END)]
 COMPILED = [compiled(lambda ids, r=reward: r(None, ids)) for reward in REWARDS]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(arrays("int32", (4, 7), elements=IDS), st.integers(0, 6), IDS)
 def test_only_what_precedes_the_end_matters(ids, at, word):

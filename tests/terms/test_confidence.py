@@ -86,6 +86,7 @@ def test_choices_are_both_confidences_and_else_the_samples():
         assert choice.dtype == "int32"
 
 
+@pytest.mark.slow
 def test_loss_is_six_times_the_cross_entropy_of_a_sample():
     rights = [0.8, 0.6, 0.3, 0.1]
     expected = [
@@ -120,6 +121,7 @@ def test_least_where_probabilities_are_ious():
         assert to_numpy(call(*right_probabilities(rights))) > best
 
 
+@pytest.mark.slow
 def test_samples_without_boxes_count():
     """Two samples about one image with one box between them, P(right) 0.1."""
     wrong, right = right_probabilities([0.8, 0.6, 0.3, 0.1])

@@ -170,6 +170,7 @@ def test_normal_distributions_have_their_closed_form():
     assert float(logs["kl"]) == pytest.approx(exact.sum(-1).mean(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_at_the_reference_nothing_moves():
     for model, policy in (
         (SequenceModel(), "auto"),
@@ -215,6 +216,7 @@ def test_a_weight_keeps_the_model_close():
     assert near["kl"][-1] < 0.5 * far["kl"][-1]
 
 
+@pytest.mark.slow
 def test_the_reference_is_no_constant_of_the_compiled_step():
     other = classifier(positions=4)
     tuned = tuner(classifier(positions=4), rate=0.0, reference=other)
@@ -297,6 +299,7 @@ def start(**arguments):
     return tuner(classifier(positions=4), reward=Value(), rate=0.5, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [False, True])
 def test_a_loaded_run_goes_on_as_the_uninterrupted_one(tmp_path, save):
     whole = start(save=save)
@@ -320,6 +323,7 @@ def test_a_loaded_run_goes_on_as_the_uninterrupted_one(tmp_path, save):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_base_of_adapters_is_there_after_loading(tmp_path):
     model, _ = adapted()
     whole = tuner(model, reward=Value(), reference="lora_base", rate=0.1)

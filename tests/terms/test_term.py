@@ -39,6 +39,7 @@ class Critic(Term):
         return error, {"critic_loss": error, "critic_mean": ops.mean(predicted)}
 
 
+@pytest.mark.slow
 def test_a_term_is_given_the_whole_update():
     seen = []
 
@@ -128,6 +129,7 @@ def test_a_term_of_weight_zero_only_logs():
     assert "mle_loss" in tuned.history.history
 
 
+@pytest.mark.slow
 def test_terms_add_up():
     """The loss of a step is the sum of what it is with one term at a time."""
     x, y = inputs(8), np.zeros(8, "int32")

@@ -72,6 +72,7 @@ def numpy_training(kernel, bias, x, y, uniform, learning_rate, steps):
     return losses, drawn, kernel, bias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_three_steps_equal_numpy_given_the_same_noise(mode):
     """One reference for every backend, so all of them agree."""
@@ -95,6 +96,7 @@ def test_three_steps_equal_numpy_given_the_same_noise(mode):
     assert 0.05 < (drawn == y[:, None]).mean() < 0.95  # not a degenerate case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["leave_one_out", "greedy", "moving_average"])
 def test_compiled_equals_eager(baseline):
     # With the same numbers: under XLA, TensorFlow's generator draws others.
@@ -123,6 +125,7 @@ def test_compiled_equals_eager(baseline):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run():
     runs = []
     for mode in ({"run_eagerly": True}, {"run_eagerly": False}, {}):
@@ -135,6 +138,7 @@ def test_the_same_seed_gives_the_same_run():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_saved_and_continued_equals_the_uninterrupted_one(tmp_path):
     x, y = data()
 
@@ -209,6 +213,7 @@ class Recorded(CategoricalPolicy):
         return np.take_along_axis(p, index, -1).prod(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_training", [False, True])
 def test_probabilities_of_samples_and_loss_agree(model_training):
     """Ratio 1 with dropout in the model and a temperature."""
@@ -293,6 +298,7 @@ def test_frozen_layers_stay_as_they_are():
     assert np.abs(before[2] - after[2]).max() > 0
 
 
+@pytest.mark.slow
 def test_one_forward_pass_a_step():
     class Counting(keras.layers.Layer):
         calls = 0
@@ -318,6 +324,7 @@ def test_one_forward_pass_a_step():
     assert Counting.calls == before + 1
 
 
+@pytest.mark.slow
 def test_sampling_draws_one_number_per_position():
     """One random number for each draw, none for each class."""
     shapes = []

@@ -109,6 +109,7 @@ class TwoParts(Reward):
         return left, {"left": left, "right": 2.0 * left}
 
 
+@pytest.mark.slow
 def test_metric_values_by_hand():
     """One input, a reward that counts the rows: 0, 1, 2, 3."""
 
@@ -533,6 +534,7 @@ def test_colorizer_paints_what_the_reward_sees():
     assert reward_of(tuned, gray) == pytest.approx(scores.mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_is_off_unless_asked():
     seen = []
 
