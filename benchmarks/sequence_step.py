@@ -122,13 +122,13 @@ def generation_without_cache(sizes):
             noise = keras.random.uniform(shape, seed=0)
 
             def step(position, tokens):
-                from keras_reward.sampling import draw_categorical
+                from keras_reward.sampling import draw_tokens
 
                 inputs = ops.pad(tokens[..., :-1], [(0, 0), (0, 0), (1, 0)])
                 hidden = model.hidden_states(context, inputs)
                 logits = model.logits(ops.take(hidden, position, axis=2))
                 number = ops.take(noise, position, axis=2)[..., None]
-                chosen = draw_categorical(logits, number)
+                chosen = draw_tokens(logits, number)
                 here = ops.arange(sizes.length, dtype="int32") == position
                 return position + 1, ops.where(here, chosen, tokens)
 

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.compiled import CompiledFunction, kept
-from keras_reward.sampling import draw_categorical, likeliest
+from keras_reward.sampling import draw_tokens, likeliest
 from keras_reward.sequences.writing import (
     batch_size,
     has_ended,
@@ -40,7 +40,7 @@ def sample(model, context, num_samples, temperature=1.0, noise=None):
         if noise is None:
             return likeliest(logits)
         uniform = ops.take(noise, ops.expand_dims(position, 0), axis=-1)
-        return draw_categorical(logits / temperature, uniform)[..., 0]
+        return draw_tokens(logits / temperature, uniform)[..., 0]
 
     return write_tokens(model, context, num_samples, choose)
 

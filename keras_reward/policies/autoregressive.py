@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_reward.nests import deserialized, host_array
 from keras_reward.policies.tokens import FORBIDDEN, TokenPolicy
-from keras_reward.sampling import draw_categorical, likeliest
+from keras_reward.sampling import draw_tokens, likeliest
 from keras_reward.sequences.sequence_model import (
     ATTRIBUTES,
     METHODS,
@@ -182,7 +182,7 @@ class AutoregressivePolicy(TokenPolicy):
 
         def draw(logits, position):
             number = ops.take(noise, position, axis=2)
-            return draw_categorical(logits, ops.expand_dims(number, -1))[..., 0]
+            return draw_tokens(logits, ops.expand_dims(number, -1))[..., 0]
 
         return self.write(context, num_samples, draw)
 

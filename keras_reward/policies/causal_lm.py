@@ -6,7 +6,7 @@ from keras import ops
 from keras_reward.nests import host_array, repeat_rows
 from keras_reward.policies.language_tasks import task_of
 from keras_reward.policies.tokens import TokenPolicy
-from keras_reward.sampling import draw_categorical, likeliest
+from keras_reward.sampling import draw_tokens, likeliest
 from keras_reward.sequences.references import check_vocabulary
 from keras_reward.sequences.writing import put_token
 
@@ -182,7 +182,7 @@ class CausalLMPolicy(TokenPolicy):
 
         def draw(logits, position):
             uniform = ops.take(noise, position, axis=1)[:, None]
-            return draw_categorical(self.scaled(logits), uniform)[:, 0]
+            return draw_tokens(self.scaled(logits), uniform)[:, 0]
 
         return self.generate(context, num_samples, draw)
 

@@ -11,7 +11,7 @@ from tiny import classifier, inputs, randomize, to_numpy
 
 from keras_reward import BernoulliPolicy, CategoricalPolicy, GaussianPolicy, policies
 from keras_reward.nests import repeat_rows
-from keras_reward.sampling import draw_categorical
+from keras_reward.sampling import draw_categorical, draw_tokens
 
 
 def image_model(channels):
@@ -26,8 +26,12 @@ def images(batch=2):
     return np.random.default_rng(0).random((batch, 4, 6, 3)).astype("float32")
 
 
+DRAWS = pytest.mark.parametrize("draw", [draw_categorical, draw_tokens])
+
+
+@DRAWS
 @pytest.mark.parametrize("classes", [2, 3, 7, 64, 100])
-def test_sampling_inverts_the_cumulative_distribution(classes):
+def test_sampling_inverts_the_cumulative_distribution(classes, draw):
     generator = np.random.default_rng(classes)
     logits = generator.normal(0, 2, (5, classes)).astype("float32")
     uniform = generator.random((5, 1000)).astype("float32")
@@ -41,15 +45,16 @@ def test_sampling_inverts_the_cumulative_distribution(classes):
     # A number within rounding of a boundary may fall on either side of it.
     gap = np.abs(cumulative[:, None, :-1] - uniform[..., None]).min(-1)
     clear = gap > 1e-5
-    samples = to_numpy(draw_categorical(logits, uniform))
+    samples = to_numpy(draw(logits, uniform))
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(samples[clear], expected[clear])
 
 
-def test_impossible_classes_are_never_drawn():
+@DRAWS
+def test_impossible_classes_are_never_drawn(draw):
     logits = np.array([[-1e9, 0.0, -1e9, 1.0, -1e9]], "float32")
     uniform = np.array([[0.0, 0.2, 0.9, 1.0 - 2.0**-24]], "float32")
-    samples = to_numpy(draw_categorical(logits, uniform))
+    samples = to_numpy(draw(logits, uniform))
     assert set(samples.ravel()) <= {1, 3}
     assert samples[0, 0] == 1
     assert samples[0, -1] == 3
@@ -64,12 +69,13 @@ def test_no_number_draws_a_forbidden_token():
     boundaries = scipy.special.softmax(logits, -1).cumsum(-1)
     near = [np.nextafter(boundaries, side, dtype="float32") for side in (0, 1)]
     uniform = np.concatenate([boundaries, *near], -1).clip(0, 1 - 2**-24)
-    samples = to_numpy(draw_categorical(logits, uniform.astype("float32")))
+    samples = to_numpy(draw_tokens(logits, uniform.astype("float32")))
     assert not np.take_along_axis(forbidden, samples, -1).any()
 
 
-def test_the_last_class_is_drawn():
-    samples = to_numpy(draw_categorical(np.zeros((1, 3), "float32"), [[0.99]]))
+@DRAWS
+def test_the_last_class_is_drawn(draw):
+    samples = to_numpy(draw(np.zeros((1, 3), "float32"), [[0.99]]))
     assert samples[0, 0] == 2
 
 
