@@ -69,8 +69,8 @@ def shift_seeds():
     start, shift = generator.__init__, 1000 * TEST_SEED
 
     def shifted_rng(seed=None):
-        if seed is None or isinstance(seed, (int, np.integer, list, tuple)):
-            seed = [*np.ravel([] if seed is None else seed).astype(int), TEST_SEED]
+        if isinstance(seed, (int, np.integer, list, tuple)):
+            seed = [*np.ravel(seed), TEST_SEED]
         return default_rng(seed)
 
     def shifted_start(self, seed=None, *args, **kwargs):
