@@ -36,6 +36,7 @@ def categorical_log_prob(logits, indices):
     ```
     """
     logits = ops.cast(logits, "float32")
+    indices = ops.convert_to_tensor(indices)
     picked = ops.take_along_axis(logits, indices, axis=-1)
     return picked - ops.logsumexp(logits, axis=-1, keepdims=True)
 
@@ -77,6 +78,7 @@ def categorical_likelihood(logits, indices, entropy_gradient=False):
     weights = ops.exp(logits)
     total = ops.sum(weights, axis=-1)
     log_total = ops.log(total)
+    indices = ops.convert_to_tensor(indices)
     picked = ops.take_along_axis(logits, indices, axis=-1)
     mean = ops.sum(held(weights) * held(logits), axis=-1) / held(total)
     return picked - ops.expand_dims(log_total, -1), held(log_total) - mean
