@@ -80,9 +80,11 @@ def test_tuning_raises_the_reward_and_leaves_the_reward_model_alone(trainable):
     tuned = tuner(1.0 * ModelReward(model), num_samples=8)
     own = len(tuned.model.trainable_variables)
     first = tuned.evaluate(inputs(), verbose=0, return_dict=True)["reward"]
-    tuned.fit(inputs(), epochs=20, verbose=0)
+    every = [by_hand(model, inputs(), np.full(16, c)) for c in range(CLASSES)]
+    best = np.max(every, axis=0).mean()  # of the best class of each input
+    tuned.fit(inputs(), epochs=60, verbose=0)
     last = tuned.evaluate(inputs(), verbose=0, return_dict=True)["reward"]
-    assert last > first + 0.1
+    assert best - last < 0.5 * (best - first)
     assert model.trainable is trainable
     assert [layer.trainable for layer in model.layers] == flags
     for one, other in zip(before, weights_of(model), strict=True):
