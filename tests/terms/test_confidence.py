@@ -368,6 +368,6 @@ def test_a_detector_learns_which_of_its_boxes_are_right():
         return np.exp(to_numpy(log_probs)[0, ..., 5])
 
     before = confidences()
-    tuned.fit(images, y, batch_size=16, epochs=20, verbose=0)
+    tuned.fit(images, y, batch_size=16, epochs=60, verbose=0)
     rise = confidences() - before
     assert (rise * [[1, -1], [-1, 1]] > 0.2).all(), rise
