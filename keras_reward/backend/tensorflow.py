@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_reward.backend.keras_private import flatten_layers
+
 XLA_CALLS_HOST = False
 LOOPS_RECOMPUTE = False
 
@@ -11,6 +13,19 @@ class RewardTrainer:
 
     def keep_weights(self):
         """Nothing to do: a step writes the model's own variables."""
+
+    def make_train_function(self, force=False):
+        """Builds the optimizer before the step is traced.
+
+        A step that creates variables, as the optimizer's, is traced twice.
+        """
+        optimizer = self.optimizer
+        is_missing = optimizer is not None and not optimizer.built
+        # If a layer is not built either, calling it will add weights.
+        if is_missing and all(layer.built for layer in flatten_layers(self)):
+            with self.distribute_strategy.scope():
+                optimizer.build(self.trainable_variables)
+        super().make_train_function(force)
 
     def train_step(self, data):
         return self.training_step(data, lambda loss: descend(self, loss))

@@ -43,6 +43,8 @@ JITTER = {1: 14.0, 2: 4.0, 3: 2.0}  # along the row
 ROWS, ROW_JITTER = (19, 45), 4.0  # centres across rows
 MIN_VISIBLE = 0.7  # of a digit's ink
 INK = 0.5  # opacity from which a pixel belongs to a digit
+# Of what was scanned, 0 to 255, with more contrast, so that strokes have an edge.
+OPACITY = np.clip(np.arange(256, dtype="float32") / 127.5 - 0.4, 0.0, 1.0)
 
 
 class Scene(NamedTuple):
@@ -259,9 +261,9 @@ def place_digits(split, layout, labels, generator, size):
             across = ROWS[row] + ROW_JITTER * (2.0 * across - 1.0)
             place = [across, along] if layout.axis == "vertical" else [along, across]
             corner = [round(scale * middle - side / 2) for middle in place]
-            images = load_digit_images(split, side)[group.digit]
+            images = load_digit_images(split)[group.digit]
             top, left = (min(max(0, c), size - side) for c in corner)
-            stamps.append((images[int(which * len(images))], top, left))
+            stamps.append((enlarged(images[int(which * len(images))], side), top, left))
     return stamps
 
 
@@ -333,19 +335,19 @@ def load_digits():
     return import_or_explain("sklearn.datasets").load_digits()
 
 
-@functools.lru_cache(maxsize=64)
-def load_digit_images(split, side):
-    """Opacity of a split's digits at one size: ten arrays `(n, side, side)`."""
+@functools.cache
+def load_digit_images(split):
+    """A split's digits as they were scanned: ten arrays `(n, 8, 8)` uint8."""
+    digits, numbers = load_digits(), digit_numbers(split)
+    pixels = (digits.images[numbers] * (255.0 / 16.0)).astype("uint8")
+    return [pixels[digits.target[numbers] == digit] for digit in range(10)]
+
+
+def enlarged(pixels, side):
+    """Opacity of a scanned digit at another size, `(side, side)` float32 in [0, 1]."""
     Image = import_or_explain("PIL.Image")
-    digits = load_digits()
-    by_digit = [[] for _ in range(10)]
-    for number in digit_numbers(split):
-        pixels = (digits.images[number] * (255.0 / 16.0)).astype("uint8")
-        enlarged = Image.fromarray(pixels).resize((side, side), Image.BICUBIC)
-        # More contrast than the scan, so that strokes have an edge.
-        opacity = np.clip(np.asarray(enlarged, "float32") / 127.5 - 0.4, 0.0, 1.0)
-        by_digit[digits.target[number]].append(opacity)
-    return [np.stack(images) for images in by_digit]
+    image = Image.fromarray(pixels).resize((side, side), Image.BICUBIC)
+    return OPACITY[np.asarray(image)]
 
 
 @functools.cache

@@ -79,9 +79,9 @@ def test_an_unbound_tuner_tunes_any_number_of_models():
 def test_tuning_raises_the_reward_of_the_same_model():
     model = classifier()
     tuned = tuner(model)
-    x = inputs(128)
+    x = inputs(1280)
     before = reward_of(tuned, x)
-    history = tuned.fit(x, epochs=40, validation_data=inputs(64, seed=1), verbose=0)
+    history = tuned.fit(x, epochs=4, validation_data=inputs(64, seed=1), verbose=0)
     assert reward_of(tuned, x) > max(0.9, before)
     assert history.history["val_reward"][-1] > 0.9
     assert tuned.model is model
@@ -169,9 +169,9 @@ def test_a_single_sample_has_no_spread_to_report():
 def test_targets_are_repeated_for_the_samples_of_an_input():
     """A model that can only be right if rows and targets stay in order."""
     tuned = tuner(reward=correct, learning_rate=0.2)
-    x = np.repeat(np.eye(3, dtype="float32"), 20, 0)
-    y = np.repeat([4, 0, 2], 20)
-    tuned.fit(x, y, epochs=60, verbose=0)
+    x = np.repeat(np.eye(3, dtype="float32"), 200, 0)
+    y = np.repeat([4, 0, 2], 200)
+    tuned.fit(x, y, epochs=6, verbose=0)
     np.testing.assert_array_equal(tuned.predict(np.eye(3), verbose=0), [4, 0, 2])
     assert reward_of(tuned, x, y) == 1.0
 
@@ -328,17 +328,17 @@ def functional_with_two_inputs():
 @pytest.mark.chance
 def test_subclassed_unbuilt_model():
     tuned = tuner(Subclassed(), learning_rate=0.05)
-    x = inputs(64)
-    tuned.fit(x, epochs=60, verbose=0)
+    x = inputs(640)
+    tuned.fit(x, epochs=6, verbose=0)
     assert reward_of(tuned, x) > 0.9
-    assert tuned.predict(x, verbose=0).shape == (64,)
+    assert tuned.predict(x, verbose=0).shape == (640,)
 
 
 @pytest.mark.chance
 def test_several_inputs():
     tuned = tuner(functional_with_two_inputs())
-    x = {"a": inputs(64), "b": inputs(64, 2, seed=1)}
-    tuned.fit(x, epochs=60, verbose=0)
+    x = {"a": inputs(640), "b": inputs(640, 2, seed=1)}
+    tuned.fit(x, epochs=6, verbose=0)
     assert reward_of(tuned, x) > 0.9
 
 
@@ -364,7 +364,7 @@ def test_bernoulli_probabilities_are_read_as_such():
     for activation, from_logits in (("sigmoid", False), (None, True)):
         policy = BernoulliPolicy(from_logits=from_logits)
         tuned = tuner(classifier(activation=activation), count, policy=policy)
-        tuned.fit(inputs(64), epochs=50, verbose=0)
+        tuned.fit(inputs(640), epochs=5, verbose=0)
         assert reward_of(tuned, inputs(64)) > 0.95
 
 
@@ -374,13 +374,13 @@ def test_regression_model_with_a_reward_that_has_no_gradient():
         near = ops.abs(y_pred - y_true) < 0.3
         return ops.mean(ops.cast(near, "float32"), axis=-1)
 
-    x = inputs(128)
+    x = inputs(1280)
     y = x @ np.random.default_rng(3).normal(size=(3, 5)).astype("float32")
     tuned = tuner(
         classifier(), within, policy=GaussianPolicy(stddev=0.3), learning_rate=0.03
     )
     before = reward_of(tuned, x, y)
-    tuned.fit(x, y, epochs=60, verbose=0)
+    tuned.fit(x, y, epochs=6, verbose=0)
     assert reward_of(tuned, x, y) > before + 0.3
 
 
@@ -391,15 +391,15 @@ def test_regression_model_with_a_reward_that_has_no_gradient():
 )
 def test_every_baseline_and_update_learns(baseline, update):
     tuned = tuner(baseline=baseline, update=update)
-    x = inputs(64)
-    tuned.fit(x, epochs=60, verbose=0)
+    x = inputs(640)
+    tuned.fit(x, epochs=6, verbose=0)
     assert reward_of(tuned, x) > 0.9
 
 
 @pytest.mark.chance
 def test_settings_beside_the_defaults_learn():
     tuned = tuner(baseline="standardized", terms=[Entropy(0.01)], temperature=0.8)
-    tuned.fit(inputs(64), epochs=60, verbose=0)
+    tuned.fit(inputs(640), epochs=6, verbose=0)
     assert reward_of(tuned, inputs(64)) > 0.9
 
 
@@ -440,8 +440,8 @@ def test_a_model_that_brings_the_protocol_is_its_own_policy():
 
     tuned = tuner(OwnPolicy(), chose_thirteen, learning_rate=0.05)
     assert tuned.policy.model is tuned.model
-    x = inputs(64)
-    tuned.fit(x, epochs=60, verbose=0)
+    x = inputs(640)
+    tuned.fit(x, epochs=6, verbose=0)
     assert reward_of(tuned, x) > 0.9
     assert tuned.predict(x, verbose=0).min() >= 10
     with pytest.raises(ValueError, match=r"own policy.*temperature=0\.5"):
