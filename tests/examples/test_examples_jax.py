@@ -47,7 +47,7 @@ def captioning():
         "likelihood": stage,
         "tuning": stage,
     }
-    example.REFERENCE_SCENES = 32
+    example.REFERENCE_SCENES, example.UNLIMITED = 32, 1000
     example.STOPPING_IMAGES = example.TEST_IMAGES = 12
     return example
 
