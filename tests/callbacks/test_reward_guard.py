@@ -28,12 +28,11 @@ def tuner(rate, reward=match, **arguments):
     return tuned
 
 
-def fit(tuned, guard, epochs=3, **arguments):
+def fit(tuned, guard, epochs=3, y=Y, **arguments):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         history = tuned.fit(
-            X,
-            Y,
+            *(X, y),
             batch_size=16,
             epochs=epochs,
             shuffle=False,
@@ -44,8 +43,8 @@ def fit(tuned, guard, epochs=3, **arguments):
     return history.history, [str(w.message) for w in caught if "Guard" in str(w)]
 
 
-def greedy_reward(tuned):
-    return tuned.evaluate(X, Y, verbose=0, return_dict=True)["reward"]
+def greedy_reward(tuned, y):
+    return tuned.evaluate(X, y, verbose=0, return_dict=True)["reward"]
 
 
 def teach():
@@ -65,7 +64,7 @@ def test_a_learning_rate_100_times_too_high_ends_at_the_best_validation_reward()
         tuned = tuner(rate)
         tuned.compile(keras.optimizers.Adam(rate))
         tuned.model.set_weights(weights)
-        start = tuned.evaluate(X, y, verbose=0, return_dict=True)["reward"]
+        start = greedy_reward(tuned, y)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             tuned.fit(
@@ -76,11 +75,11 @@ def test_a_learning_rate_100_times_too_high_ends_at_the_best_validation_reward()
                 callbacks=list(callbacks),
                 verbose=0,
             )
-        end = tuned.evaluate(X, y, verbose=0, return_dict=True)["reward"]
+        end = greedy_reward(tuned, y)
         return start, end, [str(w.message) for w in caught if "Guard" in str(w)]
 
     start, good, _ = tune(0.03)
-    assert good > start - 0.02  # a rate that is right
+    assert good > start - 0.05  # a rate that is right
     _, ruined, _ = tune(3.0)
     assert ruined < 0.9 * start  # without the guard
     guard = RewardGuard(validation_data=(X, y), tolerance=0.05, every_steps=1)
@@ -93,18 +92,20 @@ def test_a_learning_rate_100_times_too_high_ends_at_the_best_validation_reward()
 
 
 @pytest.mark.chance
-def test_the_first_step_is_the_first_best():
+def test_the_start_may_be_the_best():
+    """A good model, and a rate that only ruins it."""
+    weights, y = teach()
     tuned = tuner(1e4)
-    before, start = weights_of(tuned.model), greedy_reward(tuned)
-    guard = RewardGuard(validation_data=(X, Y), tolerance=1e-6, every_steps=1)
+    tuned.model.set_weights(weights)
+    before = weights_of(tuned.model)
+    start = greedy_reward(tuned, y)
+    guard = RewardGuard(validation_data=(X, y), tolerance=0.01, every_steps=1)
     guard_only_falls(guard)
-    fit(tuned, guard)
-    assert guard.fired.restored_step <= guard.fired.step
-    if guard.fired.restored_step == 0:
-        for a, b in zip(before, weights_of(tuned.model), strict=True):
-            np.testing.assert_array_equal(a, b)
-    np.testing.assert_allclose(greedy_reward(tuned), guard.best_value, rtol=1e-5)
-    assert guard.best_value >= start - 1e-6
+    fit(tuned, guard, y=y)
+    assert guard.fired.step > guard.fired.restored_step == 0
+    for a, b in zip(before, weights_of(tuned.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(guard.best_value, start, rtol=1e-5)
 
 
 def guard_only_falls(guard):

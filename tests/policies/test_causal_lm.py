@@ -357,12 +357,16 @@ def share_of_7(y_true, y_pred):
     return ops.mean(ops.cast(y_pred == 7, "float32"), axis=-1)
 
 
+def share_of_odd_tokens(y_true, y_pred):
+    return ops.mean(ops.cast(y_pred % 2 == 1, "float32"), axis=-1)
+
+
 def tuned_and_history(model, name, epochs):
-    """Tunes for the share of token 7 on a few prompts, many times each."""
+    """Tunes for odd tokens on a few prompts, many times each."""
     import hub_models
 
     policy = CausalLMPolicy(end_token_ids=[hub_models.END], max_new_tokens=3)
-    tuned = RewardTuning(model, share_of_7, policy, num_samples=4, seed=0)
+    tuned = RewardTuning(model, share_of_odd_tokens, policy, num_samples=4, seed=0)
     tuned.compile(keras.optimizers.Adam(0.03))
     x = {key: np.concatenate([v] * 4) for key, v in prompts(name).items()}
     return tuned.fit(x, epochs=epochs, batch_size=12, verbose=0).history
@@ -371,8 +375,8 @@ def tuned_and_history(model, name, epochs):
 def check_tuning_gains_reward(name):
     import hub_models
 
-    rewards = tuned_and_history(hub_models.MODELS[name](), name, epochs=10)["reward"]
-    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.15
+    rewards = tuned_and_history(hub_models.MODELS[name](), name, epochs=12)["reward"]
+    assert 1.0 - np.mean(rewards[-3:]) < 0.5 * (1.0 - np.mean(rewards[:3]))
 
 
 def check_lora_trains_its_adapters_alone():
