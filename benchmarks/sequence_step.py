@@ -122,7 +122,7 @@ def generation_without_cache(sizes):
             noise = keras.random.uniform(shape, seed=0)
 
             def step(position, tokens):
-                from keras_reward.sampling import draw_tokens
+                from keras_reward.categorical import draw_tokens
 
                 inputs = ops.pad(tokens[..., :-1], [(0, 0), (0, 0), (1, 0)])
                 hidden = model.hidden_states(context, inputs)

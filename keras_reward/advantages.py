@@ -11,6 +11,8 @@ subtracted from (Williams 1992, "Simple statistical gradient-following algorithm
 
 from keras import ops
 
+from keras_reward.nests import may_be_equal
+
 
 def split_finite(rewards):
     """Separates finite rewards from those that are NaN or infinite.
@@ -176,6 +178,31 @@ def no_signal(rewards):
     """
     values, _, _ = _centered(rewards)
     return ops.all(values == 0.0, axis=1)
+
+
+def checked(name, advantages, rewards, samples):
+    """Advantages in float32, 0 where they are not finite.
+
+    Args:
+        name: the baseline's name, for the message.
+        advantages: what the baseline returned.
+        rewards: `(batch, samples)`.
+        samples: `(batch, samples, ...)`, with the axes of positions.
+
+    Raises:
+        ValueError: unless the shape is that of the rewards or of the samples.
+    """
+    advantages = ops.convert_to_tensor(advantages)
+    shape = tuple(advantages.shape)
+    expected = [tuple(rewards.shape), tuple(samples.shape)]
+    if not any(may_be_equal(shape, one) for one in expected):
+        raise ValueError(
+            f"Baseline {name!r} must return an advantage for each sample, or for each "
+            f"position of each sample. Expected: shape {expected[0]} or {expected[1]}. "
+            f"Received: shape {shape}"
+        )
+    advantages = ops.cast(advantages, "float32")
+    return ops.where(ops.isfinite(advantages), advantages, 0.0)
 
 
 def _centered(rewards):

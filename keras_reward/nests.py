@@ -73,6 +73,23 @@ def repeat_rows(nest, n):
     return map_leaves(repeat, nest)
 
 
+def first_samples(outputs, total, count):
+    """The outputs of the first samples of each input.
+
+    Args:
+        outputs: nest of `(batch * total, ...)`.
+        total: number of samples of each input.
+        count: how many to take.
+
+    Returns:
+        Nest of `(batch * count, ...)`.
+    """
+    if count == total:
+        return outputs
+    first = (slice(None), slice(count))
+    return merge_rows(take_rows(split_rows(outputs, total), first))
+
+
 def may_be_equal(shape, other):
     """Whether two shapes can be equal; None stands for an unknown length."""
     return len(shape) == len(other) and all(

@@ -1,11 +1,12 @@
 """All code that depends on the backend.
 
 Each module overrides Keras's `train_step` for its backend in a mixin `RewardTrainer`.
-What a step does is the same everywhere, `RewardTuning.training_step`. It gets
+What a step does is the same everywhere, `TrainingStep.training_step`. It gets
 `descend(loss)`, which differentiates a loss and takes a step of the optimizer. The loss
-gets `no_gradient(function, *args)`, for sampling and rewards. `keep_weights` lets the
-model keep its weights when a step is interrupted. On other backends of Keras, which
-only run a model, training raises an error.
+gets `no_gradient(function, *args)`, for sampling and rewards, and returns a scalar and
+what `descend` is to return. `keep_weights` lets the model keep its weights when a step
+is interrupted. On other backends of Keras, which only run a model, training raises an
+error.
 
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
 within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.

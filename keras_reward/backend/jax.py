@@ -36,14 +36,16 @@ def descend(model, loss_function, scope):
 
     Args:
         model: a `keras.Model`.
-        loss_function: takes `no_gradient` and returns a scalar.
+        loss_function: takes `no_gradient` and returns a scalar and a nest of tensors.
         scope: `keras.StatelessScope` with all variables of the model, which are
             updated there.
+
+    Returns:
+        The nest.
     """
     optimizer, weights = model.optimizer, model.trainable_variables
     before = values_in(scope, weights)
-    # Variables that a loss changes: seeds, averages, metrics.
-    updated = model.non_trainable_variables + model.metrics_variables
+    updated = model.non_trainable_variables  # by a loss: seeds, averages
     constants = pairs_in(scope, updated + optimizer.variables)
 
     def loss_and_updates(differentiated):
@@ -61,10 +63,11 @@ def descend(model, loss_function, scope):
             return jax.lax.stop_gradient(result)
 
         with inner:
-            scaled = optimizer.scale_loss(loss_function(no_gradient))
-        return scaled, values_in(inner, updated)
+            loss, result = loss_function(no_gradient)
+            scaled = optimizer.scale_loss(loss)
+        return scaled, (result, values_in(inner, updated))
 
-    gradients, changed = jax.grad(loss_and_updates, has_aux=True)(before)
+    gradients, (result, changed) = jax.grad(loss_and_updates, has_aux=True)(before)
     after, optimizer_values = optimizer.stateless_apply(
         values_in(scope, optimizer.variables), gradients, before
     )
@@ -75,6 +78,7 @@ def descend(model, loss_function, scope):
     ):
         for pair in zip(variables, values, strict=True):
             scope.add_update(pair)
+    return result
 
 
 def values_in(scope, variables):

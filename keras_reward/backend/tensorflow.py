@@ -36,7 +36,10 @@ def descend(model, loss_function):
 
     Args:
         model: a `keras.Model`.
-        loss_function: takes `no_gradient` and returns a scalar.
+        loss_function: takes `no_gradient` and returns a scalar and a nest of tensors.
+
+    Returns:
+        The nest.
     """
     optimizer = model.optimizer
     with tf.GradientTape() as tape:
@@ -45,13 +48,14 @@ def descend(model, loss_function):
             with tape.stop_recording():
                 return function(*args)
 
-        loss = loss_function(no_gradient)
+        loss, result = loss_function(no_gradient)
         # Replicas sum their gradients; the loss is a mean over each one's batch.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         scaled = optimizer.scale_loss(loss / replicas)
     weights = model.trainable_weights  # now that the model is built
     gradients = tape.gradient(scaled, weights)
     optimizer.apply_gradients(zip(gradients, weights, strict=True))
+    return result
 
 
 def host_call(function, tensors, shape):

@@ -1,5 +1,6 @@
 """The reward tuning step on PyTorch."""
 
+import keras
 import torch
 
 XLA_CALLS_HOST = True  # `torch.compile` leaves `host_call` alone
@@ -25,14 +26,24 @@ def descend(model, loss_function):
 
     Args:
         model: a `keras.Model`.
-        loss_function: takes `no_gradient` and returns a scalar.
+        loss_function: takes `no_gradient` and returns a scalar and a nest of tensors.
+
+    Returns:
+        The nest, without gradient.
     """
     model.zero_grad()
-    model.optimizer.scale_loss(loss_function(no_gradient)).backward()
+    loss, result = loss_function(no_gradient)
+    model.optimizer.scale_loss(loss).backward()
     weights = model.trainable_weights
     gradients = [weight.value.grad for weight in weights]
     with torch.no_grad():
         model.optimizer.apply(gradients, weights)
+    return keras.tree.map_structure(detached, result)
+
+
+def detached(value):
+    """Of a nest, the tensors without gradient, and the rest as it is."""
+    return value.detach() if torch.is_tensor(value) else value
 
 
 def refuse_processes():

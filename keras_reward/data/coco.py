@@ -2,13 +2,10 @@
 
 import numpy as np
 
-from keras_reward.data.coco_dataset import CocoDataset, resize
-from keras_reward.data.coco_files import (
-    choose_classes,
-    import_pillow,
-    is_id,
-    read_categories,
-)
+from keras_reward.data.coco_dataset import CocoDataset
+from keras_reward.data.coco_files import choose_classes, is_id, read_categories
+from keras_reward.data.image_dataset import resize
+from keras_reward.data.image_files import import_pillow
 from keras_reward.data.vocabulary import split
 
 PAD_LABEL = -1

@@ -2,13 +2,10 @@
 
 import numpy as np
 
-from keras_reward.data.coco_dataset import CocoDataset, read_checked, resize
-from keras_reward.data.coco_files import (
-    ImageFiles,
-    choose_classes,
-    is_id,
-    read_categories,
-)
+from keras_reward.data.coco_dataset import CocoDataset
+from keras_reward.data.coco_files import choose_classes, is_id, read_categories
+from keras_reward.data.image_dataset import read_checked, resize
+from keras_reward.data.image_files import ImageFiles
 
 VOID = 0
 ID_OF_RGB = np.array([1, 256, 256**2], "int32")  # a map's colours encode an id

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.categorical import draw_tokens, likeliest
 from keras_reward.compiled import CompiledFunction, kept
-from keras_reward.sampling import draw_tokens, likeliest
 from keras_reward.sequences.writing import (
     batch_size,
     has_ended,

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.categorical import likeliest
 from keras_reward.models.uvim_stage_one import FIRST_TOKEN, UViMStageOne
-from keras_reward.sampling import likeliest
 from keras_reward.sequences.sequence_model import what_is_missing
 from keras_reward.sequences.writing import write_tokens
 

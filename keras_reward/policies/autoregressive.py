@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.categorical import draw_tokens, likeliest
 from keras_reward.nests import deserialized, host_array
 from keras_reward.policies.tokens import FORBIDDEN, TokenPolicy
-from keras_reward.sampling import draw_tokens, likeliest
 from keras_reward.sequences.sequence_model import (
     ATTRIBUTES,
     METHODS,

@@ -8,9 +8,9 @@ import keras
 from keras import ops
 
 from keras_reward import objective
+from keras_reward.categorical import draw_categorical
 from keras_reward.policies.likelihood import of_positions
 from keras_reward.policies.policy import Policy
-from keras_reward.sampling import draw_categorical
 
 SMALLEST_PROBABILITY = 1e-7  # as Keras's losses clip probabilities
 

@@ -11,7 +11,7 @@ from keras_reward.terms.lora_base import LoRABase
 from keras_reward.terms.reference_model import MISSING, ReferenceModel, copy_model
 from keras_reward.terms.term import Term
 
-KINDS = ("copy", "lora_base")
+REFERENCE_MODELS = ("copy", "lora_base")
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -90,7 +90,7 @@ class KL(Term):
         moving = identifier is model
         if moving or not isinstance(identifier, keras.Model) or not identifier.built:
             raise ValueError(
-                f"`reference_model` must be one of {KINDS}, or a built keras.Model "
+                f"`reference_model` must be one of {REFERENCE_MODELS}, or a built keras.Model "
                 "that is not the tuned one itself. "
                 f"Received: reference_model={identifier!r}"
             )

@@ -30,20 +30,19 @@ def make_trackers(component_names, num_samples, term_names):
     return {n: keras.metrics.Mean(name=n) for n in names if n not in absent}
 
 
-def record_samples(trackers, rewards, components, entropy):
+def record_samples(trackers, rollout, likelihood):
     """Updates the metrics of samples.
 
     Args:
         trackers: what `make_trackers` returned.
-        rewards: `(batch, num_samples)`, NaN where there is no reward.
-        components: dict of `(batch, num_samples)`.
-        entropy: `(batch,)`.
+        rollout: a `Rollout`.
+        likelihood: the `Likelihood` of its samples.
     """
-    trackers["entropy"].update_state(ops.stop_gradient(entropy))
+    trackers["entropy"].update_state(likelihood.entropy)
     if "reward_std" in trackers:
-        trackers["reward_std"].update_state(advantages.reward_std(rewards))
-        trackers["no_signal"].update_state(advantages.no_signal(rewards))
-    record_rewards(trackers, rewards, components)
+        trackers["reward_std"].update_state(advantages.reward_std(rollout.rewards))
+        trackers["no_signal"].update_state(advantages.no_signal(rollout.rewards))
+    record_rewards(trackers, rollout.rewards, rollout.components)
 
 
 def record_rewards(trackers, rewards, components):
@@ -55,6 +54,7 @@ def record_rewards(trackers, rewards, components):
     trackers["no_reward"].update_state(ops.logical_not(finite))
 
 
-def record_loss(tracker, loss, batch):
-    """Updates the mean of a loss with that of a batch, weighted by the batch size."""
-    tracker.update_state(ops.stop_gradient(loss), sample_weight=batch)
+def record_losses(trackers, losses, batch):
+    """Updates the means of losses with those of a batch, weighted by the batch size."""
+    for name, loss in losses.items():
+        trackers[name].update_state(loss, sample_weight=batch)

@@ -1,26 +1,26 @@
 """RewardTuning: a Keras model, its policy and a reward, trained by `fit`."""
 
-import functools
-
 import keras
 from keras import ops
 
 from keras_reward import advantages, baselines, policies, rewards
 from keras_reward.backend import RewardTrainer
-from keras_reward.nests import deserialized, repeat_rows
-from keras_reward.objective import input_weights, reward_loss
-from keras_reward.policies.likelihood import Likelihood
+from keras_reward.nests import deserialized
+from keras_reward.objective import input_weights
 from keras_reward.policies.policy import refuse_truncation
 from keras_reward.rewards.reward import check_shapes
-from keras_reward.rollout import Rollout, Update, check_advantages, first_samples
+from keras_reward.terms import Term
 from keras_reward.tuning import metrics, own_variables
-from keras_reward.tuning.arguments import check_arguments, refuse_renamed
 from keras_reward.tuning.checked_fitting import CheckedFitting
+from keras_reward.tuning.renamed import refuse_renamed
+from keras_reward.tuning.training_step import TrainingStep
 from keras_reward.tuning.without_model import TuningWithoutModel
+
+UPDATES = ("all", "first")
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
+class RewardTuning(RewardTrainer, TrainingStep, CheckedFitting, keras.Model):
     """Tunes a trained Keras model for a reward, by Reinforce.
 
     Reward tuning is maximum likelihood on the model's own samples, each weighted by
@@ -121,7 +121,7 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
                 f"RewardTuning tunes a keras.Model. Received: {model!r} "
                 f"(of type {type(model).__name__})"
             )
-        check_arguments(num_samples, baseline, update, temperature, terms)
+        self.check_arguments(num_samples, baseline, update, temperature, terms)
         # The model's dtype policy decides on loss scaling. The model casts its inputs.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
@@ -144,6 +144,45 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         )
         self.built = model.built
 
+    @staticmethod
+    def check_arguments(
+        num_samples=2,
+        baseline="leave_one_out",
+        update="all",
+        temperature=1.0,
+        terms=(),
+    ):
+        """Raises a ValueError for arguments that `RewardTuning` cannot use."""
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(
+                "`num_samples` must be a positive int. "
+                f"Received: num_samples={num_samples!r}"
+            )
+        baseline = baselines.get(baseline)
+        if num_samples < baseline.min_samples:
+            raise ValueError(
+                f"A {type(baseline).__name__} compares the samples of an input: "
+                f"`num_samples` must be at least {baseline.min_samples}. For a single "
+                'sample, use `baseline="greedy"` or `"moving_average"`. '
+                f"Received: num_samples={num_samples}"
+            )
+        if update not in UPDATES:
+            raise ValueError(
+                f"`update` must be one of {UPDATES}. Received: update={update!r}"
+            )
+        if not temperature > 0:
+            raise ValueError(
+                "`temperature` must be a positive number. "
+                f"Received: temperature={temperature!r}"
+            )
+        if not isinstance(terms, (list, tuple)) or not all(
+            isinstance(term, Term) for term in terms
+        ):
+            raise ValueError(
+                "`terms` must be a list of terms, such as `[Entropy(0.01)]`. "
+                f"Received: terms={terms!r}"
+            )
+
     @property
     def non_trainable_variables(self):
         """Those of the model and the tuner, and what the reward and terms read."""
@@ -157,156 +196,6 @@ class RewardTuning(RewardTrainer, CheckedFitting, keras.Model):
         """The greedy output of each input, decoded to what the reward sees."""
         context = self.policy.encode(inputs, training=bool(training))
         return self.policy.greedy_outputs(inputs, context)
-
-    # Training. The order is that of the method: encode, sample, decode, reward,
-    # advantage, likelihood, loss.
-
-    def training_step(self, data, descend):
-        """One step of `fit`: one rollout, and one update that takes it.
-
-        Args:
-            data: a batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
-            descend: differentiates a loss, a function of `no_gradient`, and takes a
-                step of the optimizer.
-
-        Returns:
-            What to log: a dict of scalars.
-        """
-        descend(functools.partial(self.training_loss, data))
-        trackers = {"loss": self.loss_tracker, **self.trackers}
-        return {name: tracker.result() for name, tracker in trackers.items()}
-
-    def training_loss(self, data, no_gradient):
-        """The loss of one step: a rollout, and an update that uses it.
-
-        Args:
-            data: a batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
-            no_gradient: calls a function, without gradient.
-
-        Returns:
-            Scalar, float32.
-        """
-        self.refuse_compiled_loss()
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        context = self.policy.encode(x, training=self.model_training)
-        rollout = no_gradient(self.rollout, context, x, y)
-        return self.update_loss(rollout, context, x, y, sample_weight, no_gradient)
-
-    def rollout(self, context, x, y):
-        """Draws samples and computes their rewards and advantages.
-
-        Args:
-            context: what `policy.encode(x)` returned.
-            x: the model's inputs.
-            y: targets, or None.
-
-        Returns:
-            A `Rollout`.
-        """
-        n = self.num_samples
-        samples = self.policy.sample(context, n, seed=self.seed_generator)
-        drawn = samples
-        if self.baseline.uses_greedy:
-            greedy = ops.cast(self.policy.mode(context), samples.dtype)
-            drawn = ops.concatenate([samples, greedy[:, None]], axis=1)
-        outputs, earned, components = self.reward_samples(x, y, drawn)
-        advantage = self.advantages(earned, samples)
-        kept = 1 if self.update == "first" else n
-        return Rollout(
-            samples[:, :kept],
-            first_samples(outputs, drawn.shape[1], kept),
-            advantage[:, :kept],
-            earned[:, :n],
-            {name: values[:, :n] for name, values in components.items()},
-        )
-
-    def reward_samples(self, x, y, samples):
-        """The outputs that samples decode to, and their rewards.
-
-        Args:
-            x: the model's inputs.
-            y: targets, or None.
-            samples: `(batch, n, ...)`.
-
-        Returns:
-            Outputs, a nest of `(batch * n, ...)`, rewards `(batch, n)`, and a dict of
-            components, `(batch, n)` each.
-        """
-        n = samples.shape[1]
-        outputs = self.policy.decode(x, samples)
-        targets = repeat_rows(self.reward.prepare(y), n)
-        inputs = repeat_rows(x, n) if self.reward.uses_inputs else None
-        check_shapes(self.reward, targets, outputs, inputs, multiple=n)
-        earned, components = self.reward.evaluate(targets, outputs, inputs)
-        shape = (ops.shape(samples)[0], n)
-        components = {k: ops.reshape(v, shape) for k, v in components.items()}
-        return outputs, ops.reshape(earned, shape), components
-
-    def advantages(self, earned, samples):
-        """The advantages of samples, from the baseline.
-
-        Args:
-            earned: rewards `(batch, num_samples)`; if the baseline uses the rewards of
-                the greedy outputs, they are in one more column at the end.
-            samples: `(batch, num_samples, ...)`.
-        """
-        own = earned[:, : self.num_samples]
-        greedy = {"greedy_rewards": earned[:, -1]} if self.baseline.uses_greedy else {}
-        result = self.baseline.advantages(own, **greedy)
-        return check_advantages(self.baseline.name, result, own, samples)
-
-    def update_loss(self, rollout, context, x, y, sample_weight, no_gradient):
-        """The loss of an update: the loss of the reward plus the terms.
-
-        Args:
-            rollout: a `Rollout`.
-            context: what `policy.encode(x)` returned, with gradient.
-            x, y, sample_weight: the batch.
-            no_gradient: calls a function, without gradient.
-
-        Returns:
-            Scalar, float32.
-        """
-        likelihood, choices = self.likelihood(context, rollout.samples)
-        weights = input_weights(sample_weight, likelihood.log_prob)
-        loss = reward_loss(likelihood, rollout.advantages, weights)
-        batch = ops.shape(likelihood.log_prob)[0]
-        for term, own in zip(self.terms, choices, strict=True):
-            given = Likelihood(*likelihood[:-1], own)
-            value, logged = term.evaluate(
-                Update(self.policy, x, y, context, rollout, given, weights, no_gradient)
-            )
-            if term.weight:
-                loss = loss + term.weight * value
-            for name, number in logged.items():
-                metrics.record_loss(self.trackers[name], number, batch)
-        for penalty in self.losses:  # regularisers of the model's layers
-            loss = loss + ops.cast(ops.sum(penalty), "float32")
-        metrics.record_samples(
-            self.trackers, rollout.rewards, rollout.components, likelihood.entropy
-        )
-        metrics.record_loss(self.loss_tracker, loss, batch)
-        return loss
-
-    def likelihood(self, context, samples):
-        """The likelihood of samples, computed once for all terms.
-
-        Returns:
-            A `Likelihood`, and for each term the log-probabilities of its `choices`.
-        """
-        asked = [tuple(t.choices(self.policy, samples)) for t in self.terms]
-        likelihood = self.policy.likelihood(
-            context,
-            samples,
-            choices=[choice for choices in asked for choice in choices],
-            entropy_gradient=any(t.uses_entropy and t.weight for t in self.terms),
-        )
-        given, start = [], 0
-        for choices in asked:
-            end = start + len(choices)
-            given.append(likelihood.choice_log_probs[start:end])
-            start = end
-        return likelihood, given
 
     def refuse_compiled_loss(self):
         if getattr(self, "loss", None) is not None:

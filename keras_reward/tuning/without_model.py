@@ -5,7 +5,6 @@ import inspect
 import keras
 
 from keras_reward import rewards
-from keras_reward.tuning.arguments import check_arguments
 
 UNBOUND = (
     "This RewardTuning has no model yet. Call it with a keras.Model first: "
@@ -18,7 +17,9 @@ class TuningWithoutModel:
 
     def __init__(self, tuning_class, kwargs):
         inspect.signature(tuning_class.__init__).bind(None, **kwargs)
-        check_arguments(**{k: v for k, v in kwargs.items() if k in CHECKED})
+        check = tuning_class.check_arguments
+        checked = inspect.signature(check).parameters
+        check(**{name: kwargs[name] for name in checked if name in kwargs})
         rewards.get(kwargs.get("reward"))
         self._tuning_class = tuning_class
         self._kwargs = kwargs
@@ -36,6 +37,3 @@ class TuningWithoutModel:
     def __repr__(self):
         arguments = ", ".join(f"{k}={v!r}" for k, v in self._kwargs.items())
         return f"{self._tuning_class.__name__}({arguments}), waiting for a model"
-
-
-CHECKED = tuple(inspect.signature(check_arguments).parameters)

@@ -30,7 +30,7 @@ def changed(what):
 
 def names_in(path):
     """Names with one underscore that a file defines or sets, and those it uses."""
-    own, used = {"_fields", "_asdict"}, {}  # of named tuples
+    own, used = {"_fields", "_asdict", "_replace"}, {}  # of named tuples
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.FunctionDef):

@@ -11,12 +11,12 @@ import keras_reward
 from keras_reward import (
     advantages,
     callbacks,
+    categorical,
     codecs,
     data,
     evaluation,
     models,
     objective,
-    sampling,
 )
 from keras_reward.evaluation import sample_pools
 from keras_reward.terms import kl
@@ -30,7 +30,7 @@ METRICS += ("cider", "coco_detection", "panoptic_quality")
 ANALYSIS = ("reward_distribution", "findings", "plot")
 ANALYSIS += ("progression", "plot_progression", "report")
 CALLBACKS = ("OfficialMetrics", "RewardGuard", "SampleLogger")
-MODULES = (advantages, objective, codecs, sampling, sample_pools, kl)
+MODULES = (advantages, objective, codecs, categorical, sample_pools, kl)
 PUBLIC = {
     **{name: getattr(keras_reward, name) for name in keras_reward.__all__},
     **{name: getattr(evaluation, name) for name in METRICS + ANALYSIS},

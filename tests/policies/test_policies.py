@@ -10,8 +10,8 @@ from keras import ops
 from tiny import classifier, inputs, randomize, to_numpy
 
 from keras_reward import BernoulliPolicy, CategoricalPolicy, GaussianPolicy, policies
+from keras_reward.categorical import draw_categorical, draw_tokens
 from keras_reward.nests import repeat_rows
-from keras_reward.sampling import draw_categorical, draw_tokens
 
 
 def image_model(channels):

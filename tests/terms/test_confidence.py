@@ -17,7 +17,7 @@ from keras_reward import (
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 from keras_reward.nests import merge_rows
 from keras_reward.policies.likelihood import Likelihood
-from keras_reward.rollout import Rollout, Update
+from keras_reward.terms.update import Rollout, Update
 
 # Bucket b is at b pixels and is token b + 2; class c is token c + 67.
 codec = BoxCodec(num_classes=2, image_size=64, max_boxes=2, num_buckets=65)

@@ -7,7 +7,7 @@ from keras import ops
 from tiny import classifier, inputs, to_numpy, weights_of
 
 from keras_reward import Entropy, MaximumLikelihood, RewardTuning, Term
-from keras_reward.rollout import Update
+from keras_reward.terms.update import Update
 
 
 def value(y_true, y_pred):

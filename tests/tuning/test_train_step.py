@@ -229,9 +229,8 @@ def test_probabilities_of_samples_and_loss_agree(model_training):
         seed=0,
     )
     x, y = data()
-    loss = lambda: tuned.training_loss((x, y), lambda f, *args: f(*args))  # noqa: E731
     tuned.compile("sgd")
-    loss()
+    tuned.first_loss((x, y), lambda f, *args: f(*args))
     ratio = to_numpy(policy.probability) / policy.sampled_from
     np.testing.assert_allclose(ratio, 1.0, rtol=1e-5)
 

@@ -33,7 +33,7 @@ def draw_categorical(logits, uniform):
 
     ```python
     import numpy as np
-    from keras_reward.sampling import draw_categorical
+    from keras_reward.categorical import draw_categorical
 
     logits = np.log(np.array([[0.5, 0.25, 0.25]], "float32"))
     draw_categorical(logits, np.array([[0.4, 0.6, 0.9]], "float32"))  # [[0, 1, 2]]
@@ -81,7 +81,7 @@ def draw_tokens(logits, uniform):
 
     ```python
     import numpy as np
-    from keras_reward.sampling import draw_tokens
+    from keras_reward.categorical import draw_tokens
 
     logits = np.log(np.array([[0.5, 0.25, 0.25]], "float32"))
     draw_tokens(logits, np.array([[0.4, 0.6, 0.9]], "float32"))  # [[0, 1, 2]]

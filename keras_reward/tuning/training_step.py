@@ -1,0 +1,172 @@
+"""One step of `fit`: a rollout, the update that uses it, and what is logged."""
+
+import functools
+
+import keras
+from keras import ops
+
+from keras_reward import advantages
+from keras_reward.nests import first_samples, repeat_rows
+from keras_reward.objective import input_weights, reward_loss
+from keras_reward.rewards.reward import check_shapes
+from keras_reward.terms.update import Rollout, Update
+from keras_reward.tuning import metrics
+
+
+class TrainingStep:
+    """Mixin for `RewardTuning`: what a step does, the same on every backend.
+
+    The order is that of the method: encode, sample, decode, reward, advantage,
+    likelihood, loss.
+    """
+
+    def training_step(self, data, descend):
+        """One step of `fit`: one rollout, and one update that takes it.
+
+        Args:
+            data: a batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+            descend: differentiates a loss and takes a step of the optimizer. The loss
+                is a function of `no_gradient` that returns a scalar and what `descend`
+                is to return.
+
+        Returns:
+            What to log: a dict of scalars.
+        """
+        self.refuse_compiled_loss()
+        rollout, likelihood, losses = descend(functools.partial(self.first_loss, data))
+        trackers = {"loss": self.loss_tracker, **self.trackers}
+        metrics.record_losses(trackers, losses, ops.shape(rollout.rewards)[0])
+        metrics.record_samples(trackers, rollout, likelihood)
+        return {name: tracker.result() for name, tracker in trackers.items()}
+
+    def first_loss(self, data, no_gradient):
+        """Makes a rollout, and computes the loss of the first update that uses it.
+
+        Both use one pass of the encoder.
+
+        Args:
+            data: a batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+            no_gradient: calls a function, without gradient.
+
+        Returns:
+            The loss, a float32 scalar, and a tuple of the `Rollout`, the `Likelihood`
+            of its samples, and a dict of all losses by name.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        context = self.policy.encode(x, training=self.model_training)
+        rollout = no_gradient(self.rollout, context, x, y)
+        likelihood, losses = self.update_losses(
+            rollout, context, x, y, sample_weight, no_gradient
+        )
+        return losses["loss"], (rollout, likelihood, losses)
+
+    def rollout(self, context, x, y):
+        """Draws samples and computes their rewards and advantages.
+
+        Args:
+            context: what `policy.encode(x)` returned.
+            x: the model's inputs.
+            y: targets, or None.
+
+        Returns:
+            A `Rollout`.
+        """
+        n = self.num_samples
+        samples = self.policy.sample(context, n, seed=self.seed_generator)
+        drawn = samples
+        if self.baseline.uses_greedy:
+            greedy = ops.cast(self.policy.mode(context), samples.dtype)
+            drawn = ops.concatenate([samples, greedy[:, None]], axis=1)
+        outputs, earned, components = self.reward_samples(x, y, drawn)
+        advantage = self.advantages(earned, samples)
+        kept = 1 if self.update == "first" else n
+        return Rollout(
+            samples[:, :kept],
+            first_samples(outputs, drawn.shape[1], kept),
+            advantage[:, :kept],
+            earned[:, :n],
+            {name: values[:, :n] for name, values in components.items()},
+        )
+
+    def reward_samples(self, x, y, samples):
+        """The outputs that samples decode to, and their rewards.
+
+        Args:
+            x: the model's inputs.
+            y: targets, or None.
+            samples: `(batch, n, ...)`.
+
+        Returns:
+            Outputs, a nest of `(batch * n, ...)`, rewards `(batch, n)`, and a dict of
+            components, `(batch, n)` each.
+        """
+        n = samples.shape[1]
+        outputs = self.policy.decode(x, samples)
+        targets = repeat_rows(self.reward.prepare(y), n)
+        inputs = repeat_rows(x, n) if self.reward.uses_inputs else None
+        check_shapes(self.reward, targets, outputs, inputs, multiple=n)
+        earned, components = self.reward.evaluate(targets, outputs, inputs)
+        shape = (ops.shape(samples)[0], n)
+        components = {k: ops.reshape(v, shape) for k, v in components.items()}
+        return outputs, ops.reshape(earned, shape), components
+
+    def advantages(self, earned, samples):
+        """The advantages of samples, from the baseline.
+
+        Args:
+            earned: rewards `(batch, num_samples)`; if the baseline uses the rewards of
+                the greedy outputs, they are in one more column at the end.
+            samples: `(batch, num_samples, ...)`.
+        """
+        own = earned[:, : self.num_samples]
+        greedy = {"greedy_rewards": earned[:, -1]} if self.baseline.uses_greedy else {}
+        result = self.baseline.advantages(own, **greedy)
+        return advantages.checked(self.baseline.name, result, own, samples)
+
+    def update_losses(self, rollout, context, x, y, sample_weight, no_gradient):
+        """The loss of an update: the loss of the reward plus the terms.
+
+        Args:
+            rollout: a `Rollout`.
+            context: what `policy.encode(x)` returned, with gradient.
+            x, y, sample_weight: the batch.
+            no_gradient: calls a function, without gradient.
+
+        Returns:
+            The `Likelihood` of the samples, and a dict of float32 scalars: `"loss"`,
+            and what the terms log.
+        """
+        likelihood, choices = self.likelihood(context, rollout.samples)
+        weights = input_weights(sample_weight, likelihood.log_prob)
+        loss, losses = reward_loss(likelihood, rollout.advantages, weights), {}
+        for term, own in zip(self.terms, choices, strict=True):
+            given = likelihood._replace(choice_log_probs=own)
+            value, logged = term.evaluate(
+                Update(self.policy, x, y, context, rollout, given, weights, no_gradient)
+            )
+            if term.weight:
+                loss = loss + term.weight * value
+            losses |= logged
+        for penalty in self.losses:  # regularisers of the model's layers
+            loss = loss + ops.cast(ops.sum(penalty), "float32")
+        return likelihood, {"loss": loss, **losses}
+
+    def likelihood(self, context, samples):
+        """The likelihood of samples, computed once for all terms.
+
+        Returns:
+            A `Likelihood`, and for each term the log-probabilities of its `choices`.
+        """
+        asked = [tuple(t.choices(self.policy, samples)) for t in self.terms]
+        likelihood = self.policy.likelihood(
+            context,
+            samples,
+            choices=[choice for choices in asked for choice in choices],
+            entropy_gradient=any(t.uses_entropy and t.weight for t in self.terms),
+        )
+        given, start = [], 0
+        for choices in asked:
+            end = start + len(choices)
+            given.append(likelihood.choice_log_probs[start:end])
+            start = end
+        return likelihood, given
