@@ -116,7 +116,8 @@ class ImageDataset(keras.utils.PyDataset):
         """Counts a problem that is found during an epoch, and warns about it."""
         if which not in self.problems[kind]:
             self.problems[kind].append(which)
-            warnings.warn(f"{self.annotations}: {kind}: {which}. {consequence}", stacklevel=2)
+            message = f"{self.annotations}: {kind}: {which}. {consequence}"
+            warnings.warn(message, stacklevel=2)
 
     def _check_images(self):
         readable = []

@@ -90,8 +90,8 @@ class KL(Term):
         moving = identifier is model
         if moving or not isinstance(identifier, keras.Model) or not identifier.built:
             raise ValueError(
-                f"`reference_model` must be one of {REFERENCE_MODELS}, or a built keras.Model "
-                "that is not the tuned one itself. "
+                f"`reference_model` must be one of {REFERENCE_MODELS}, or a built "
+                "keras.Model that is not the tuned one itself. "
                 f"Received: reference_model={identifier!r}"
             )
         return ReferenceModel(identifier, policy.twin(identifier), self.save)
