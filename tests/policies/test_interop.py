@@ -28,16 +28,16 @@ def images_and_labels(size=32):
 
 
 def tune(model, reward, x, y, epochs, learning_rate=3e-3, **arguments):
-    """Rewards of the greedy outputs before and after tuning."""
+    """Rewards of the greedy outputs before and after, and of samples by epoch."""
     from keras_reward import RewardTuning
 
     tuned = RewardTuning(model, reward=reward, num_samples=8, seed=0, **arguments)
     assert tuned.model is model
     tuned.compile(keras.optimizers.Adam(learning_rate))
     before = tuned.evaluate(x, y, verbose=0, return_dict=True)["reward"]
-    tuned.fit(x, y, epochs=epochs, batch_size=8, verbose=0)
+    history = tuned.fit(x, y, epochs=epochs, batch_size=8, verbose=0).history
     after = tuned.evaluate(x, y, verbose=0, return_dict=True)["reward"]
-    return before, after, tuned.predict(x, verbose=0).shape
+    return before, after, history["reward"], tuned.predict(x, verbose=0).shape
 
 
 def tune_keras_hub_segmenter():
@@ -89,9 +89,11 @@ def tune_keras_cv_segmenter():
     "function", [tune_keras_hub_segmenter, tune_keras_cv_segmenter]
 )
 def test_a_segmenter_gains_reward(hub, function):
-    before, after, shape = hub(function)
+    _, _, rewards, shape = hub(function)
     assert shape == (8, 32, 32)
-    assert 0.0 <= before < after - 0.15
+    # What Reinforce raises. Some first weights end with one class everywhere, which is
+    # better than their samples and may be worse than their greedy outputs.
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.03
 
 
 @pytest.mark.chance
@@ -109,7 +111,7 @@ def test_an_applications_classifier_gains_a_reward_of_python():
         layer.trainable = False
     randomize(model.layers[-1])
     others = (model.predict(x, verbose=0).argmax(-1) + 1) % 5
-    before, after, shape = tune(
+    before, after, _, shape = tune(
         model, HostReward(correct), x, np.full(8, others[0]), 20, 0.1
     )
     assert shape == (8,)
