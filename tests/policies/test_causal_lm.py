@@ -358,7 +358,9 @@ def share_of_7(y_true, y_pred):
 
 
 def share_of_odd_tokens(y_true, y_pred):
-    return ops.mean(ops.cast(y_pred % 2 == 1, "float32"), axis=-1)
+    """Of those that were written: the end is odd, and what follows is 0."""
+    written, odd = ops.cast(y_pred != 0, "float32"), ops.cast(y_pred % 2, "float32")
+    return ops.sum(odd, axis=-1) / ops.maximum(ops.sum(written, axis=-1), 1.0)
 
 
 def tuned_and_history(model, name, epochs):
@@ -750,7 +752,7 @@ def check_fit_adds_the_likelihood_of_references():
     policy = CausalLMPolicy(end_token_ids=[s.end], logits_chunk=4)
     terms = [MaximumLikelihood(0.5)]
     tuned = RewardTuning(model, nothing, policy, terms=terms, temperature=1.3)
-    tuned.compile(keras.optimizers.Adam(0.02))
+    tuned.compile(keras.optimizers.Adam(0.005))
     samples, mask = s.results["samples"], s.results["mask"]
     all_log_probs = s.results["position_log_probs"].sum(-1)
     y, log_probs = [], []
@@ -760,10 +762,10 @@ def check_fit_adds_the_likelihood_of_references():
         y.append(group[n])
         log_probs.append(all_log_probs[i, n])
     likelihood = np.mean(log_probs)
-    history = tuned.fit(s.x, np.stack(y), epochs=6, shuffle=False, verbose=0).history
+    history = tuned.fit(s.x, np.stack(y), epochs=16, shuffle=False, verbose=0).history
     assert history["mle_loss"][0] == pytest.approx(-likelihood, abs=1e-4)
     assert history["loss"][0] == pytest.approx(-0.5 * likelihood, abs=1e-4)
-    assert history["mle_loss"][-1] < history["mle_loss"][0] - 1.0
+    assert history["mle_loss"][-1] < 0.9 * history["mle_loss"][0]
 
 
 @pytest.mark.chance

@@ -338,14 +338,14 @@ def test_a_detector_learns_that_its_boxes_are_wrong():
 @pytest.mark.chance
 def test_a_detector_learns_which_of_its_boxes_are_right():
     """It may write the whole image as class 0 or 1. Dark images are 0, bright ones 1:
-    the confidence in the right class rises, and that in the other one falls."""
+    it comes to be sure of the right class, and that the other one is wrong."""
     codec = BoxCodec(num_classes=2, image_size=16, max_boxes=1, num_buckets=5)
     whole = [codec.first_bucket + bucket for bucket in (0, 0, 4, 4)]
     slot_mask = codec.slot_mask
     slot_mask[:4] = np.arange(codec.vocabulary_size) == np.array(whole)[:, None]
     policy = AutoregressivePolicy(codec=codec, slot_mask=slot_mask)
     tuned = RewardTuning(
-        tiny_detector(codec),
+        randomize(tiny_detector(codec), scale=0.1),
         reward=0.0 * RecallReward(),  # it writes both classes all along
         policy=policy,
         terms=[ConfidenceLoss(weight=1.0)],
@@ -354,7 +354,7 @@ def test_a_detector_learns_which_of_its_boxes_are_right():
     )
     tuned.compile(keras.optimizers.Adam(0.01))
     labels = np.arange(32) % 2
-    images = np.broadcast_to(labels[:, None, None, None], (32, 16, 16, 3))
+    images = np.broadcast_to(2 * labels[:, None, None, None] - 1, (32, 16, 16, 3))
     images = images.astype("float32")
     boxes = np.tile([[0.0, 0.0, 16.0, 16.0]], (32, 1, 1)).astype("float32")
     y = {"boxes": boxes, "labels": labels[:, None]}
@@ -367,7 +367,6 @@ def test_a_detector_learns_which_of_its_boxes_are_right():
         log_probs, _ = policy.token_likelihoods(context, written[None])
         return np.exp(to_numpy(log_probs)[0, ..., 5])
 
-    before = confidences()
+    assert np.abs(confidences() - np.eye(2)).max() > 0.4
     tuned.fit(images, y, batch_size=16, epochs=60, verbose=0)
-    rise = confidences() - before
-    assert (rise * [[1, -1], [-1, 1]] > 0.2).all(), rise
+    np.testing.assert_allclose(confidences(), np.eye(2), atol=0.35)
