@@ -5,7 +5,7 @@ from keras_reward.policies.autoregressive import AutoregressivePolicy
 from keras_reward.policies.causal_lm import CausalLMPolicy
 from keras_reward.policies.factorized import BernoulliPolicy, CategoricalPolicy
 from keras_reward.policies.gaussian import GaussianPolicy
-from keras_reward.policies.language_tasks import is_language_model
+from keras_reward.policies.keras_hub_tasks import is_language_model
 from keras_reward.policies.likelihood import Likelihood
 from keras_reward.policies.model_policy import ModelPolicy, has_protocol
 from keras_reward.policies.policy import Policy

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_reward.categorical import draw_tokens, likeliest
 from keras_reward.nests import host_array, repeat_rows
-from keras_reward.policies.language_tasks import task_of
+from keras_reward.policies.keras_hub_tasks import task_of
 from keras_reward.policies.tokens import TokenPolicy
 from keras_reward.sequences.references import check_vocabulary
 from keras_reward.sequences.writing import put_token

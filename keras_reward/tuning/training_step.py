@@ -33,13 +33,15 @@ class TrainingStep:
             What to log: a dict of scalars.
         """
         self.refuse_compiled_loss()
-        rollout, likelihood, losses = descend(functools.partial(self.first_loss, data))
+        rollout, likelihood, losses = descend(
+            functools.partial(self.rollout_and_loss, data)
+        )
         trackers = {"loss": self.loss_tracker, **self.trackers}
         metrics.record_losses(trackers, losses, ops.shape(rollout.rewards)[0])
         metrics.record_samples(trackers, rollout, likelihood)
         return {name: tracker.result() for name, tracker in trackers.items()}
 
-    def first_loss(self, data, no_gradient):
+    def rollout_and_loss(self, data, no_gradient):
         """Makes a rollout, and computes the loss of the first update that uses it.
 
         Both use one pass of the encoder.
@@ -50,7 +52,8 @@ class TrainingStep:
 
         Returns:
             The loss, a float32 scalar, and a tuple of the `Rollout`, the `Likelihood`
-            of its samples, and a dict of all losses by name.
+            of its samples by the model that drew them, and a dict of all losses by
+            name.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         context = self.policy.encode(x, training=self.model_training)

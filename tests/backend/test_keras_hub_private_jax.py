@@ -55,5 +55,5 @@ def test_methods_take_what_they_are_given(installed, use):
         f"KerasHub changed: {'.'.join(use)} takes {found.get(use)}, and keras_reward "
         f"gives it {USED[use]}. It was so from {first} to {last}; this is {version}. "
         "See keras_reward/backend/keras_private.py and the family's class in "
-        "keras_reward/policies/language_tasks.py"
+        "keras_reward/policies/keras_hub_tasks.py"
     )

@@ -138,9 +138,8 @@ def test_a_dead_entry_is_revived():
     layer = quantizer(counts=[5.0, 0.05, 40.0, 3.0, 3.0, 3.0], momentum=0.5)
     layer.sums.assign(to_numpy(layer.sums) * np.array([[1.0], [0.0]] + [[1.0]] * 4))
     sums, counts = state(layer)
-    Trained(layer).train_on_batch(
-        (sums / counts[:, None])[None, 3:4]
-    )  # not of the dead
+    alive = (sums / counts[:, None])[None, 3:4]
+    Trained(layer).train_on_batch(alive)
     sums, counts = state(layer)
     assert counts[1] == counts[2] and 10.0 <= counts[1] <= 10.5
     ratio = (sums / counts[:, None])[1] / (sums / counts[:, None])[2]

@@ -16,7 +16,7 @@ from tiny import classifier, compiled, to_numpy, weights_of
 
 from keras_reward import MaximumLikelihood, RewardTuning
 from keras_reward.policies.causal_lm import CausalLMPolicy, end_tokens_of
-from keras_reward.policies.language_tasks import TextTask, is_language_model
+from keras_reward.policies.keras_hub_tasks import TextTask, is_language_model
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 

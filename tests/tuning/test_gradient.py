@@ -206,7 +206,7 @@ def test_leave_one_out_has_lower_variance_than_no_baseline():
             seed=SEED,
         )
         variance[baseline] = estimates(tuned, TABLES + 1.0, steps=30).var(0).sum()
-    assert variance["leave_one_out"] < 0.7 * variance[None]
+    assert variance["leave_one_out"] < 0.9 * variance[None]
 
 
 def test_sample_weight_weighs_the_gradient_of_an_input():

@@ -368,7 +368,7 @@ def test_message_for_targets_without_a_likelihood(case):
     tuned = RewardTuning(make(), reward=nothing, terms=[MaximumLikelihood(1.0)])
     tuned.compile("sgd", run_eagerly=True)
     with pytest.raises(ValueError, match=message):
-        tuned.first_loss((X, y), lambda f, *args: f(*args))
+        tuned.rollout_and_loss((X, y), lambda f, *args: f(*args))
 
 
 # Token ids, and how many of them count: all but the padding at the end.
@@ -442,7 +442,7 @@ def test_policy_without_a_likelihood_says_so():
     )
     tuned.compile("sgd", run_eagerly=True)
     with pytest.raises(ValueError, match="`target_log_prob"):
-        tuned.first_loss((X, np.ones(2, "int32")), lambda f, *args: f(*args))
+        tuned.rollout_and_loss((X, np.ones(2, "int32")), lambda f, *args: f(*args))
 
 
 @keras.saving.register_keras_serializable(package="keras_reward_tests")

@@ -230,7 +230,7 @@ def test_probabilities_of_samples_and_loss_agree(model_training):
     )
     x, y = data()
     tuned.compile("sgd")
-    tuned.first_loss((x, y), lambda f, *args: f(*args))
+    tuned.rollout_and_loss((x, y), lambda f, *args: f(*args))
     ratio = to_numpy(policy.probability) / policy.sampled_from
     np.testing.assert_allclose(ratio, 1.0, rtol=1e-5)
 
