@@ -227,7 +227,7 @@ def test_the_second_stage_learns_the_codes_of_the_first():
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     x, y = first.code_pairs(gray(labels), labels)
-    loss = own.fit(x, y, epochs=100, verbose=0).history["loss"]
+    loss = own.fit(x, y, epochs=200, verbose=0).history["loss"]
     assert loss[-1] < 0.1 < loss[0]
     outputs = UViM(first, own).predict(gray(labels), verbose=0)
     expected = first.reconstruct(gray(labels), labels)
