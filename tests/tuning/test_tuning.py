@@ -530,8 +530,10 @@ def test_colorizer_paints_what_the_reward_sees():
     assert history["monitor"] == pytest.approx(history["vividness"])
     images = tuned.predict(gray, verbose=0)
     assert images.shape == (32, 8, 8, 3)
-    scores = to_numpy(ColorfulnessReward()(None, images))
-    assert reward_of(tuned, gray) == pytest.approx(scores.mean(), rel=1e-4)
+    # Of a hue on the edge of two bins, which the palette has, rounding decides its bin.
+    seen = tuned.evaluate(gray, verbose=0, return_dict=True)["vividness"]
+    expected = to_numpy(VividnessReward()(None, images)).mean()
+    assert seen == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
