@@ -215,7 +215,7 @@ def tf_dataset():
 
 def generator():
     while True:
-        yield inputs(8), np.full(8, 3)
+        yield inputs(32), np.full(32, 3)
 
 
 DATASETS = {
