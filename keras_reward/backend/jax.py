@@ -45,7 +45,8 @@ def descend(model, loss_function, scope):
     """
     optimizer, weights = model.optimizer, model.trainable_variables
     before = values_in(scope, weights)
-    updated = model.non_trainable_variables  # by a loss: seeds, averages
+    # Variables that a loss changes: seeds, averages, metrics within the model.
+    updated = model.non_trainable_variables + model.metrics_variables
     constants = pairs_in(scope, updated + optimizer.variables)
 
     def loss_and_updates(differentiated):

@@ -25,7 +25,7 @@ class RewardTrainer:
         if is_missing and all(layer.built for layer in flatten_layers(self)):
             with self.distribute_strategy.scope():
                 optimizer.build(self.trainable_variables)
-        super().make_train_function(force)
+        return super().make_train_function(force)
 
     def train_step(self, data):
         return self.training_step(data, lambda loss: descend(self, loss))

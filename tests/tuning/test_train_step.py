@@ -323,6 +323,41 @@ def test_one_forward_pass_a_step():
     assert Counting.calls == before + 1
 
 
+def test_metrics_within_the_model_are_updated():
+    class Meter(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.seen = keras.metrics.Mean(name="seen")
+
+        def call(self, x):
+            self.seen.update_state(x)
+            return x
+
+    meter = Meter()
+    model = keras.Sequential([keras.Input((3,)), meter, keras.layers.Dense(5)])
+    reward = lambda y_true, y_pred: ops.cast(y_pred, "float32")  # noqa: E731
+    tuned = RewardTuning(model, reward=reward)
+    tuned.compile("sgd")
+    x = np.repeat([[2.0], [4.0]], 3, axis=1).astype("float32")
+    tuned.fit(x, batch_size=1, shuffle=False, verbose=0)
+    assert float(to_numpy(meter.seen.result())) == 3.0
+
+
+def test_a_step_is_traced_once():
+    """Tracing takes most of the first step. What runs eagerly runs once a step."""
+    calls = []
+
+    def reward(y_true, y_pred):
+        calls.append(y_pred)
+        return ops.cast(y_pred, "float32")
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
+    tuned = RewardTuning(model, reward=reward)
+    tuned.compile("adam")  # with variables that a step would create
+    tuned.train_on_batch(np.ones((2, 3), "float32"))
+    assert len(calls) == 1
+
+
 @pytest.mark.slow
 def test_sampling_draws_one_number_per_position():
     """One random number for each draw, none for each class."""
