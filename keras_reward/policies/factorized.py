@@ -25,7 +25,14 @@ class FactorizedPolicy(Policy):
     expected_output = "(batch, ...)"
 
     def encode(self, x, training=False):
-        output = self.model(x, training=training)
+        return self.read_output(self.model(x, training=training))
+
+    def read_output(self, output):
+        """The context, from what the model returned.
+
+        Raises:
+            ValueError: if the output is not one tensor of floats of the right rank.
+        """
         shape = getattr(output, "shape", None)
         if (
             shape is None
