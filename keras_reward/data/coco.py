@@ -42,7 +42,7 @@ class CocoBoxes(CocoDataset):
             evaluation needs them. Leave them out for training and for rewards, which
             ignore `is_crowd`. Default True.
         masks: whether to add masks, resized by nearest neighbour. Needs pycocotools
-            (`pip install keras-reward[coco]`). Default False.
+            (`pip install pycocotools`). Default False.
         **arguments: further arguments of `CocoDataset`.
 
     Example:
@@ -319,7 +319,6 @@ def import_masks():
         from pycocotools import mask
     except ImportError as error:
         raise ImportError(
-            "COCO's masks need pycocotools. Install it with "
-            "`pip install keras-reward[coco]`."
+            "COCO's masks need pycocotools. Install it with `pip install pycocotools`."
         ) from error
     return mask

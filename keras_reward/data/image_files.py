@@ -76,7 +76,6 @@ def import_pillow():
         from PIL import Image
     except ImportError as error:
         raise ImportError(
-            "Reading images needs Pillow. Install it with "
-            "`pip install keras-reward[examples]`."
+            "Reading images needs Pillow. Install it with `pip install pillow`."
         ) from error
     return Image

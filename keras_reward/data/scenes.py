@@ -317,7 +317,7 @@ def import_or_explain(name):
     except ImportError as error:
         raise ImportError(
             "Scenes are made of the digits and photographs of scikit-learn and "
-            "scikit-image: `pip install keras-reward[examples]`. "
+            "scikit-image: `pip install scikit-learn scikit-image`. "
             f"Received: {error}"
         ) from error
 

@@ -17,7 +17,7 @@ METRICS = (
 class CocoDetection:
     """Mean average precision and average recall over a dataset, as COCO defines them.
 
-    Uses `COCOeval` of pycocotools (`pip install keras-reward[coco]`). Collects batches,
+    Uses `COCOeval` of pycocotools (`pip install pycocotools`). Collects batches,
     like a Keras metric, but on the host.
 
     Args:
@@ -228,7 +228,7 @@ def import_pycocotools():
     except ImportError as error:
         raise ImportError(
             "COCO's official metrics need pycocotools. Install it with "
-            "`pip install keras-reward[coco]`."
+            "`pip install pycocotools`."
         ) from error
     return pycocotools
 

@@ -248,7 +248,7 @@ def test_nothing_is_printed(capsys):
 
 def test_missing_pycocotools_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    with pytest.raises(ImportError, match=r"pip install keras-reward\[coco\]"):
+    with pytest.raises(ImportError, match=r"pip install pycocotools"):
         CocoDetection()
 
 
