@@ -1,8 +1,10 @@
 """Batches of NumPy arrays from any data that `fit` takes."""
 
 import keras
+import numpy as np
+from keras import ops
 
-from keras_reward.nests import rows_of, take_rows, to_numpy
+from keras_reward.nests import map_leaves, rows_of, take_rows, to_numpy
 
 
 def batches_of(data, batch_size):
@@ -33,3 +35,28 @@ def as_pair(batch):
     """A batch as `(x, y)` in NumPy; y is None if there is none."""
     batch = batch if isinstance(batch, tuple | list) else (batch,)
     return to_numpy((*batch, None)[:2])
+
+
+FIRST_ROWS = 8
+
+
+def first_rows(x, model):
+    """A few rows of inputs, as tensors that a model can be called with.
+
+    Args:
+        x: a nest of arrays or tensors of any backend, `(batch, ...)` each.
+        model: a `keras.Model`. If its batch size is fixed, there are as many rows.
+    """
+    shapes = [tensor.shape for tensor in getattr(model, "inputs", None) or ()]
+    rows = next((shape[0] for shape in shapes if shape and shape[0]), FIRST_ROWS)
+
+    def as_tensor(leaf):
+        if ops.is_tensor(leaf):
+            return ops.convert_to_tensor(leaf[:rows])
+        leaf = np.asarray(leaf[:rows])
+        if np.issubdtype(leaf.dtype, np.floating):  # as `fit` does with arrays
+            return ops.convert_to_tensor(leaf, keras.config.floatx())
+        numbers = np.issubdtype(leaf.dtype, np.integer) or leaf.dtype == bool
+        return ops.convert_to_tensor(leaf) if numbers else leaf
+
+    return map_leaves(as_tensor, x)

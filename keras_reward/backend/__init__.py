@@ -5,8 +5,9 @@ What a step does is the same everywhere, `TrainingStep.training_step`. It gets
 `descend(loss)`, which differentiates a loss and takes a step of the optimizer. The loss
 gets `no_gradient(function, *args)`, for sampling and rewards, and returns a scalar and
 what `descend` is to return. `keep_weights` lets the model keep its weights when a step
-is interrupted. On other backends of Keras, which only run a model, training raises an
-error.
+is interrupted. Within `variable_scope()` a model may be called for the first time
+outside of a step. On other backends of Keras, which only run a model, training raises
+an error.
 
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
 within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.

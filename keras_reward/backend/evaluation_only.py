@@ -3,6 +3,8 @@
 `predict` and `evaluate` are Keras's own.
 """
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -15,6 +17,10 @@ class RewardTrainer:
 
     def keep_weights(self):
         """Does nothing: no step changes the weights."""
+
+    def variable_scope(self):
+        """Where a model that is called outside of its loops makes its variables."""
+        return contextlib.nullcontext()
 
     def fit(self, *args, **kwargs):
         refuse_training()

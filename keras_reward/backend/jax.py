@@ -1,5 +1,7 @@
 """The reward tuning step on JAX."""
 
+import contextlib
+
 import jax
 import keras
 import numpy as np
@@ -13,6 +15,10 @@ LOOPS_RECOMPUTE = True
 
 class RewardTrainer(KeepsWeights):
     """Mixin for `keras.Model`: one step of reward tuning, as a pure function."""
+
+    def variable_scope(self):
+        """Where a model that is called outside of its loops makes its variables."""
+        return contextlib.nullcontext()
 
     def train_step(self, state, data):
         kinds = (

@@ -41,6 +41,23 @@ def flatten_layers(layer):
     return layer._flatten_layers()
 
 
+def producer_of(tensor):
+    """The operation that made a symbolic tensor, and what it was given.
+
+    `operation.output` is that of the operation's first call, and models and layers are
+    called several times.
+
+    Returns:
+        The operation, None at the start of a graph, the list of its symbolic inputs,
+        and the tensor's index among its outputs.
+    """
+    history = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
+        return None, [], 0
+    node = history.operation._inbound_nodes[history.node_index]
+    return history.operation, list(node.input_tensors), history.tensor_index
+
+
 def build_cache(model, *inputs):
     """The keys and values of a prompt, from a KerasHub task.
 

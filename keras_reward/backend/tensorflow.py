@@ -14,6 +14,10 @@ class RewardTrainer:
     def keep_weights(self):
         """Nothing to do: a step writes the model's own variables."""
 
+    def variable_scope(self):
+        """Where a model that is called outside of its loops makes its variables."""
+        return self.distribute_strategy.scope()
+
     def make_train_function(self, force=False):
         """Builds the optimizer before the step is traced.
 

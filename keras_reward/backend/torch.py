@@ -1,5 +1,7 @@
 """The reward tuning step on PyTorch."""
 
+import contextlib
+
 import keras
 import torch
 
@@ -16,6 +18,10 @@ class RewardTrainer:
     def make_train_function(self, force=False):
         refuse_processes()
         return super().make_train_function(force)
+
+    def variable_scope(self):
+        """Where a model that is called outside of its loops makes its variables."""
+        return contextlib.nullcontext()
 
     def train_step(self, data):
         return self.training_step(data, lambda loss: descend(self, loss))

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_reward.batches import first_rows
 from keras_reward.compiled import CompiledFunction
 
 STATE_BITS = 2**30 - 1  # fits the seed's dtype on every backend
@@ -17,6 +18,10 @@ class Probe(CompiledFunction):
 
     def run(self, x, y):
         """Calls the compiled function on a batch; returns a nest of NumPy arrays."""
+        policy = self.owner.policy
+        if policy.needs_first_batch:
+            with self.owner.variable_scope():
+                policy.check_first_batch(first_rows(x, self.owner.model))
         result = self.predict_on_batch({"x": x} if y is None else {"x": x, "y": y})
         self.owner.reward.raise_failure()
         return result

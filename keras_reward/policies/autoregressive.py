@@ -5,8 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_reward.categorical import draw_tokens, likeliest
-from keras_reward.nests import deserialized, host_array
+from keras_reward.nests import deserialized, host_array, take_rows
 from keras_reward.policies.tokens import FORBIDDEN, TokenPolicy
+from keras_reward.sequences.agreement import check_agreement, is_users_own
 from keras_reward.sequences.sequence_model import (
     ATTRIBUTES,
     METHODS,
@@ -67,7 +68,9 @@ class AutoregressivePolicy(TokenPolicy):
     Raises:
         ValueError: if `logits_chunk` is not a positive int; if a mask has the wrong
             shape, or a position without any allowed token; in `bind`, if the model is
-            not a sequence model.
+            not a sequence model; in `fit` and `predict`, if `hidden_states` and
+            `next_hidden` of a model of your own give different log-probabilities, which
+            is looked at once, on one input.
 
     Example:
 
@@ -122,6 +125,7 @@ class AutoregressivePolicy(TokenPolicy):
             check_slot_mask(self.slot_mask, (model.max_length, model.vocabulary_size))
         if self.position_mask is not None:
             check_position_mask(self.position_mask, model.max_length)
+        self._untracked(agreed=False)
         end_ids = () if model.end_id is None else (model.end_id,)
         self._untracked(end_ids=end_ids, pad_id=model.pad_id)
         return super().bind(model, temperature)
@@ -140,6 +144,18 @@ class AutoregressivePolicy(TokenPolicy):
                 lambda leaf: ops.convert_to_tensor(leaf[:CHECKED_INPUTS]), x
             )
             self.slots_of(first)
+
+    @property
+    def needs_first_batch(self):
+        return not self.agreed and is_users_own(self.model)
+
+    def check_first_batch(self, x):
+        """Raises if the model's `hidden_states` and `next_hidden` disagree.
+
+        For models whose methods are not all this package's own.
+        """
+        check_agreement(self.model, take_rows(x, slice(1)))
+        self._untracked(agreed=True)
 
     def slots_of(self, x):
         """The masks that a `slot_mask` function returns for inputs, checked."""

@@ -9,8 +9,21 @@ from keras import ops
 
 from keras_reward import objective
 from keras_reward.categorical import draw_categorical
+from keras_reward.policies.activations import last_activation, symbolic_output
+from keras_reward.policies.from_logits import (
+    FromLogits,
+    classes_are_logits,
+    refuse_other_axis,
+    refuse_unit_interval,
+)
 from keras_reward.policies.likelihood import of_positions
 from keras_reward.policies.policy import Policy
+from keras_reward.policies.unreadable import (
+    expected,
+    refuse_diffusion,
+    refuse_next_tokens,
+    refuse_several_outputs,
+)
 
 SMALLEST_PROBABILITY = 1e-7  # as Keras's losses clip probabilities
 
@@ -19,10 +32,19 @@ class FactorizedPolicy(Policy):
     """Base class of policies over independent positions.
 
     `encode` calls the model, and the noise has the shape of the samples.
+
+    Attributes:
+        output: which of the model's outputs it reads: a key, an index, or None
+            (default) for the only one. Set before `bind`.
     """
 
     min_rank = 1
     expected_output = "(batch, ...)"
+    output = None
+
+    def bind(self, model, temperature=1.0):
+        refuse_diffusion(model)
+        return super().bind(model, temperature)
 
     def encode(self, x, training=False):
         return self.read_output(self.model(x, training=training))
@@ -33,24 +55,20 @@ class FactorizedPolicy(Policy):
         Raises:
             ValueError: if the output is not one tensor of floats of the right rank.
         """
-        shape = getattr(output, "shape", None)
-        if (
-            shape is None
-            or len(shape) < self.min_rank
-            or not keras.backend.is_float_dtype(output.dtype)
-        ):
-            received = (
-                f"a {type(output).__name__}"
-                if shape is None
-                else f"shape {tuple(shape)}, "
-                f"dtype {keras.backend.standardize_dtype(output.dtype)}"
-            )
-            raise ValueError(
-                f"{type(self).__name__} expects the model to return one tensor of "
-                f"floats of shape {self.expected_output}. "
-                f"Received: {received} from model {self.model.name!r}"
-            )
+        refuse_several_outputs(self, output)
+        floats = keras.backend.is_float_dtype(output.dtype)
+        if len(output.shape) < self.min_rank or not floats:
+            dtype = keras.backend.standardize_dtype(output.dtype)
+            received = f"shape {tuple(output.shape)}, dtype {dtype}"
+            raise ValueError(expected(self, received))
+        self.check_output(output)
         return self.parameters(ops.cast(output, "float32"))
+
+    def check_output(self, output):
+        """Raises if what the model returned cannot be read; called on a tensor.
+
+        Its values can only be seen outside of compiled functions.
+        """
 
     def parameters(self, output):
         """The distribution's parameters, from the model's output in float32."""
@@ -122,7 +140,7 @@ class FactorizedPolicy(Policy):
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class CategoricalPolicy(FactorizedPolicy):
+class CategoricalPolicy(FromLogits, FactorizedPolicy):
     """One of several classes at each position: logits over the last axis.
 
     For classifiers, semantic segmentation, colour bins and the like: the model
@@ -130,9 +148,16 @@ class CategoricalPolicy(FactorizedPolicy):
 
     Args:
         codec: how class indices become what a reward sees, see `Policy`.
-        from_logits: True (default) if the model returns logits, False if it returns
-            probabilities, as after a softmax.
+        from_logits: True if the model returns logits, False if it returns
+            probabilities, as after a softmax. Default "auto": the model's last
+            activation tells. Where it is not known, as in a subclassed model, the
+            first batch does: numbers that are not negative and sum to 1 over the last
+            axis are probabilities, which is said in a warning.
         name: optional name.
+
+    Raises:
+        ValueError: if the model ends in a sigmoid and `from_logits` is "auto"; if its
+            classes are not in the last axis; if there is only one class.
 
     Example:
 
@@ -151,23 +176,52 @@ class CategoricalPolicy(FactorizedPolicy):
 
     min_rank = 2
     expected_output = "(batch, ..., classes), classes in the last axis"
+    known = {"softmax": False, "linear": True, "log_softmax": True}
+    instead = (
+        'For a yes or no at each position pass `policy="bernoulli"`, for values such '
+        'as colours `policy="gaussian"`; `CategoricalPolicy(from_logits=True)` reads '
+        "logits all the same."
+    )
 
-    def __init__(self, codec=None, from_logits=True, name=None, **kwargs):
-        super().__init__(codec=codec, name=name, **kwargs)
-        self.from_logits = from_logits
+    axis_checked = False
 
-    def bind(self, model, temperature=1.0):
-        refuse_activation(self, model, "softmax")
-        return super().bind(model, temperature)
+    def read_model(self):
+        tensor = symbolic_output(self.model, self.output)
+        if tensor is not None:
+            refuse_next_tokens(self, self.model.inputs, tensor)
+        super().read_model()
 
-    def parameters(self, output):
+    def encode(self, x, training=False):
+        output = self.model(x, training=training)
+        if hasattr(output, "shape"):
+            refuse_next_tokens(self, x, output)
+        return self.read_output(output)
+
+    def read_activation(self, last):
+        tensor = symbolic_output(self.model, self.output)
+        refuse_other_axis(self, last, None if tensor is None else tensor.shape)
+        if last.name != "softmax" or last.axis == -1:
+            super().read_activation(last)
+
+    def check_output(self, output):
         if output.shape[-1] == 1:
             raise ValueError(
                 "CategoricalPolicy needs at least two classes to choose from. For a "
-                'model with one logit per position pass `policy="bernoulli"`, for '
-                'one that predicts a value `policy="gaussian"`. '
-                f"Received: model output of shape {tuple(output.shape)}"
+                "model with one logit or probability per position pass "
+                '`policy="bernoulli"`, for one that predicts a value '
+                f'`policy="gaussian"`. Received: model output of shape '
+                f"{tuple(output.shape)}"
             )
+        if not self.axis_checked:
+            last = last_activation(self.model, self.output)
+            refuse_other_axis(self, last, output.shape)
+            self._untracked(axis_checked=True)
+        super().check_output(output)
+
+    def read_values(self, values, tolerance):
+        return classes_are_logits(self, values, tolerance)
+
+    def parameters(self, output):
         if not self.from_logits:
             output = ops.log(ops.maximum(output, SMALLEST_PROBABILITY))
         return output / self.temperature if self.temperature != 1.0 else output
@@ -201,12 +255,9 @@ class CategoricalPolicy(FactorizedPolicy):
     def mode(self, context):
         return ops.cast(ops.argmax(context, axis=-1), "int32")
 
-    def get_config(self):
-        return {**super().get_config(), "from_logits": self.from_logits}
-
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class BernoulliPolicy(FactorizedPolicy):
+class BernoulliPolicy(FromLogits, FactorizedPolicy):
     """A yes or no at each position: one logit each.
 
     For binary masks and multi-label classifiers: the model returns `(batch, ...)`
@@ -214,9 +265,15 @@ class BernoulliPolicy(FactorizedPolicy):
 
     Args:
         codec: how zeros and ones become what a reward sees, see `Policy`.
-        from_logits: True (default) if the model returns logits, False if it returns
-            probabilities, as after a sigmoid.
+        from_logits: True if the model returns logits, False if it returns
+            probabilities, as after a sigmoid. Default "auto": the model's last
+            activation tells. Where it is not known, as in a subclassed model, an output
+            outside of [0, 1] in the first batch is logits; one within must be told.
         name: optional name.
+
+    Raises:
+        ValueError: with `from_logits="auto"`, if the model ends in a softmax, or if
+            neither its layers nor the first batch tell what it returns.
 
     Example:
 
@@ -233,14 +290,16 @@ class BernoulliPolicy(FactorizedPolicy):
     """
 
     expected_output = "(batch, ...), one logit per position"
+    known = {"linear": True, "hard_sigmoid": False, "sigmoid": False}
+    instead = (
+        'For one of several classes pass `policy="categorical"`; '
+        "`BernoulliPolicy(from_logits=False)` reads each number as the probability of "
+        "a yes all the same."
+    )
 
-    def __init__(self, codec=None, from_logits=True, name=None, **kwargs):
-        super().__init__(codec=codec, name=name, **kwargs)
-        self.from_logits = from_logits
-
-    def bind(self, model, temperature=1.0):
-        refuse_activation(self, model, "sigmoid")
-        return super().bind(model, temperature)
+    def read_values(self, values, tolerance):
+        refuse_unit_interval(self, values)
+        return True
 
     def parameters(self, output):
         if not self.from_logits:
@@ -262,42 +321,3 @@ class BernoulliPolicy(FactorizedPolicy):
 
     def mode(self, context):
         return ops.cast(context > 0.0, "int32")
-
-    def get_config(self):
-        return {**super().get_config(), "from_logits": self.from_logits}
-
-
-def refuse_activation(policy, model, activation):
-    """Raises if a model that ends in `activation` is about to be read as logits."""
-    last = last_layer(model)
-    if last is None or not policy.from_logits:
-        return
-    is_layer = type(last).__name__.lower() == activation
-    if is_layer or getattr(last, "activation", None) is keras.activations.get(
-        activation
-    ):
-        name = type(policy).__name__
-        raise ValueError(
-            f"{name} reads the model's output as logits, but model {model.name!r} ends "
-            f"in a {activation}: it returns probabilities. Pass "
-            f"`policy={name}(from_logits=False)`. "
-            f"Received: last layer {last.name!r}"
-        )
-
-
-# Layers whose output is probabilities if their input is.
-PASSING = (
-    keras.layers.Cropping2D,
-    keras.layers.Permute,
-    keras.layers.Reshape,
-    keras.layers.Resizing,
-    keras.layers.UpSampling2D,
-)
-
-
-def last_layer(model):
-    """The last layer of a model that is not in `PASSING`, also in nested models."""
-    for layer in reversed(getattr(model, "layers", None) or []):
-        if not isinstance(layer, PASSING):
-            return last_layer(layer) if isinstance(layer, keras.Model) else layer
-    return None

@@ -159,6 +159,22 @@ class Policy(keras.layers.Layer):
         tensors, since a compiled step cannot check values. Default: nothing is checked.
         """
 
+    @property
+    def needs_first_batch(self):
+        """Whether `check_first_batch` has something to find out. Default False."""
+        return False
+
+    def check_first_batch(self, x):
+        """Finds out from real inputs what the model's layers do not tell, or raises.
+
+        While `needs_first_batch`, it is called before a compiled function is run: by
+        `fit`, `evaluate`, `predict`, the methods `*_on_batch` of `RewardTuning`, and
+        the functions in `keras_reward.evaluation`. It is not compiled itself.
+
+        Args:
+            x: inputs of the model, in tensors of a few rows.
+        """
+
     def check_targets(self, targets):
         """As `check_inputs`, for a `y` whose likelihood is needed in training."""
 

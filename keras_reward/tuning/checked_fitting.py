@@ -6,14 +6,16 @@ import keras
 
 from keras_reward.nests import are_arrays
 from keras_reward.tuning.default_callbacks import with_callbacks
+from keras_reward.tuning.first_batch import show_first_batch
 
 
 class CheckedFitting:
     """Mixin for `RewardTuning`: Keras's loops, with checks and callbacks around them.
 
     Before a loop, arguments that are arrays are checked, since a compiled step cannot
-    inspect values, and callbacks are added that report progress and problems. After
-    it, failures of a reward that runs on the host are raised.
+    inspect values, the policy sees the first batch if it needs it, and callbacks are
+    added that report progress and problems. After it, failures of a reward that runs
+    on the host are raised.
     """
 
     def check_x(self, x=None, *args, **kwargs):
@@ -37,30 +39,42 @@ class CheckedFitting:
     def fit(self, *args, **kwargs):
         self.check_x_and_y(*args, **kwargs)
         self.ready_terms()
+        args, kwargs = show_first_batch(keras.Model.fit, self, args, kwargs)
         args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
         return super().fit(*args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
         self.check_x(*args, **kwargs)
+        args, kwargs = show_first_batch(keras.Model.evaluate, self, args, kwargs)
         args, kwargs = with_callbacks(keras.Model.evaluate, self, args, kwargs)
         return super().evaluate(*args, **kwargs)
 
     @functools.wraps(keras.Model.predict)
     def predict(self, *args, **kwargs):
         self.check_x(*args, **kwargs)
+        args, kwargs = show_first_batch(keras.Model.predict, self, args, kwargs)
         return super().predict(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, *args, **kwargs):
+        args, kwargs = show_first_batch(
+            keras.Model.predict_on_batch, self, args, kwargs
+        )
+        return super().predict_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
         self.check_x_and_y(*args, **kwargs)
         self.ready_terms()
+        args, kwargs = show_first_batch(keras.Model.train_on_batch, self, args, kwargs)
         result = super().train_on_batch(*args, **kwargs)
         self.reward.raise_failure()
         return result
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, *args, **kwargs):
+        args, kwargs = show_first_batch(keras.Model.test_on_batch, self, args, kwargs)
         result = super().test_on_batch(*args, **kwargs)
         self.reward.raise_failure()
         return result

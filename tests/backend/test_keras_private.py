@@ -12,7 +12,11 @@ from tiny import classifier, inputs, to_numpy, weights_of
 
 import keras_reward
 from keras_reward.backend import keras_private
-from keras_reward.backend.keras_private import KeepsWeights, flatten_layers
+from keras_reward.backend.keras_private import (
+    KeepsWeights,
+    flatten_layers,
+    producer_of,
+)
 from keras_reward.callbacks import HostFailure, RewardProgress
 
 ROOT = pathlib.Path(keras_reward.__file__).parent
@@ -100,6 +104,50 @@ def test_layers_are_found_at_any_depth():
     assert hasattr(model, "_flatten_layers"), message
     assert set(flatten_layers(model)) >= {model, pair, *pair.parts}, message
     assert set(flatten_layers(pair)) == {pair, *pair.parts}, message
+
+
+def test_tensors_know_their_producer():
+    message = changed("`_keras_history` of symbolic tensors, or `_inbound_nodes`.")
+    dense, x = keras.layers.Dense(3), keras.Input((3,))
+    first = dense(x)
+    second = dense(first)
+    parts = keras.ops.split(second, 3, axis=1)
+    for tensor, given in ((first, x), (second, first)):
+        assert hasattr(tensor, "_keras_history"), message
+        operation, inputs, index = producer_of(tensor)
+        assert operation is dense, message
+        assert inputs[0] is given, message
+        assert (len(inputs), index) == (1, 0), message
+    operation, inputs, index = producer_of(parts[2])
+    assert inputs[0] is second, message
+    assert index == 2, message
+    assert producer_of(x)[1:] == ([], 0), message
+    assert producer_of(keras.KerasTensor((3,))) == (None, [], 0), message
+
+
+def test_operations_have_their_names():
+    """`keras_reward/policies/activations.py` goes by the names of their classes."""
+    x = keras.Input((3,))
+    for function, name in (
+        (keras.ops.softmax, "Softmax"),
+        (keras.ops.log_softmax, "LogSoftmax"),
+        (keras.ops.sigmoid, "Sigmoid"),
+        (keras.ops.hard_sigmoid, "HardSigmoid"),
+        (keras.ops.log_sigmoid, "LogSigmoid"),
+        (keras.ops.stop_gradient, "StopGradient"),
+        (lambda x: keras.ops.cast(x, "float16"), "Cast"),
+        (lambda x: keras.ops.reshape(x, (-1, 1)), "Reshape"),
+        (lambda x: keras.ops.expand_dims(x, 1), "ExpandDims"),
+        (lambda x: keras.ops.squeeze(x[:, :1], 1), "Squeeze"),
+        (keras.ops.transpose, "Transpose"),
+        (lambda x: keras.ops.moveaxis(x, 0, 1), "Moveaxis"),
+        (lambda x: keras.ops.swapaxes(x, 0, 1), "Swapaxes"),
+        (lambda x: x[:, 1:], "GetItem"),
+    ):
+        operation, _, _ = producer_of(function(x))
+        assert type(operation).__name__ == name, changed(f"the operation {name}.")
+        assert type(operation).call.__module__.startswith("keras."), changed(name)
+    assert producer_of(keras.ops.softmax(x, axis=0))[0].axis == 0, changed("`axis`.")
 
 
 LAYERS = {

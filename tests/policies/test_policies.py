@@ -201,12 +201,3 @@ def test_policies_survive_serialisation(name):
     copy = keras.saving.deserialize_keras_object(config)
     assert type(copy) is type(make())
     assert keras.saving.serialize_keras_object(copy) == config
-
-
-def test_model_that_ends_in_a_softmax_layer_is_recognised():
-    model = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(4), keras.layers.Softmax()]
-    )
-    with pytest.raises(ValueError, match="ends in a softmax"):
-        CategoricalPolicy().bind(model)
-    CategoricalPolicy(from_logits=False).bind(model)

@@ -10,7 +10,6 @@ from keras import ops
 from tiny import classifier, inputs, weights_of
 
 from keras_reward import (
-    BernoulliPolicy,
     CategoricalPolicy,
     GaussianPolicy,
     Reward,
@@ -28,15 +27,8 @@ def fit(reward, model=None, x=None, **arguments):
     tuned.fit(inputs() if x is None else x, batch_size=16, verbose=0)
 
 
-def softmax_model(activation="softmax"):
+def activated_model(activation):
     return classifier(activation=activation)
-
-
-def softmax_segmenter():
-    """As KerasCV's: the softmax stands in an inner model, before an upsampling."""
-    head = keras.layers.Conv2D(3, 1, activation="softmax", name="inner_softmax")
-    inner = keras.Sequential([head, keras.layers.UpSampling2D(2)])
-    return keras.Sequential([keras.Input((4, 4, 3)), inner])
 
 
 def needs_targets(y_true, y_pred):
@@ -157,19 +149,21 @@ CASES = {
         lambda: fit(good, two_outputs()),
         "one tensor of floats.*Received: a list",
     ),
-    "softmax read as logits": (
-        lambda: RewardTuning(softmax_model(), reward=good),
-        r"ends in a softmax.*CategoricalPolicy\(from_logits=False\)",
+    "sigmoid read as one class of several": (
+        lambda: RewardTuning(activated_model("sigmoid"), reward=good),
+        r"CategoricalPolicy reads logits, or probabilities after a softmax.*ends in a "
+        r'sigmoid.*policy="bernoulli".*Received: last layer',
     ),
-    "sigmoid read as logits": (
+    "softmax read as yes or no": (
         lambda: RewardTuning(
-            softmax_model("sigmoid"), reward=good, policy=BernoulliPolicy()
+            activated_model("softmax"), reward=good, policy="bernoulli"
         ),
-        r"ends in a sigmoid.*BernoulliPolicy\(from_logits=False\)",
+        r"BernoulliPolicy reads logits, or probabilities after a sigmoid.*ends in a "
+        r'softmax.*policy="categorical".*Received: last layer',
     ),
-    "softmax in an inner model, then resized": (
-        lambda: RewardTuning(softmax_segmenter(), reward=good),
-        "ends in a softmax.*Received: last layer 'inner_softmax'",
+    "unknown from_logits": (
+        lambda: CategoricalPolicy(from_logits="no"),
+        "True, False, or \"auto\". Received: from_logits='no'",
     ),
     "codec that is none": (
         lambda: CategoricalPolicy(codec=3),

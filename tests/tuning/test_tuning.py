@@ -416,7 +416,7 @@ class OwnPolicy(Subclassed):
     """A model that brings the policy protocol."""
 
     def encode(self, x, training=False):
-        return CategoricalPolicy().bind(self).encode(x)
+        return CategoricalPolicy(from_logits=True).bind(self).encode(x)
 
     def sample(self, context, num_samples, seed=None, noise=None):
         return CategoricalPolicy().sample(context, num_samples, seed, noise)
