@@ -1,6 +1,7 @@
 """How a model's output defines a probability distribution."""
 
 from keras_reward.nests import deserialized
+from keras_reward.policies.activations import symbolic_output
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 from keras_reward.policies.causal_lm import CausalLMPolicy
 from keras_reward.policies.factorized import BernoulliPolicy, CategoricalPolicy
@@ -9,6 +10,7 @@ from keras_reward.policies.keras_hub_tasks import is_language_model
 from keras_reward.policies.likelihood import Likelihood
 from keras_reward.policies.model_policy import ModelPolicy, has_protocol
 from keras_reward.policies.policy import Policy
+from keras_reward.policies.unreadable import refuse_next_tokens
 from keras_reward.sequences.sequence_model import what_is_missing
 
 POLICIES = {
@@ -29,7 +31,7 @@ def get(identifier, model, temperature=1.0):
             config. With `"auto"`, a model that has the methods of the policy protocol
             gets a `ModelPolicy`, a KerasHub `CausalLM` or `Seq2SeqLM` a
             `CausalLMPolicy`, and a sequence model an `AutoregressivePolicy`; the output
-            of any other model is read as logits over its last axis.
+            of any other model is read as classes in its last axis.
         model: the `keras.Model` to read.
         temperature: divides the logits.
 
@@ -41,6 +43,9 @@ def get(identifier, model, temperature=1.0):
     """
     if identifier == "auto":
         identifier = kind_of(model)
+        output = symbolic_output(model)
+        if identifier == "categorical" and output is not None:
+            refuse_next_tokens(model, model.inputs, output, fewest=1)
     if isinstance(identifier, str) and identifier in POLICIES:
         identifier = POLICIES[identifier]()
     identifier = deserialized(identifier)

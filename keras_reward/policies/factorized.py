@@ -141,10 +141,10 @@ class FactorizedPolicy(Policy):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class CategoricalPolicy(FromLogits, FactorizedPolicy):
-    """One of several classes at each position: logits over the last axis.
+    """One of several classes at each position: logits or probabilities of them.
 
     For classifiers, semantic segmentation, colour bins and the like: the model
-    returns `(batch, ..., classes)` and a sample is `(batch, ...)` class indices.
+    returns `(batch, ..., classes)`, and a sample is `(batch, ...)` class indices.
 
     Args:
         codec: how class indices become what a reward sees, see `Policy`.
@@ -188,13 +188,13 @@ class CategoricalPolicy(FromLogits, FactorizedPolicy):
     def read_model(self):
         tensor = symbolic_output(self.model, self.output)
         if tensor is not None:
-            refuse_next_tokens(self, self.model.inputs, tensor)
+            refuse_next_tokens(self.model, self.model.inputs, tensor)
         super().read_model()
 
     def encode(self, x, training=False):
         output = self.model(x, training=training)
         if hasattr(output, "shape"):
-            refuse_next_tokens(self, x, output)
+            refuse_next_tokens(self.model, x, output)
         return self.read_output(output)
 
     def read_activation(self, last):
@@ -258,7 +258,7 @@ class CategoricalPolicy(FromLogits, FactorizedPolicy):
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class BernoulliPolicy(FromLogits, FactorizedPolicy):
-    """A yes or no at each position: one logit each.
+    """A yes or no at each position: one logit or probability each.
 
     For binary masks and multi-label classifiers: the model returns `(batch, ...)`
     and a sample has the same shape, 0 or 1, int32.
@@ -289,7 +289,7 @@ class BernoulliPolicy(FromLogits, FactorizedPolicy):
     ```
     """
 
-    expected_output = "(batch, ...), one logit per position"
+    expected_output = "(batch, ...), one logit or probability per position"
     known = {"linear": True, "hard_sigmoid": False, "sigmoid": False}
     instead = (
         'For one of several classes pass `policy="categorical"`; '

@@ -55,41 +55,45 @@ def expected(policy, received, each=None):
     )
 
 
-def refuse_next_tokens(policy, inputs, output):
+def refuse_next_tokens(model, inputs, output, fewest=2):
     """Raises if a model predicts the next token of a sequence that it is given.
 
     Such as a captioner called with an image and tokens. Read as independent positions,
     it would be tuned on the tokens of the data, and not on what it writes itself.
 
     Args:
-        policy: a policy bound to the model.
-        inputs: what the model is called with, arrays or symbolic tensors.
+        model: a `keras.Model`.
+        inputs: what it is called with, arrays or symbolic tensors.
         output: what it returns, a tensor.
+        fewest: the fewest inputs of such a model. With one input, it may as well label
+            the tokens: 1 only if nobody has said how to read it.
     """
-    tokens = given_tokens(policy.model, inputs, output)
+    tokens = given_tokens(model, inputs, output, fewest)
     if tokens is not None:
+        labels = 'If it labels tokens, pass `policy="categorical"`. '
         raise ValueError(
-            f"Model {policy.model.name!r} is given tokens and returns scores of a "
-            f"token at each of their positions: {type(policy).__name__} would tune it "
-            "on the tokens of the data instead of those that it writes. Give the model "
+            f"Model {model.name!r} is given tokens and returns scores of a token at "
+            "each of their positions: read as a class at each position, it would be "
+            "tuned on the tokens of the data instead of those that it writes. Give it "
             f"the methods {', '.join(METHODS)} and the attributes "
             f'{", ".join(ATTRIBUTES)}; then `policy="auto"` is an AutoregressivePolicy '
             '(see "Your own model" in docs/sequence_models.md). '
+            f"{labels if fewest == 1 else ''}"
             f"Received: integers of shape {tuple(tokens.shape)}, output of shape "
             f"{tuple(output.shape)}"
         )
 
 
-def given_tokens(model, inputs, output):
+def given_tokens(model, inputs, output, fewest=2):
     """The tokens whose next ones a model predicts; None if it seems not to.
 
-    It has several inputs, one of them `(batch, T)` integers, and returns
+    It has `fewest` inputs at least, one of them `(batch, T)` integers, and returns
     `(batch, T, vocabulary)`. A model that labels given words does so too, but knows
     more words than labels; one without a word embedding is taken for a captioner if it
     sees a picture.
     """
     leaves = keras.tree.flatten(inputs)
-    if len(leaves) < 2 or len(output.shape) != 3 or not are_arrays(leaves):
+    if len(leaves) < fewest or len(output.shape) != 3 or not are_arrays(leaves):
         return None
     length, vocabulary = output.shape[1:]
     tokens = [

@@ -37,16 +37,17 @@ class RewardTuning(RewardTrainer, TrainingStep, CheckedFitting, keras.Model):
     reward, so callbacks that monitor `val_loss` keep the best model too.
 
     Args:
-        model: any built or unbuilt `keras.Model`, trained as usual. If omitted, call
-            the result with a model.
+        model: a built or unbuilt `keras.Model`, trained as usual, that returns one
+            tensor of floats or is a sequence model. If omitted, call the result with a
+            model.
         reward: a `Reward`, a function `(y_true, y_pred) -> (rows,)`, or a name such as
             `"colorfulness"`.
         policy: how the model's output defines a distribution. `"auto"` (default): a
             model that has the methods of the policy protocol is its own policy, a
             sequence model such as `VisionEncoderDecoder` is sampled token by token,
-            and any other model's output is read as logits over its last axis. Or
-            `"categorical"`, `"bernoulli"`, `"gaussian"`, `"autoregressive"`, or a
-            `Policy`.
+            and any other model's output is read as classes in its last axis: logits,
+            or probabilities as after a softmax. Or `"categorical"`, `"bernoulli"`,
+            `"gaussian"`, `"autoregressive"`, or a `Policy`.
         num_samples: outputs drawn for each input in a training step. Default 2, as in
             the paper; more samples lower the variance of the gradient.
         baseline: what is subtracted from a reward. `"leave_one_out"` (default): the

@@ -47,7 +47,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("policy", ["auto", CategoricalPolicy(from_logits=False)])
+@pytest.mark.parametrize("policy", ["auto", "categorical"])
 @pytest.mark.parametrize("case", MODELS)
 def test_a_model_of_next_tokens_is_led_to_a_sequence_policy(case, policy):
     model = MODELS[case]()
@@ -69,12 +69,18 @@ def test_a_subclassed_one_is_led_there_when_it_is_called():
 
 
 def test_a_model_that_labels_words_is_read():
-    """It knows 50 words and 11 labels; or it has a single input."""
+    """It knows 50 words and 11 labels."""
     tagger = captioner(picture=False, words=50)
     assert policies.get("auto", tagger).from_logits is False
+
+
+def test_a_single_input_of_tokens_may_be_labelled_if_one_says_so():
     tokens = keras.Input((T,), dtype="int32")
     hidden = layers.Embedding(WORDS, 4)(tokens)
-    policies.get("auto", keras.Model(tokens, layers.Dense(WORDS)(hidden)))
+    model = keras.Model(tokens, layers.Dense(WORDS)(hidden))
+    with pytest.raises(ValueError, match=r'labels tokens.*policy="categorical"'):
+        policies.get("auto", model)
+    assert policies.get("categorical", model).from_logits is True
 
 
 def outputs(kind):
