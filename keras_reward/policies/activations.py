@@ -78,7 +78,7 @@ class Step(NamedTuple):
     result: object = None
 
 
-def last_activation(model, output=None):
+def last_activation(model, path=()):
     """The activation that made an output of a model, from its graph of layers.
 
     It is looked for from the output backwards, through layers after which
@@ -86,14 +86,13 @@ def last_activation(model, output=None):
 
     Args:
         model: a `keras.Model`.
-        output: which of its outputs: its key in a dict, its index among all, or None
-            (default) for the only one.
+        path: the names and indices that lead to the output; `()` for the only one.
 
     Returns:
         A `LastActivation`; None if the layers do not tell, as in a subclassed model.
     """
     later = []
-    for step in steps_to(model, output):
+    for step in steps_to(model, symbolic_output(model, path)):
         name = activation_name(step.operation)
         if name is not None:
             axis = class_axis(step, name)
@@ -106,17 +105,20 @@ def last_activation(model, output=None):
     return None
 
 
-def steps_to(model, output=None):
-    """The operations that lead to an output, the last one first.
+def steps_to(model, tensor):
+    """The operations of a model that lead to a tensor, the last one first.
 
     The first one with several inputs is the last that is given.
+
+    Args:
+        model: a `keras.Model`.
+        tensor: symbolic; None if a `Sequential` has not been built.
     """
     if not runs_its_graph(model):
         return
-    tensor = symbolic_output(model, output)
     if tensor is None and isinstance(model, keras.Sequential):
         for layer in reversed(model.layers):
-            yield from steps_of(Step(layer), None)
+            yield from steps_of(Step(layer), 0)
     while tensor is not None:
         operation, inputs, index = producer_of(tensor)
         if not inputs:
@@ -128,7 +130,8 @@ def steps_to(model, output=None):
 def steps_of(step, index):
     """A step, or those within it if it is a model with a graph of its own."""
     if runs_its_graph(step.operation):
-        yield from steps_to(step.operation, index)
+        outputs = getattr(step.operation, "outputs", None) or [None]
+        yield from steps_to(step.operation, outputs[index])
     else:
         yield step
 
@@ -144,15 +147,25 @@ def is_call_of_keras(operation):
     return type(operation).call.__module__.startswith("keras.")
 
 
-def symbolic_output(model, output=None):
-    """The symbolic tensor of an output; None if there is none, or if it is unclear."""
-    outputs = list(getattr(model, "outputs", None) or [])
-    if isinstance(output, str):
-        named = getattr(model, "output", None)
-        return named.get(output) if isinstance(named, dict) else None
-    if output is None:
+def symbolic_output(model, path=()):
+    """The symbolic tensor of an output; None if there is none, or if it is unclear.
+
+    Args:
+        model: a `keras.Model`.
+        path: the names and indices that lead to the output; `()` for the only one.
+    """
+    if not path:
+        outputs = list(getattr(model, "outputs", None) or [])
         return outputs[0] if len(outputs) == 1 else None
-    return outputs[output] if output < len(outputs) else None
+    output = getattr(model, "output", None)
+    for key in path:
+        held = isinstance(output, dict) and key in output
+        if isinstance(output, list | tuple):
+            held = isinstance(key, int) and key < len(output)
+        if not held:
+            return None
+        output = output[key]
+    return output if hasattr(output, "shape") else None
 
 
 def activation_name(operation):

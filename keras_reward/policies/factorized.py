@@ -32,15 +32,10 @@ class FactorizedPolicy(Policy):
     """Base class of policies over independent positions.
 
     `encode` calls the model, and the noise has the shape of the samples.
-
-    Attributes:
-        output: which of the model's outputs it reads: a key, an index, or None
-            (default) for the only one. Set before `bind`.
     """
 
     min_rank = 1
     expected_output = "(batch, ...)"
-    output = None
 
     def bind(self, model, temperature=1.0):
         refuse_diffusion(model)
@@ -186,7 +181,7 @@ class CategoricalPolicy(FromLogits, FactorizedPolicy):
     axis_checked = False
 
     def read_model(self):
-        tensor = symbolic_output(self.model, self.output)
+        tensor = symbolic_output(self.model, self.output_path)
         if tensor is not None:
             refuse_next_tokens(self.model, self.model.inputs, tensor)
         super().read_model()
@@ -198,7 +193,7 @@ class CategoricalPolicy(FromLogits, FactorizedPolicy):
         return self.read_output(output)
 
     def read_activation(self, last):
-        tensor = symbolic_output(self.model, self.output)
+        tensor = symbolic_output(self.model, self.output_path)
         refuse_other_axis(self, last, None if tensor is None else tensor.shape)
         if last.name != "softmax" or last.axis == -1:
             super().read_activation(last)
@@ -213,7 +208,7 @@ class CategoricalPolicy(FromLogits, FactorizedPolicy):
                 f"{tuple(output.shape)}"
             )
         if not self.axis_checked:
-            last = last_activation(self.model, self.output)
+            last = last_activation(self.model, self.output_path)
             refuse_other_axis(self, last, output.shape)
             self._untracked(axis_checked=True)
         super().check_output(output)

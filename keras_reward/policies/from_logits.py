@@ -53,7 +53,7 @@ class FromLogits:
 
     def read_model(self):
         """Decides by the model's layers, if they tell; raises if it cannot be read."""
-        last = last_activation(self.model, self.output)
+        last = last_activation(self.model, self.output_path)
         if last is not None:
             self.read_activation(last)
 

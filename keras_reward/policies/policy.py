@@ -43,10 +43,13 @@ class Policy(keras.layers.Layer):
         ordered: whether the positions of a sample are drawn one after the other, each
             given the earlier ones. Default False: they are independent.
         takes_choices: whether `likelihood` takes `choices`. Default True.
+        output_path: tuple of the names and indices that lead to the output that the
+            policy reads, if the model returns several. Default `()`.
     """
 
     ordered = False
     takes_choices = True
+    output_path = ()
 
     def __init__(self, codec=None, name=None, **kwargs):
         refuse_truncation(type(self).__name__, kwargs)

@@ -37,17 +37,17 @@ def refuse_several_outputs(policy, output):
         for key in keys
     }
     if isinstance(output, dict):
-        example = ", ".join(f"{key!r}: ..." for key in keys)
-        each = f"give each output its own policy, `policy={{{example}}}`"
+        entries = ", ".join(f"{key!r}: ..." for key in keys)
+        each = f"`policy={{{entries}}}`"
     else:
-        each = "let it return a dict and give each output its own policy"
+        each = f"`policy=[{', '.join('...' for _ in keys)}]`"
     received = ", ".join(f"{key!r} of shape {shape}" for key, shape in shapes.items())
     raise ValueError(expected(policy, f"a {type(output).__name__} of {received}", each))
 
 
 def expected(policy, received, each=None):
     """The message for an output that is not one tensor of floats."""
-    advice = f" Else {each}, or wrap it in a model that returns one." if each else ""
+    advice = f" If it returns several, pass {each}, a policy for each." if each else ""
     return (
         f"{type(policy).__name__} expects the model to return one tensor of floats of "
         f"shape {policy.expected_output}.{advice} "

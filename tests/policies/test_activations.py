@@ -185,9 +185,13 @@ def test_last_activation(case):
 def test_each_output_has_its_own():
     model = out_of_order()
     assert last_activation(model) is None  # which one?
-    assert last_activation(model, "a").name == "sigmoid"
-    assert last_activation(model, "b").name == "linear"
-    for index, key in enumerate("ab"):  # Keras sorts keys
-        assert symbolic_output(model, index) is model.output[key]
-        assert last_activation(model, index) == last_activation(model, key)
-    assert last_activation(model, "c") is None
+    assert last_activation(model, ("a",)).name == "sigmoid"
+    assert last_activation(model, ("b",)).name == "linear"
+    for path in (("c",), (0,), ("a", 0)):
+        assert last_activation(model, path) is None
+    x = keras.Input((4,))
+    model = keras.Model(x, [layers.Dense(2)(x), {"a": ops.softmax(x)}])
+    assert last_activation(model, (0,)).name == "linear"
+    assert last_activation(model, (1, "a")).name == "softmax"
+    assert symbolic_output(model, (1,)) is None
+    assert symbolic_output(model, (2,)) is None

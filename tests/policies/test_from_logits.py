@@ -90,7 +90,7 @@ def test_probabilities_of_an_unknown_function_are_recognised():
     with pytest.warns(UserWarning, match="as probabilities.*from_logits=False"):
         policy.check_first_batch(x)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # said once
+        warnings.simplefilter("error", UserWarning)  # said once
         result = to_numpy(policy.log_prob(policy.encode(x), samples))
     expected = log_probs_in_numpy(model, x, samples, "softmax")
     np.testing.assert_allclose(result, expected, rtol=1e-4)
@@ -101,7 +101,7 @@ def test_a_model_that_owns_a_sigmoid_gate_may_return_logits(policy):
     gate = layers.Dense(5, activation="sigmoid")
     policy = policy().bind(Ends(lambda x: x * 2.0, gate=gate))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         policy.check_first_batch(inputs(8))
     assert policy.from_logits is True
 

@@ -87,7 +87,7 @@ def outputs(kind):
     x = keras.Input((3,))
     depth, classes = layers.Dense(2)(x), layers.Dense(4)(x)
     if kind == "dict":
-        return keras.Model(x, {"depth": depth, "classes": classes})
+        return keras.Model(x, {"classes": classes, "depth": depth})
     return keras.Model(x, [depth, classes])
 
 
@@ -97,12 +97,12 @@ def test_several_outputs_are_named(policy):
     with pytest.raises(ValueError, match="one tensor of floats") as error:
         policy.encode(inputs(2))
     for part in (
-        "`policy={'depth': ..., 'classes': ...}`",
-        "a dict of 'depth' of shape (2, 2), 'classes' of shape (2, 4)",
+        "`policy={'classes': ..., 'depth': ...}`",
+        "a dict of 'classes' of shape (2, 4), 'depth' of shape (2, 2)",
     ):
         assert part in str(error.value)
     policy = CategoricalPolicy().bind(outputs("list"))
-    with pytest.raises(ValueError, match=r"return a dict.*a list of 0 of shape"):
+    with pytest.raises(ValueError, match=r"policy=\[\.\.\., \.\.\.\].*a list of 0 of"):
         policy.encode(inputs(2))
 
 
