@@ -18,6 +18,7 @@ from keras_reward.policies import (
     GaussianPolicy,
     Likelihood,
     ModelPolicy,
+    MultiOutputPolicy,
     Policy,
 )
 from keras_reward.rewards import (
@@ -82,6 +83,7 @@ __all__ = [
     "ModelPolicy",
     "ModelReward",
     "MovingAverageBaseline",
+    "MultiOutputPolicy",
     "PSNRReward",
     "PanopticQualityReward",
     "Policy",

@@ -11,7 +11,7 @@ subtracted from (Williams 1992, "Simple statistical gradient-following algorithm
 
 from keras import ops
 
-from keras_reward.nests import may_be_equal
+from keras_reward.nests import may_be_equal, position_shape
 
 
 def split_finite(rewards):
@@ -187,14 +187,15 @@ def checked(name, advantages, rewards, samples):
         name: the baseline's name, for the message.
         advantages: what the baseline returned.
         rewards: `(batch, samples)`.
-        samples: `(batch, samples, ...)`, with the axes of positions.
+        samples: `(batch, samples, ...)`, with the axes of positions, or a nest of them.
 
     Raises:
-        ValueError: unless the shape is that of the rewards or of the samples.
+        ValueError: unless the shape is that of the rewards or of the positions, see
+            `nests.position_shape`.
     """
     advantages = ops.convert_to_tensor(advantages)
     shape = tuple(advantages.shape)
-    expected = [tuple(rewards.shape), tuple(samples.shape)]
+    expected = [tuple(rewards.shape), position_shape(samples)]
     if not any(may_be_equal(shape, one) for one in expected):
         raise ValueError(
             f"Baseline {name!r} must return an advantage for each sample, or for each "

@@ -59,8 +59,9 @@ class Baseline(keras.layers.Layer):
                 the greedy outputs, which are then computed in each step.
 
         Returns:
-            `(batch, samples)`, or one advantage for each position of the samples,
-            `(batch, samples, ...)`. Values that are not finite count as 0.
+            `(batch, samples)`, or one advantage for each position of the samples, as
+            in `Likelihood`: `(batch, samples, ...)`. Values that are not finite count
+            as 0.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement `advantages(self, rewards)`."

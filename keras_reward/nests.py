@@ -4,6 +4,7 @@ A nest is a tensor, or a dict, list or tuple of nests. Inputs, targets and outpu
 nests. Leaves that are None stay None.
 """
 
+import math
 import re
 
 import keras
@@ -26,6 +27,11 @@ def to_numpy(nest):
 def to_tensor(nest):
     """Converts every array in a nest to a tensor."""
     return map_leaves(ops.convert_to_tensor, nest)
+
+
+def leaves_of(nest):
+    """List of the leaves of a nest, except those that are None."""
+    return [leaf for leaf in keras.tree.flatten(nest) if leaf is not None]
 
 
 # Rows: the entries of the first axis.
@@ -88,6 +94,59 @@ def first_samples(outputs, total, count):
         return outputs
     first = (slice(None), slice(count))
     return merge_rows(take_rows(split_rows(outputs, total), first))
+
+
+# Samples: `(batch, n, ...)`, or a nest of such parts with the same batch and n.
+
+
+def samples_per_input(samples):
+    """The number n of samples of each input."""
+    return leaves_of(samples)[0].shape[1]
+
+
+def position_shape(samples):
+    """Shape of what has one number for each position of samples.
+
+    Returns:
+        The shape of the samples, `(batch, n, ...)`. If they are a nest, the positions
+        of its parts are side by side: `(batch, n, positions)`. None stands for an
+        unknown length.
+    """
+    shapes = [tuple(leaf.shape) for leaf in leaves_of(samples)]
+    if not keras.tree.is_nested(samples):
+        return shapes[0]
+    sizes = [None if None in shape[2:] else math.prod(shape[2:]) for shape in shapes]
+    known = [size for size in sizes if size is not None]
+    return (*shapes[0][:2], sum(known) if len(known) == len(sizes) else None)
+
+
+def as_samples(outputs):
+    """`(batch, ...)` to `(batch, 1, ...)`, for every tensor in a nest."""
+    return map_leaves(lambda leaf: leaf[:, None], outputs)
+
+
+def with_sample(samples, outputs):
+    """Samples and, after the last one of each input, another output.
+
+    Args:
+        samples: nest of `(batch, n, ...)`.
+        outputs: the same nest of `(batch, ...)`.
+
+    Returns:
+        The same nest of `(batch, n + 1, ...)`, in the dtype of the samples.
+    """
+
+    def append(leaf, output):
+        if leaf is None:
+            return None
+        return ops.concatenate([leaf, ops.cast(output, leaf.dtype)[:, None]], axis=1)
+
+    return keras.tree.map_structure(append, samples, outputs)
+
+
+def first_of(samples, count):
+    """The first `count` samples of each input: nest of `(batch, count, ...)`."""
+    return take_rows(samples, (slice(None), slice(count)))
 
 
 def may_be_equal(shape, other):

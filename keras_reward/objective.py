@@ -11,6 +11,8 @@ the model's own samples with their advantages as weights
 
 from keras import ops
 
+from keras_reward.nests import may_be_equal
+
 
 def categorical_log_prob(logits, indices):
     """Log-probability of each index under a softmax, in float32.
@@ -148,8 +150,8 @@ def reward_loss(likelihood, advantages, sample_weight=None):
 
     Args:
         likelihood: a `Likelihood` of samples `(batch, n, ...)`.
-        advantages: `(batch, n)`, or one for each position, `(batch, n, ...)`.
-            Positions that do not count are ignored.
+        advantages: `(batch, n)`, or one for each position, with the shape of
+            `position_log_probs`. Positions that do not count are ignored.
         sample_weight: `(batch,)`, the weight of each input. Default: 1.
 
     Returns:
@@ -158,6 +160,14 @@ def reward_loss(likelihood, advantages, sample_weight=None):
     log_probs = likelihood.log_prob
     if len(advantages.shape) > 2:
         log_probs = likelihood.position_log_probs
+        shapes = tuple(log_probs.shape), tuple(advantages.shape)
+        if not may_be_equal(*shapes):
+            raise ValueError(
+                "Advantages of positions need the log-probability of each position, in "
+                "`position_log_probs` of the policy's likelihood. Give that its "
+                "positions, or each sample one advantage. Received: log-probabilities "
+                f"of shape {shapes[0]}, advantages of shape {shapes[1]}"
+            )
     return weighted_likelihood_loss(log_probs, advantages, None, sample_weight)
 
 

@@ -47,7 +47,7 @@ class Sampler(Probe):
         policy = self.owner.policy
         context = policy.encode(x, training=False)
         samples = policy.sample(context, self.num_samples, seed=self.seed_generator)
-        outputs, rewards, _ = self.owner.reward_samples(x, y, samples)
+        outputs, rewards, _ = self.owner.reward_samples(context, x, y, samples)
         result = {"rewards": rewards, "log_probs": policy.log_prob(context, samples)}
         return {**result, "outputs": outputs} if self.with_outputs else result
 

@@ -9,14 +9,17 @@ from keras_reward.policies.gaussian import GaussianPolicy
 from keras_reward.policies.keras_hub_tasks import is_language_model
 from keras_reward.policies.likelihood import Likelihood
 from keras_reward.policies.model_policy import ModelPolicy, has_protocol
+from keras_reward.policies.multi_output import (
+    OUTPUT_POLICIES,
+    MultiOutputPolicy,
+    is_config,
+)
 from keras_reward.policies.policy import Policy
 from keras_reward.policies.unreadable import refuse_next_tokens
 from keras_reward.sequences.sequence_model import what_is_missing
 
 POLICIES = {
-    "categorical": CategoricalPolicy,
-    "bernoulli": BernoulliPolicy,
-    "gaussian": GaussianPolicy,
+    **OUTPUT_POLICIES,
     "autoregressive": AutoregressivePolicy,
     "causal_lm": CausalLMPolicy,
     "model": ModelPolicy,
@@ -27,11 +30,12 @@ def get(identifier, model, temperature=1.0):
     """The policy of a model.
 
     Args:
-        identifier: `"auto"`, a name from `POLICIES`, a `Policy`, or its serialised
-            config. With `"auto"`, a model that has the methods of the policy protocol
-            gets a `ModelPolicy`, a KerasHub `CausalLM` or `Seq2SeqLM` a
-            `CausalLMPolicy`, and a sequence model an `AutoregressivePolicy`; the output
-            of any other model is read as classes in its last axis.
+        identifier: `"auto"`, a name from `POLICIES`, a `Policy`, its serialised config,
+            or a dict, list or tuple of them, see `MultiOutputPolicy`. With `"auto"`, a
+            model that has the methods of the policy protocol gets a `ModelPolicy`, a
+            KerasHub `CausalLM` or `Seq2SeqLM` a `CausalLMPolicy`, and a sequence model
+            an `AutoregressivePolicy`; the output of any other model is read as classes
+            in its last axis.
         model: the `keras.Model` to read.
         temperature: divides the logits.
 
@@ -48,11 +52,14 @@ def get(identifier, model, temperature=1.0):
             refuse_next_tokens(model, model.inputs, output, fewest=1)
     if isinstance(identifier, str) and identifier in POLICIES:
         identifier = POLICIES[identifier]()
+    if isinstance(identifier, (dict, list, tuple)) and not is_config(identifier):
+        identifier = MultiOutputPolicy(identifier)
     identifier = deserialized(identifier)
     if not isinstance(identifier, Policy):
         names = ", ".join(repr(name) for name in ["auto", *POLICIES])
         raise ValueError(
-            f"`policy` must be one of {names}, or an instance of Policy. "
+            f"`policy` must be one of {names}, an instance of Policy, or a dict or "
+            "list with a policy for each output. "
             f"Received: policy={identifier!r}"
         )
     return identifier.bind(model, temperature)

@@ -218,10 +218,17 @@ class AutoregressivePolicy(TokenPolicy):
 
         return write_tokens(self.model, context["model"], n, choose_allowed)[0]
 
-    def decode(self, x, samples, **details):
-        if self.codec is None and callable(getattr(self.model, "decode", None)):
-            return self.model.decode(x, samples, **details)
-        return super().decode(x, samples, **details)
+    @property
+    def decode_function(self):
+        own = getattr(self.model, "decode", None)
+        own = own if callable(own) else None
+        return own if self.codec is None else super().decode_function
+
+    def decode(self, x, samples, context=None, **details):
+        if self.codec is None and self.decode_function is not None:
+            # The model's own, which returns rows.
+            return self.call_decode_function(x, samples, context, details)
+        return super().decode(x, samples, context, **details)
 
     # Likelihood.
 

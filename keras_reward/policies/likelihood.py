@@ -1,5 +1,6 @@
 """The likelihood of samples, as policies return it."""
 
+import math
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -11,7 +12,9 @@ class Likelihood(NamedTuple):
     """The likelihood of samples `(batch, n, ...)`, in float32 and in nats.
 
     The axes after `(batch, n)` are the positions of a sample, such as tokens or pixels.
-    A policy that only knows the probability of whole samples has none.
+    A policy that only knows the probability of whole samples has none. If samples are
+    a nest, the positions of its parts are side by side in one axis, in the order of
+    `keras.tree.flatten`: see `of_parts`.
 
     Attributes:
         log_prob: `(batch, n)`, log-probability of whole samples: the sum over the
@@ -45,6 +48,37 @@ class Likelihood(NamedTuple):
     position_log_probs: Any
     counted: Any
     choice_log_probs: Any
+
+
+def of_parts(parts):
+    """Makes the `Likelihood` of samples with independent parts from those of the parts.
+
+    Args:
+        parts: list of `Likelihood`, each with the same choices, batch and n.
+
+    Returns:
+        A `Likelihood`: log-probabilities are added, and positions are side by side,
+        `(batch, n, positions)`. The entropy is the mean over all positions.
+    """
+    sizes = [math.prod(ops.shape(part.position_log_probs)[2:]) for part in parts]
+    weights = [ops.cast(size, "float32") for size in sizes]
+    entropy = sum(p.entropy * w for p, w in zip(parts, weights, strict=True))
+
+    def joined(name, lead):
+        tensors = []
+        for part, size in zip(parts, sizes, strict=True):
+            tensor = getattr(part, name)
+            shape = (*ops.shape(tensor)[:lead], size)
+            tensors.append(ops.reshape(tensor, shape))
+        return ops.concatenate(tensors, axis=-1)
+
+    return Likelihood(
+        sum(part.log_prob for part in parts),
+        entropy / sum(weights),
+        joined("position_log_probs", 2),
+        joined("counted", 2),
+        joined("choice_log_probs", 3),
+    )
 
 
 def of_positions(log_probs, entropy, counted=None):

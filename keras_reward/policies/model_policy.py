@@ -114,5 +114,9 @@ class ModelPolicy(Policy):
     def mode(self, context):
         return self.model.mode(context)
 
-    def decode(self, x, samples, **details):
-        return self.model.decode(x, samples, **details)
+    @property
+    def decode_function(self):
+        return self.model.decode
+
+    def decode(self, x, samples, context=None, **details):
+        return self.call_decode_function(x, samples, context, details)

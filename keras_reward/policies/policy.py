@@ -1,8 +1,11 @@
 """The base class of policies, which read a model's output as a distribution."""
 
+import functools
+import inspect
+
 import keras
 
-from keras_reward.nests import deserialized, merge_rows
+from keras_reward.nests import as_samples, deserialized, merge_rows
 
 TRUNCATIONS = ("top_k", "top_p", "sampler")
 
@@ -20,6 +23,14 @@ def refuse_truncation(name, kwargs):
             )
 
 
+def takes_context(function):
+    """Whether a function that decodes samples has an argument `context`."""
+    try:
+        return "context" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of some built-in functions none is known
+        return False
+
+
 class Policy(keras.layers.Layer):
     """Base class: how a model's output defines a distribution over outputs.
 
@@ -28,6 +39,9 @@ class Policy(keras.layers.Layer):
     except `decode`. A `keras.Model` that has the five methods itself is wrapped in a
     `ModelPolicy`.
 
+    Samples may be a nest, such as a dict of a box and its class: `(batch, n, ...)` in
+    every method's documentation then stands for a nest of tensors of that shape.
+
     `sample` and `likelihood` must use exactly the same distribution, including the
     temperature. Otherwise the Reinforce gradient is wrong.
 
@@ -35,7 +49,8 @@ class Policy(keras.layers.Layer):
         codec: how samples become what a reward sees. An object with a method
             `decode(inputs, samples)`, such as `ColorPalette`, or a function of that
             signature. `inputs` are the model's inputs, `(batch, ...)`; the samples and
-            the result are `(batch, samples, ...)`. Default: the reward sees the
+            the result are `(batch, samples, ...)`. If it has a third argument
+            `context`, it gets what `encode` returned. Default: the reward sees the
             samples.
         name: optional name.
 
@@ -84,6 +99,11 @@ class Policy(keras.layers.Layer):
         self.temperature = temperature
         return self
 
+    def bind_output(self, model, path, temperature=1.0):
+        """As `bind`, for a policy that reads one of several outputs, that at `path`."""
+        self._untracked(output_path=tuple(path))
+        return self.bind(model, temperature)
+
     def _untracked(self, **attributes):
         # The model belongs to the tuner. If Keras also tracked it in the policy, its
         # metrics would be added, among them a second "loss".
@@ -123,9 +143,9 @@ class Policy(keras.layers.Layer):
         Args:
             context: what `encode` returned.
             samples: `(batch, n, ...)`.
-            choices: list of tensors of the shape of `samples`: other choices. The
-                log-probability of each is computed at its position, given the sample at
-                all earlier ones.
+            choices: list of tensors of the shape of `samples`, or of nests like them:
+                other choices. The log-probability of each is computed at its position,
+                given the sample at all earlier ones.
             entropy_gradient: whether a gradient flows through the entropy. Default
                 False: the entropy is only logged.
 
@@ -187,28 +207,59 @@ class Policy(keras.layers.Layer):
 
     def greedy_outputs(self, x, context):
         """The greedy output of each input, decoded: what `predict` returns."""
-        return self.decode(x, self.mode(context)[:, None])
+        return self.sampled_outputs(x, context, as_samples(self.mode(context)))
 
-    def decode(self, x, samples, **details):
+    def sampled_outputs(self, x, context, samples, **details):
+        """What samples decode to: `decode`, given the context if it takes it."""
+        if self._take_context[0]:
+            details["context"] = context
+        return self.decode(x, samples, **details)
+
+    def decode(self, x, samples, context=None, **details):
         """Turns samples into what the reward sees.
+
+        A subclass's own `decode` need not take the context.
 
         Args:
             x: the model's inputs, `(batch, ...)`.
             samples: `(batch, n, ...)`.
-            **details: arguments for the codec.
+            context: what `encode` returned, for a codec that takes it. Default None.
+            **details: further arguments for the codec.
 
         Returns:
             Outputs in rows, `(batch * n, ...)`: the samples of an input are adjacent.
         """
-        if self.codec is not None:
-            decode = getattr(self.codec, "decode", self.codec)
-            samples = decode(x, samples, **details)
+        if self.decode_function is not None:
+            samples = self.call_decode_function(x, samples, context, details)
         return merge_rows(samples)
 
+    @property
+    def decode_function(self):
+        """The function of `(x, samples)` that decodes samples; None without a codec."""
+        return getattr(self.codec, "decode", self.codec)
+
+    def call_decode_function(self, x, samples, context, details):
+        """Calls `decode_function`, with the context if it takes it."""
+        if self._take_context[1]:
+            if context is None:
+                raise ValueError(
+                    f"What decodes the samples of this {type(self).__name__} takes the "
+                    "context. Pass `decode(x, samples, context=policy.encode(x))`. "
+                    "Received: context=None"
+                )
+            details = {**details, "context": context}
+        return self.decode_function(x, samples, **details)
+
+    @functools.cached_property
+    def _take_context(self):
+        # Known once: a step on PyTorch would look it up each time.
+        return takes_context(self.decode), takes_context(self.decode_function)
+
     def twin(self, model):
-        """A policy with the same settings for another model."""
+        """A policy with the same settings and weights for another model."""
         twin = type(self).from_config({**self.get_config(), **self.given()})
-        twin.bind(model, self.temperature).set_weights(self.get_weights())
+        twin.bind_output(model, self.output_path, self.temperature)
+        twin.set_weights(self.get_weights())
         return twin
 
     def given(self):

@@ -168,12 +168,13 @@ class TokenPolicy(Policy):
         """The greedy output, decoded; with `token_probs` if the codec uses them."""
         greedy = self.mode(context)[:, None]
         if not getattr(self.codec, "uses_token_probs", False):
-            return self.decode(x, greedy)
+            return self.sampled_outputs(x, context, greedy)
         greedy = ops.convert_to_tensor(greedy, "int32")
         log_probs, _ = self.token_likelihoods(context, greedy[None])
         # Also at positions that do not count, such as the confidence of a box.
         log_probs = ops.where(self.mask(context, greedy), log_probs[0], 0.0)
-        return self.decode(x, greedy, token_probs=ops.exp(log_probs))
+        probabilities = ops.exp(log_probs)
+        return self.sampled_outputs(x, context, greedy, token_probs=probabilities)
 
     def get_config(self):
         return {**super().get_config(), "logits_chunk": self.logits_chunk}

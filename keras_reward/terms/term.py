@@ -71,11 +71,12 @@ class Term(keras.layers.Layer):
 
         Args:
             policy: a `Policy` with `takes_choices`.
-            samples: `(batch, n, ...)`.
+            samples: nest of `(batch, n, ...)`.
 
         Returns:
-            Sequence of tensors of the shape of `samples`. Default: empty. Their
-            log-probabilities are in `update.likelihood.choice_log_probs`.
+            Sequence of tensors of the shape of `samples`, or of nests like them.
+            Default: empty. Their log-probabilities are in
+            `update.likelihood.choice_log_probs`.
         """
         return ()
 

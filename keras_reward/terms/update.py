@@ -10,9 +10,10 @@ class Rollout(NamedTuple):
     1 with `update="first"`.
 
     Attributes:
-        samples: `(batch, n, ...)`.
+        samples: nest of `(batch, n, ...)`.
         outputs: what the samples decode to, a nest of `(batch * n, ...)`.
-        advantages: `(batch, n)`, or one for each position, `(batch, n, ...)`.
+        advantages: `(batch, n)`, or one for each position, `(batch, n, ...)`, as in
+            `Likelihood`.
         rewards: `(batch, num_samples)` of all samples, NaN where there is no reward.
         components: dict of `(batch, num_samples)` by the name of the component.
     """

@@ -6,7 +6,14 @@ import keras
 from keras import ops
 
 from keras_reward import advantages
-from keras_reward.nests import first_samples, repeat_rows
+from keras_reward.nests import (
+    first_of,
+    first_samples,
+    leaves_of,
+    repeat_rows,
+    samples_per_input,
+    with_sample,
+)
 from keras_reward.objective import input_weights, reward_loss
 from keras_reward.rewards.reward import check_shapes
 from keras_reward.terms.update import Rollout, Update
@@ -78,38 +85,38 @@ class TrainingStep:
         samples = self.policy.sample(context, n, seed=self.seed_generator)
         drawn = samples
         if self.baseline.uses_greedy:
-            greedy = ops.cast(self.policy.mode(context), samples.dtype)
-            drawn = ops.concatenate([samples, greedy[:, None]], axis=1)
-        outputs, earned, components = self.reward_samples(x, y, drawn)
+            drawn = with_sample(samples, self.policy.mode(context))
+        outputs, earned, components = self.reward_samples(context, x, y, drawn)
         advantage = self.advantages(earned, samples)
         kept = 1 if self.update == "first" else n
         return Rollout(
-            samples[:, :kept],
-            first_samples(outputs, drawn.shape[1], kept),
+            first_of(samples, kept),
+            first_samples(outputs, samples_per_input(drawn), kept),
             advantage[:, :kept],
             earned[:, :n],
             {name: values[:, :n] for name, values in components.items()},
         )
 
-    def reward_samples(self, x, y, samples):
+    def reward_samples(self, context, x, y, samples):
         """The outputs that samples decode to, and their rewards.
 
         Args:
+            context: what `policy.encode(x)` returned.
             x: the model's inputs.
             y: targets, or None.
-            samples: `(batch, n, ...)`.
+            samples: nest of `(batch, n, ...)`.
 
         Returns:
             Outputs, a nest of `(batch * n, ...)`, rewards `(batch, n)`, and a dict of
             components, `(batch, n)` each.
         """
-        n = samples.shape[1]
-        outputs = self.policy.decode(x, samples)
+        n = samples_per_input(samples)
+        outputs = self.policy.sampled_outputs(x, context, samples)
         targets = repeat_rows(self.reward.prepare(y), n)
         inputs = repeat_rows(x, n) if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, outputs, inputs, multiple=n)
         earned, components = self.reward.evaluate(targets, outputs, inputs)
-        shape = (ops.shape(samples)[0], n)
+        shape = (ops.shape(leaves_of(samples)[0])[0], n)
         components = {k: ops.reshape(v, shape) for k, v in components.items()}
         return outputs, ops.reshape(earned, shape), components
 
@@ -119,7 +126,7 @@ class TrainingStep:
         Args:
             earned: rewards `(batch, num_samples)`; if the baseline uses the rewards of
                 the greedy outputs, they are in one more column at the end.
-            samples: `(batch, num_samples, ...)`.
+            samples: nest of `(batch, num_samples, ...)`.
         """
         own = earned[:, : self.num_samples]
         greedy = {"greedy_rewards": earned[:, -1]} if self.baseline.uses_greedy else {}
