@@ -9,9 +9,10 @@ the model's own samples with their advantages as weights
 (Pinto et al. 2023, "Tuning computer vision models with task rewards", section 3).
 """
 
+import keras
 from keras import ops
 
-from keras_reward.nests import may_be_equal
+from keras_reward.nests import leaves_of, may_be_equal
 
 
 def categorical_log_prob(logits, indices):
@@ -176,10 +177,15 @@ def input_weights(sample_weight, like):
 
     Args:
         sample_weight: `(batch,)` or `(batch, 1)`, one number for each input, or None.
+            For a `y` that is a nest, Keras makes a nest of it, the same for each leaf.
+            A reward is of all of them: if they differ, their mean counts.
         like: a tensor with the batch in its first axis, for the message.
     """
     if sample_weight is None:
         return None
+    if keras.tree.is_nested(sample_weight):
+        weights = [input_weights(leaf, like) for leaf in leaves_of(sample_weight)]
+        return sum(weights) / len(weights) if weights else None
     shape = tuple(sample_weight.shape)
     if len(shape) > 2 or (len(shape) == 2 and shape[1] != 1):
         raise ValueError(

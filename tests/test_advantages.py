@@ -94,3 +94,13 @@ def test_no_signal_where_all_scored_samples_earn_the_same():
     rewards = [[1.0, 1.0], [1.0, 1.0 + 1e-6], [NAN, 2.0], [NAN, NAN]]
     result = to_numpy(advantages.no_signal(rewards))
     np.testing.assert_array_equal(result, [True, False, True, True])
+
+
+def test_positions_of_a_nest_are_side_by_side():
+    rewards = np.zeros((2, 3), "float32")
+    samples = {"box": np.zeros((2, 3, 2, 2)), "class": np.zeros((2, 3)), "none": None}
+    each = np.full((2, 3, 5), np.nan)
+    result = advantages.checked("own", each, rewards, samples)
+    np.testing.assert_array_equal(to_numpy(result), np.zeros((2, 3, 5)))
+    with pytest.raises(ValueError, match=r"Expected: shape \(2, 3\) or \(2, 3, 5\)"):
+        advantages.checked("own", each[..., :4], rewards, samples)

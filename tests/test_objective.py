@@ -76,6 +76,15 @@ def test_token_weights_that_are_equal_are_the_sequence_weight():
     )
 
 
+def test_a_weight_for_each_leaf_of_a_nest_is_their_mean():
+    """As Keras makes it from one weight, if the targets are a nest."""
+    weight, like = np.array([1.0, 3.0]), np.zeros((2, 4))
+    same = objective.input_weights({"a": weight, "b": [weight, weight]}, like)
+    np.testing.assert_allclose(to_numpy(same), weight)
+    other = objective.input_weights((weight, 3 * weight[:, None]), like)
+    np.testing.assert_allclose(to_numpy(other), [2.0, 6.0])
+
+
 def test_sample_weight_weighs_inputs():
     log_probs = np.array([[-1.0], [-2.0]], "float32")
     loss = objective.weighted_likelihood_loss(

@@ -15,6 +15,7 @@ class MaximumLikelihood(Term):
     applies, as in sampling. `y` has the form of a sample: class indices for a
     `CategoricalPolicy`, padded token ids `(batch, tokens)` or
     `(batch, references, tokens)` for a sequence model. Padding at the end is ignored.
+    For a model with several outputs, a dict or list of them, see `MultiOutputPolicy`.
 
     Args:
         weight: factor of the term. Default 1.0.

@@ -47,7 +47,9 @@ class RewardTuning(RewardTrainer, TrainingStep, CheckedFitting, keras.Model):
             sequence model such as `VisionEncoderDecoder` is sampled token by token,
             and any other model's output is read as classes in its last axis: logits,
             or probabilities as after a softmax. Or `"categorical"`, `"bernoulli"`,
-            `"gaussian"`, `"autoregressive"`, or a `Policy`.
+            `"gaussian"`, `"autoregressive"`, or a `Policy`. For a model with several
+            outputs, a dict or list with a policy for each that is tuned, see
+            `MultiOutputPolicy`.
         num_samples: outputs drawn for each input in a training step. Default 2, as in
             the paper; more samples lower the variance of the gradient.
         baseline: what is subtracted from a reward. `"leave_one_out"` (default): the

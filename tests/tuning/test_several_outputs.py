@@ -290,6 +290,22 @@ def test_fit_raises_the_reward_and_predict_returns_all_outputs():
 
 
 @pytest.mark.slow
+def test_a_weight_of_an_input_counts_once_for_all_outputs():
+    """Keras hands over a weight for each leaf of `y`."""
+    x, y = scene_data(4)
+    weight = np.array([0.0, 2.0, 0.5, 1.0], "float32")
+    tuned = scene_tuner()
+    loss = tuned.evaluate(x, y, sample_weight=weight, verbose=0, return_dict=True)
+    outputs = tuned.predict(x, verbose=0)
+    rewards = to_numpy(scene_reward(y, outputs))
+    np.testing.assert_allclose(loss["loss"], -(weight * rewards).mean(), rtol=1e-5)
+    before = weights_of(tuned)
+    tuned.fit(x, y, sample_weight=0 * weight, verbose=0)
+    for a, b in zip(weights_of(tuned), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
 def test_a_saved_tuning_has_each_policy_where_it_was(tmp_path):
     tuned = scene_tuner()
     x, y = scene_data()
