@@ -125,6 +125,14 @@ class MultiOutputPolicy(Policy):
                 policy.bind_output(model, (*self.output_path, key), temperature)
         return super().bind(model, temperature)
 
+    @property
+    def needs_first_batch(self):
+        return any(policy.needs_first_batch for policy in self.by_key().values())
+
+    def check_first_batch(self, x):
+        if self.needs_first_batch:
+            self.encode(x)
+
     def encode(self, x, training=False):
         """Runs the model once.
 

@@ -402,7 +402,7 @@ REFUSED = {
     ),
     "one for several": (
         lambda: read("categorical"),
-        "several outputs, pass a dict or list with a policy for each.*a dict from",
+        "CategoricalPolicy expects the model to return one tensor of floats",
     ),
     "wrong rank": (
         lambda: read({"flat": "categorical"}, flat_model()),
