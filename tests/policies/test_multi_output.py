@@ -141,7 +141,7 @@ def test_other_choices_of_all_outputs_are_given_together():
 def test_the_noise_of_outputs_is_independent(seed):
     """Two fair coins of the same model: all four outcomes are as likely."""
     x = keras.Input((1,))
-    coin = keras.layers.Lambda(lambda x: 0.0 * x)(x)
+    coin = keras.layers.Dense(1, kernel_initializer="zeros")(x)
     model = keras.Model(x, {"a": coin, "b": {"c": coin, "d": coin}})
     nested = {"a": "bernoulli", "b": {"c": "bernoulli", "d": "bernoulli"}}
     policy = MultiOutputPolicy(nested).bind(model)
