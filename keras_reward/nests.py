@@ -96,6 +96,13 @@ def first_samples(outputs, total, count):
     return merge_rows(take_rows(split_rows(outputs, total), first))
 
 
+def may_be_equal(shape, other):
+    """Whether two shapes can be equal; None stands for an unknown length."""
+    return len(shape) == len(other) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(shape, other, strict=True)
+    )
+
+
 # Samples: `(batch, n, ...)`, or a nest of such parts with the same batch and n.
 
 
@@ -147,13 +154,6 @@ def with_sample(samples, outputs):
 def first_of(samples, count):
     """The first `count` samples of each input: nest of `(batch, count, ...)`."""
     return take_rows(samples, (slice(None), slice(count)))
-
-
-def may_be_equal(shape, other):
-    """Whether two shapes can be equal; None stands for an unknown length."""
-    return len(shape) == len(other) and all(
-        None in pair or pair[0] == pair[1] for pair in zip(shape, other, strict=True)
-    )
 
 
 # Values, outside of compiled functions; names and configs.
