@@ -125,6 +125,11 @@ class MultiOutputPolicy(Policy):
                 policy.bind_output(model, (*self.output_path, key), temperature)
         return super().bind(model, temperature)
 
+    def check_inputs(self, x):
+        for key, policy in self.by_key().items():
+            with of_output(key):
+                policy.check_inputs(x)
+
     @property
     def needs_first_batch(self):
         return any(policy.needs_first_batch for policy in self.by_key().values())

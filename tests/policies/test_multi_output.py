@@ -440,6 +440,16 @@ def test_what_cannot_be_right_is_refused(name):
         call()
 
 
+def test_inputs_are_checked_by_each_policy():
+    class Picky(BernoulliPolicy):
+        def check_inputs(self, x):
+            raise ValueError(f"of {len(x)} inputs")
+
+    policy = policies.get({"at": "gaussian", "found": Picky()}, dict_model())
+    with pytest.raises(ValueError, match="Output 'found': of 4 inputs"):
+        policy.check_inputs(inputs(4))
+
+
 def test_a_policy_is_of_one_model():
     given = {"found": BernoulliPolicy()}
     policies.get(given, dict_model())

@@ -128,13 +128,14 @@ def test_targets_repeated_after_preparing_score_as_targets_repeated_before(name)
     tuned = tuner(name, reward, codec)
     x = ops.convert_to_tensor(inputs(IMAGES))
     y = keras.tree.map_structure(ops.convert_to_tensor, y)
-    samples = tuned.policy.sample(tuned.policy.encode(x), SAMPLES, seed=1)
+    context = tuned.policy.encode(x)
+    samples = tuned.policy.sample(context, SAMPLES, seed=1)
     outputs = tuned.policy.decode(x, samples)
     rows = keras.tree.map_structure(lambda t: ops.repeat(t, SAMPLES, axis=0), y)
 
     def both(y, samples, rows, outputs):
         one_by_one = reward.evaluate(reward.prepare(rows), outputs)[0]
-        return tuned.reward_samples(x, y, samples)[1], one_by_one
+        return tuned.reward_samples(context, x, y, samples)[1], one_by_one
 
     rewards, expected = map(to_numpy, compiled(both)(y, samples, rows, outputs))
     assert rewards.shape == (IMAGES, SAMPLES)
