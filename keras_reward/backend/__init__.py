@@ -6,8 +6,8 @@ What a step does is the same everywhere, `TrainingStep.training_step`. It gets
 gets `no_gradient(function, *args)`, for sampling and rewards, and returns a scalar and
 what `descend` is to return. `keep_weights` lets the model keep its weights when a step
 is interrupted. Within `variable_scope()` a model may be called for the first time
-outside of a step. On other backends of Keras, which only run a model, training raises
-an error.
+outside of a step, with `of_one_replica(batch)`. On other backends of Keras, which only
+run a model, training raises an error.
 
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
 within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.

@@ -1,5 +1,6 @@
 """The reward tuning step on TensorFlow."""
 
+import keras
 import tensorflow as tf
 
 from keras_reward.backend.keras_private import flatten_layers
@@ -17,6 +18,11 @@ class RewardTrainer:
     def variable_scope(self):
         """Where a model that is called outside of its loops makes its variables."""
         return self.distribute_strategy.scope()
+
+    def of_one_replica(self, batch):
+        """What one replica gets of a batch from a distributed dataset."""
+        parts = self.distribute_strategy.experimental_local_results
+        return keras.tree.map_structure(lambda leaf: parts(leaf)[0], batch)
 
     def make_train_function(self, force=False):
         """Builds the optimizer before the step is traced.

@@ -23,6 +23,10 @@ class RewardTrainer:
         """Where a model that is called outside of its loops makes its variables."""
         return contextlib.nullcontext()
 
+    def of_one_replica(self, batch):
+        """The batch: here, none is divided before a step."""
+        return batch
+
     def train_step(self, data):
         return self.training_step(data, lambda loss: descend(self, loss))
 

@@ -27,7 +27,7 @@ def show_first_batch(method, tuner, args, kwargs):
     bound = inspect.signature(method).bind(tuner, *args, **kwargs)
     batch, bound.arguments["x"] = first_batch(bound.arguments.get("x"))
     if batch is not None:
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(tuner.of_one_replica(batch))
         with tuner.variable_scope():
             policy.check_first_batch(first_rows(x, tuner.model))
     return bound.args[1:], bound.kwargs

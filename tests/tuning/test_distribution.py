@@ -66,3 +66,40 @@ def test_two_devices_equal_one(tmp_path):
             runs.append([weights[name] for name in weights.files])
     for a, b in zip(*runs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+# A model that is built by the look at the first batch, in and from a strategy.
+UNBUILT = """
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+logical = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(cpu, logical)
+import keras
+from test_first_batch import Softmaxed, class_is_3
+from tiny import inputs
+
+from keras_reward import RewardTuning
+
+strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
+data = tf.data.Dataset.from_tensor_slices(inputs(8)).batch(4)
+for x in (data, strategy.experimental_distribute_dataset(data)):
+    with strategy.scope():
+        tuned = RewardTuning(Softmaxed(), reward=class_is_3)
+        tuned.compile(keras.optimizers.Adam(0.05))
+    tuned.fit(x, verbose=0)
+    assert isinstance(tuned.model.dense.kernel.value, tf.distribute.DistributedValues)
+    assert tuned.policy.from_logits is False
+"""
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="`tf.distribute` is TensorFlow's"
+)
+def test_a_model_is_built_within_the_strategy():
+    subprocess.run(
+        [sys.executable, "-c", UNBUILT],
+        cwd=pathlib.Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+    )
