@@ -11,6 +11,7 @@ from keras_reward.forms.colors import (
     LAB_SLOPE,
     WHITE,
     XYZ_TO_RGB,
+    check_range,
     lab_to_rgb,
     lightness_of,
     rgb_to_lab,
@@ -88,7 +89,12 @@ class ColorPalette:
 
         Returns:
             `(batch, rows, columns)` int32.
+
+        Raises:
+            ValueError: if images are not whole cells, or have values that are NaN or
+                far outside [0, 1]. Within a compiled function, values are not checked.
         """
+        check_range("ColorPalette", images, allow_nan=False)
         _, height, width, _ = images.shape
         rows, columns = grid or (height, width)
         if height % rows or width % columns:
@@ -102,6 +108,14 @@ class ColorPalette:
         distance = ops.square(a - self.colors[:, 0]) + ops.square(b - self.colors[:, 1])
         return ops.cast(ops.argmin(distance, axis=-1), "int32")
 
+    def check_inputs(self, inputs):
+        """Raises if the lightness of input images cannot be read, see `decode`.
+
+        Args:
+            inputs: array or tensor of images.
+        """
+        check_range("ColorPalette", inputs)
+
     def decode(self, inputs, samples):
         """Combines the lightness of the input images with the sampled colours.
 
@@ -110,6 +124,8 @@ class ColorPalette:
 
         Args:
             inputs: `(batch, H, W, 1)` or `(batch, H, W, 3)` float images in [0, 1].
+                Pixels far outside, as in images of 0 to 255, become NaN: an image with
+                such a pixel has no reward.
             samples: `(batch, n, rows, columns)` int bins.
 
         Returns:

@@ -9,6 +9,12 @@ import functools
 import numpy as np
 from keras import ops
 
+from keras_reward.nests import host_array
+
+# How far outside [0, 1] values may lie, to be clipped: a policy adds noise to images.
+# Images in 0 to 255 are beyond.
+MAX_OVERSHOOT = 2.0
+
 # IEC 61966-2-1 (sRGB) primaries to CIE XYZ, and the D65 white point, with the digits
 # that scikit-image uses. White becomes (100, -0.0025, 0.0047), not exactly grey.
 RGB_TO_XYZ = np.array(
@@ -33,6 +39,41 @@ LAB_EDGE = (6.0 / 29.0) ** 3
 LAB_SLOPE = (29.0 / 6.0) ** 2 / 3.0
 
 LAB_OFFSET = 4.0 / 29.0
+
+
+def are_readable(images):
+    """Whether values are in [0, 1], or so near to it that clipping them makes sense.
+
+    Args:
+        images: float tensor of any shape.
+
+    Returns:
+        Bools of its shape; False for NaN.
+    """
+    return ops.abs(images - 0.5) <= 0.5 + MAX_OVERSHOOT
+
+
+def check_range(reader, images, allow_nan=True):
+    """Raises if the values of images are far outside [0, 1].
+
+    Args:
+        reader: name of what reads the images, for the message.
+        images: array or tensor. Not checked inside a compiled function.
+        allow_nan: whether NaN passes.
+    """
+    values = host_array(images)
+    if values is None or not values.size:
+        return
+    low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+    if not allow_nan and np.isnan(values).any():
+        low = high = np.nan
+    is_inside = low >= -MAX_OVERSHOOT and high <= 1.0 + MAX_OVERSHOOT
+    if not is_inside and not (allow_nan and np.isnan(low)):
+        raise ValueError(
+            f"{reader} needs images with values in [0, 1]; up to {MAX_OVERSHOOT:g} "
+            "outside they are clipped. Divide images in 0 to 255 by 255. "
+            f"Received: values from {low:g} to {high:g}"
+        )
 
 
 def power(x, exponent):
@@ -67,7 +108,8 @@ def rgb_to_lab(images, stack=True):
     """Converts sRGB to CIE Lab (D65).
 
     Args:
-        images: `(..., 3)` float RGB in [0, 1].
+        images: `(..., 3)` float RGB in [0, 1]. A NumPy array far outside raises a
+            `ValueError`; the values of tensors are not checked.
         stack: if False, returns a tuple of the three planes instead of one tensor.
 
     Returns:
@@ -82,6 +124,8 @@ def rgb_to_lab(images, stack=True):
     rgb_to_lab(np.array([1.0, 0.0, 0.0], "float32"))  # [53.24, 80.09, 67.20], red
     ```
     """
+    if isinstance(images, np.ndarray):
+        check_range("rgb_to_lab", images)
     linear = srgb_to_linear(ops.cast(images, "float32"))
     red, green, blue = linear[..., 0], linear[..., 1], linear[..., 2]
     x, y, z = (
@@ -151,12 +195,15 @@ def lightness_of(images):
     """Lab lightness of grey or RGB images.
 
     Args:
-        images: `(..., 1)` or `(..., 3)` float sRGB in [0, 1].
+        images: `(..., 1)` or `(..., 3)` float sRGB, clipped to [0, 1].
 
     Returns:
-        `(...)` float32 in [0, 100].
+        `(...)` float32 in [0, 100]; NaN for pixels that are NaN or further than
+        `MAX_OVERSHOOT` outside.
     """
-    linear = srgb_to_linear(ops.cast(images, "float32"))
+    images = ops.cast(images, "float32")
+    clipped = ops.where(are_readable(images), ops.clip(images, 0.0, 1.0), np.nan)
+    linear = srgb_to_linear(clipped)
     if linear.shape[-1] == 1:
         luminance = linear[..., 0]
     else:
@@ -175,7 +222,13 @@ def to_gray(images):
 
     Returns:
         `(..., 1)` float32 in [0, 1].
+
+    Raises:
+        ValueError: for a NumPy array far outside [0, 1], such as one in 0 to 255. Such
+            pixels of tensors become NaN.
     """
+    if isinstance(images, np.ndarray):
+        check_range("to_gray", images)
     luminance = inverse_lab_curve((lightness_of(images) + 16.0) / 116.0)
     return ops.clip(linear_to_srgb(luminance), 0.0, 1.0)[..., None]
 

@@ -5,6 +5,8 @@ import io
 import keras
 import numpy as np
 
+from keras_reward.forms.colors import MAX_OVERSHOOT
+
 CELL = 2.2  # inches
 
 
@@ -18,9 +20,16 @@ def input_images(x):
 
 
 def as_rgb(images):
-    """Converts grey or RGB images, floats in [0, 1] or bytes, to bytes `(..., 3)`."""
+    """Converts grey or RGB images to bytes `(..., 3)`.
+
+    Args:
+        images: floats in [0, 1] or in 0 to 255, which some models take, or bytes.
+    """
     if images.dtype.kind == "f":
-        images = np.clip(np.nan_to_num(images), 0.0, 1.0) * 255.0 + 0.5
+        # A few large values are noise, not another range.
+        in_bytes = np.mean(images > 1.0 + MAX_OVERSHOOT) > 0.01
+        images = np.nan_to_num(images) * (1.0 if in_bytes else 255.0)
+        images = np.clip(images, 0.0, 255.0) + 0.5
     images = images.astype("uint8")
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 

@@ -88,7 +88,7 @@ class ColorizationTask:
 
     def check_labels(self, labels):
         """Raises unless labels, a NumPy array, are float RGB in [0, 1]."""
-        if labels.dtype.kind != "f" or labels.min() < 0 or labels.max() > 1:
+        if labels.dtype.kind != "f" or not (labels.min() >= 0 and labels.max() <= 1):
             raise ValueError(
                 "The labels of ColorizationTask are colour images, float in [0, 1]. "
                 f"Received: {labels.dtype} from {labels.min()} to {labels.max()}"
@@ -122,7 +122,7 @@ class ColorizationTask:
             return ops.clip(0.5 * color + 0.5, 0.0, 1.0)
         low, high = self.value_range
         images = (ops.cast(images, "float32") - low) / (high - low)
-        lightness = lightness_of(ops.clip(images, 0.0, 1.0))
+        lightness = lightness_of(images)
         if self.smoothing:
             guide = ops.expand_dims(lightness / 100.0, axis=-1)
             color = guided_filter(color, guide, self.smoothing)

@@ -179,8 +179,12 @@ class Policy(keras.layers.Layer):
         """Raises if the model cannot make outputs for `x`.
 
         `fit`, `train_on_batch`, `evaluate` and `predict` call it if they get arrays or
-        tensors, since a compiled step cannot check values. Default: nothing is checked.
+        tensors, since a compiled step cannot check values. Default: the method
+        `check_inputs(x)` of the codec, if it has one.
         """
+        check = getattr(self.codec, "check_inputs", None)
+        if check is not None:
+            check(x)
 
     @property
     def needs_first_batch(self):

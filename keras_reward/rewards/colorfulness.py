@@ -3,14 +3,40 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_reward.forms.colors import rgb_to_lab
+from keras_reward.forms.colors import are_readable, check_range, rgb_to_lab
+from keras_reward.nests import map_leaves
 from keras_reward.rewards.reward import Reward
 
 
 class ColorReward(Reward):
-    """Base class of rewards that are computed from the (a, b) plane of images."""
+    """Base class of rewards that are computed from the (a, b) plane of images.
+
+    Images are clipped to [0, 1], as a screen does. An image has no reward, NaN, if a
+    value is NaN or further than 2 outside: it may be in 0 to 255. `reward(...)`, which
+    sees the values, raises an error for such images; in `fit` they count in the metric
+    `no_reward`.
+    """
+
+    def call(self, y_true, y_pred):
+        values = self.of_chroma(*self.chroma_plane(y_pred))
+        images = ops.cast(y_pred, "float32")
+        readable = ops.all(are_readable(images), axis=(1, 2, 3))
+        return map_leaves(lambda value: ops.where(readable, value, np.nan), values)
+
+    def of_chroma(self, a, b):
+        """What `call` returns for readable images.
+
+        Args:
+            a, b: Lab coordinates, `(rows, H, W)`.
+        """
+        raise NotImplementedError
+
+    def check_values(self, y_true, y_pred):
+        del y_true
+        check_range(f"Reward {self.name!r}", y_pred)
 
     def chroma_plane(self, images):
         """The Lab coordinates a and b of RGB images: two `(rows, H, W)` tensors."""
@@ -23,7 +49,8 @@ class ColorReward(Reward):
                 f"Received: shape {shape}, dtype {dtype}. If the policy's samples are "
                 "not images, give it a `codec` that turns them into images."
             )
-        _, a, b = rgb_to_lab(ops.cast(images, "float32"), stack=False)
+        images = ops.clip(ops.cast(images, "float32"), 0.0, 1.0)
+        _, a, b = rgb_to_lab(images, stack=False)
         return a, b
 
 
@@ -122,8 +149,9 @@ class VividnessReward(ColorReward):
         threshold: chroma above which a pixel is vivid, in Lab units. Default 10.
         name: optional name.
 
-    Call arguments: `y_true` is not used; `y_pred` float RGB images in [0, 1],
-    `(rows, height, width, 3)`. Returns `(rows,)` in [0, 1].
+    Call arguments: `y_true` is not used; `y_pred` float RGB images,
+    `(rows, height, width, 3)`, clipped to [0, 1]. Returns `(rows,)` in [0, 1], NaN
+    for images with values that are NaN or further than 2 outside [0, 1].
 
     Example:
 
@@ -143,8 +171,8 @@ class VividnessReward(ColorReward):
         super().__init__(name=name)
         self.threshold = threshold
 
-    def call(self, y_true, y_pred):
-        (vivid,) = shares([is_vivid(*self.chroma_plane(y_pred), self.threshold)])
+    def of_chroma(self, a, b):
+        (vivid,) = shares([is_vivid(a, b, self.threshold)])
         return vivid
 
     def get_config(self):
@@ -166,8 +194,9 @@ class HueEntropyReward(ColorReward):
         bins: number of equal bins. Default 7, so the entropy is at most ln 7 = 1.95.
         name: optional name.
 
-    Call arguments: `y_true` is not used; `y_pred` float RGB images in [0, 1],
-    `(rows, height, width, 3)`. Returns `(rows,)` in [0, ln bins].
+    Call arguments: `y_true` is not used; `y_pred` float RGB images,
+    `(rows, height, width, 3)`, clipped to [0, 1]. Returns `(rows,)` in [0, ln bins],
+    NaN for images with values that are NaN or further than 2 outside [0, 1].
 
     Example:
 
@@ -188,8 +217,8 @@ class HueEntropyReward(ColorReward):
         super().__init__(name=name)
         self.bins = bins
 
-    def call(self, y_true, y_pred):
-        return hue_entropy(shares(beyond_hues(*self.chroma_plane(y_pred), self.bins)))
+    def of_chroma(self, a, b):
+        return hue_entropy(shares(beyond_hues(a, b, self.bins)))
 
     def get_config(self):
         return {**super().get_config(), "bins": self.bins}
@@ -211,8 +240,9 @@ class ColorfulnessReward(ColorReward):
         bins: number of hue bins. Default 7.
         name: optional name.
 
-    Call arguments: `y_true` is not used; `y_pred` float RGB images in [0, 1],
-    `(rows, height, width, 3)`. Returns `(rows,)` in [0, ln bins].
+    Call arguments: `y_true` is not used; `y_pred` float RGB images,
+    `(rows, height, width, 3)`, clipped to [0, 1]. Returns `(rows,)` in [0, ln bins],
+    NaN for images with values that are NaN or further than 2 outside [0, 1].
 
     Example:
 
@@ -236,8 +266,7 @@ class ColorfulnessReward(ColorReward):
         self.threshold = threshold
         self.bins = bins
 
-    def call(self, y_true, y_pred):
-        a, b = self.chroma_plane(y_pred)
+    def of_chroma(self, a, b):
         flags = [is_vivid(a, b, self.threshold), *beyond_hues(a, b, self.bins)]
         vivid, *beyond = shares(flags)
         hues = hue_entropy(beyond)

@@ -54,6 +54,10 @@ class Combination(Reward):
         for reward in self.rewards:
             reward.raise_failure()
 
+    def check_values(self, y_true, y_pred):
+        for reward in self.rewards:
+            reward.check_values(y_true, y_pred)
+
     def prepare(self, y_true):
         return [reward.prepare(y_true) for reward in self.rewards]
 

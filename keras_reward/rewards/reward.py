@@ -5,6 +5,7 @@ import inspect
 import keras
 from keras import ops
 
+from keras_reward.forms.ragged import with_arrays
 from keras_reward.nests import map_leaves, rows_of, snake_case, to_tensor
 
 
@@ -110,17 +111,35 @@ class Reward:
         """Computes the rewards of outputs, one per row.
 
         Args:
-            y_true: targets, one per row, or None.
-            y_pred: outputs, `(rows, ...)`.
+            y_true: targets, one per row, or None: arrays, tensors, or nests of them.
+                Lists of numbers are arrays. Ragged ones of integers, such as captions,
+                are padded with -1, as is a `tf.RaggedTensor`.
+            y_pred: outputs, `(rows, ...)`, likewise.
             inputs: the model's inputs, one per row, for rewards that use them.
 
         Returns:
             `(rows,)` float32.
+
+        Raises:
+            ValueError: for values that cannot be right, and as `evaluate`.
         """
-        y_true, y_pred, inputs = to_tensor((y_true, y_pred, inputs))
+        y_true, y_pred, inputs = to_tensor(with_arrays((y_true, y_pred, inputs)))
         rewards = self.evaluate(self.prepare(y_true), y_pred, inputs)[0]
+        self.check_values(y_true, y_pred)
         self.raise_failure()
         return rewards
+
+    def check_values(self, y_true, y_pred):
+        """Raises for values that cannot be right, such as images in 0 to 255.
+
+        Only a call by hand, `reward(y_true, y_pred)`, checks values. A compiled step
+        cannot see them: there `call` returns NaN for such rows. Default: nothing is
+        checked.
+
+        Args:
+            y_true: targets as the dataset yields them, or None.
+            y_pred: outputs, `(rows, ...)`.
+        """
 
     def evaluate(self, y_true, y_pred, inputs=None):
         """As `__call__`, but takes prepared targets and also returns the components.

@@ -125,7 +125,10 @@ def test_masks_are_drawn_over_images():
 def test_what_is_no_picture():
     assert output_images(np.zeros((2, 5), "int32"), None) is None
     assert input_images(np.zeros((2, 5), "float32")) is None
-    assert input_images({"images": PHOTOS, "a": X}).dtype == "uint8"
+    drawn = input_images({"images": PHOTOS, "a": X})
+    assert drawn.dtype == "uint8"
+    # Models with their own preprocessing take floats in 0 to 255.
+    np.testing.assert_array_equal(input_images(PHOTOS.astype("float32") * 255.0), drawn)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from tiny import compiled, to_numpy
 
 from keras_reward import (
+    CategoricalPolicy,
     ColorfulnessReward,
     ColorPalette,
     HueEntropyReward,
@@ -158,11 +159,10 @@ def test_colour_rewards_of_pure_colours(pixels, vivid, entropy):
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
-    images=arrays("float32", (2, 4, 4, 3), elements=st.floats(width=32)),
+    images=arrays("float32", (2, 4, 4, 3), elements=st.floats(-2, 3, width=32)),
     order=st.permutations(range(16)),
 )
-def test_rewards_of_any_finite_image_are_finite_and_blind_to_place(images, order):
-    images = np.nan_to_num(images, posinf=3e38, neginf=-3e38)
+def test_rewards_near_the_range_are_finite_and_blind_to_place(images, order):
     moved = images.reshape(2, 16, 3)[:, list(order)].reshape(images.shape)
     scores, again = map(to_numpy, map(COMPILED, (images, moved)))
     assert np.isfinite(scores).all()
@@ -170,6 +170,52 @@ def test_rewards_of_any_finite_image_are_finite_and_blind_to_place(images, order
 
 
 COMPILED = compiled(lambda images: ColorfulnessReward()(None, images))
+
+REWARDS = [VividnessReward(), HueEntropyReward(), ColorfulnessReward()]
+
+
+@pytest.mark.parametrize("reward", REWARDS, ids=repr)
+def test_images_that_cannot_be_in_the_range_have_no_reward(reward, pictures):
+    images = pictures[:6, :16, :16].copy()
+    images[1] *= 255.0
+    images[2, 3, 4, 1] = np.nan
+    images[3] = images[3] * 1.5 - 0.2  # clipped, as a screen does
+    images[4, 0, 0] = np.inf
+    images[5] -= 2.2
+    result, components = compiled(lambda x: reward.evaluate(None, x))(images)
+    expected = to_numpy(reward(None, np.clip(images, 0.0, 1.0)))
+    expected[[1, 2, 4, 5]] = np.nan
+    for values in (result, *components.values()):
+        values = to_numpy(values)
+        np.testing.assert_array_equal(np.isnan(values), np.isnan(expected))
+    np.testing.assert_allclose(to_numpy(result), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reward", [*REWARDS, VividnessReward() + 1.0], ids=repr)
+def test_a_call_by_hand_says_which_range_is_expected(reward, pictures):
+    images = pictures[:2, :8, :8]
+    message = r"'.*' needs images with values in \[0, 1\].*by 255.*from 0 to 255"
+    images = (images - images.min()) / np.ptp(images)
+    with pytest.raises(ValueError, match=message):
+        reward(None, 255.0 * images)
+    assert np.isnan(to_numpy(reward(None, np.nan * images))).all()
+
+
+def test_grey_images_far_outside_the_range_are_refused_or_nan(pictures):
+    palette = ColorPalette()
+    large = 255.0 * pictures[:2, :8, :8]
+    for function in (colors.to_gray, colors.rgb_to_lab, palette.encode):
+        with pytest.raises(ValueError, match=r"\[0, 1\].*Divide.*Received: values"):
+            function(large)
+    with pytest.raises(ValueError, match="from nan to nan"):
+        palette.encode(large * np.nan)
+    with pytest.raises(ValueError, match="ColorPalette"):
+        CategoricalPolicy(codec=palette).check_inputs(large)
+    gray = compiled(colors.to_gray)(keras.ops.convert_to_tensor(large))
+    np.testing.assert_array_equal(np.isnan(to_numpy(gray))[..., 0], (large > 3).any(-1))
+    bins = np.zeros((2, 1, 4, 4), "int32")
+    painted = to_numpy(compiled(palette.decode)(large[..., :1], bins))
+    assert np.isnan(painted[:, 0, ..., 0][large[..., 0] > 3]).all()
 
 
 @pytest.mark.parametrize("xla", [False, True])
