@@ -1,9 +1,10 @@
 """Rewards for semantic segmentation: overlap of classes, image by image."""
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_reward.nests import is_integer
+from keras_reward.nests import host_array, is_integer
 from keras_reward.rewards.reward import Reward
 
 
@@ -11,7 +12,8 @@ class OverlapReward(Reward):
     """Base class: a mean over classes of a ratio of pixel counts.
 
     Args:
-        num_classes: classes are 0 to `num_classes - 1`.
+        num_classes: classes are 0 to `num_classes - 1`. With 1, maps are 0 and 1, and
+            only class 1, the foreground, is rated.
         ignore_class: label of the pixels of `y_true` that do not count. Labels outside
             `[0, num_classes)` never count.
         name: optional name.
@@ -26,14 +28,20 @@ class OverlapReward(Reward):
         self.num_classes = num_classes
         self.ignore_class = ignore_class
 
+    @property
+    def num_labels(self):
+        """Number of labels that count: classes, and the background of class 1 alone."""
+        return max(2, self.num_classes)
+
     def prepare(self, y_true):
-        labels = self._labels_of_targets(y_true)
-        is_void = ops.logical_or(labels < 0, labels >= self.num_classes)
+        labels, readable = self._labels_of_targets(y_true)
+        is_void = ops.logical_or(labels < 0, labels >= self.num_labels)
         if self.ignore_class is not None:
             is_void = ops.logical_or(is_void, labels == self.ignore_class)
-        labels = ops.where(is_void, self.num_classes, labels)
-        area = histogram(labels, self.num_classes + 1)[:, :-1]
-        return {"labels": labels, "area": area}
+        labels = ops.where(is_void, self.num_labels, labels)
+        area = histogram(labels, self.num_labels + 1)[:, :-1]
+        targets = {"labels": labels, "area": area}
+        return targets if readable is None else {**targets, "readable": readable}
 
     def call(self, y_true, y_pred):
         labels = self._checked("y_pred", y_pred)
@@ -45,7 +53,7 @@ class OverlapReward(Reward):
                     f"y_true of {tuple(truth.shape[1:])} pixels, y_pred of "
                     f"{tuple(labels.shape[1:])}"
                 )
-        classes = self.num_classes
+        classes = self.num_labels
         left_out = ops.logical_or(truth == classes, labels < 0)
         left_out = ops.logical_or(left_out, labels >= classes)
         # Correct and wrong pixels of each predicted class, in one histogram.
@@ -53,17 +61,44 @@ class OverlapReward(Reward):
         counts = histogram(ops.where(left_out, 2 * classes, kinds), 2 * classes + 1)
         overlap = counts[:, :classes]
         predicted = overlap + counts[:, classes : 2 * classes]
-        is_present = ops.cast(y_true["area"] + predicted > 0, "float32")
         ratios = self.ratio(overlap, y_true["area"], predicted)
-        # An image that is all void earns 0.
-        present = ops.maximum(ops.sum(is_present, axis=-1), 1.0)
-        return ops.sum(ratios * is_present, axis=-1) / present
+        reward = self.mean_ratio(ratios, y_true["area"] + predicted > 0)
+        if "readable" in y_true:
+            reward = ops.where(y_true["readable"], reward, np.nan)
+        return reward
+
+    def mean_ratio(self, ratios, present):
+        """The mean over classes that are present; 0 for an image that is all void.
+
+        Args:
+            ratios: `(rows, num_labels)`.
+            present: bools, which classes are in the ground truth or the prediction.
+        """
+        if self.num_classes == 1:
+            # Rightly no foreground is as good as can be.
+            reward = ops.where(present[:, 1], ratios[:, 1], 1.0)
+            return ops.where(ops.any(present, axis=-1), reward, 0.0)
+        present = ops.cast(present, "float32")
+        number = ops.maximum(ops.sum(present, axis=-1), 1.0)
+        return ops.sum(ratios * present, axis=-1) / number
+
+    def check_values(self, y_true, y_pred):
+        if not is_float(y_true) or self._is_one_hot(y_true):
+            return
+        labels = host_array(y_true)
+        if labels is not None and not np.array_equal(labels, np.round(labels)):
+            raise ValueError(
+                f"Reward {self.name!r} needs whole numbers as `y_true`, the labels of "
+                "pixels: round a soft mask first. "
+                f"Received: values from {labels.min():g} to {labels.max():g}, not all "
+                "of them whole"
+            )
 
     def ratio(self, overlap, area, predicted):
         """The ratio of each class from pixel counts, `(rows, num_classes)` float32.
 
         Args:
-            overlap: pixels of the class in both maps.
+            overlap: pixels of the class in both maps, `(rows, num_labels)`.
             area: pixels of the class in the ground truth.
             predicted: pixels of the class in the prediction, outside void.
         """
@@ -73,21 +108,37 @@ class OverlapReward(Reward):
         config = {"num_classes": self.num_classes, "ignore_class": self.ignore_class}
         return {**super().get_config(), **config}
 
-    def _labels_of_targets(self, y_true):
+    def _is_one_hot(self, y_true):
         shape = tuple(getattr(y_true, "shape", ()))
-        if len(shape) != 4 or shape[-1] != self.num_classes or self.num_classes == 1:
-            return self._checked("y_true", y_true)
+        return len(shape) == 4 and shape[-1] == self.num_classes > 1
+
+    def _labels_of_targets(self, y_true):
+        """Labels `(rows, height, width)` in int32, and which rows are labels.
+
+        The latter, `(rows,)` bools, is None unless the targets are floats.
+        """
+        if not self._is_one_hot(y_true):
+            labels = self._checked("y_true", y_true)
+            if not is_float(labels):
+                return labels, None
+            is_whole = labels == ops.round(labels)  # NaN is not
+            labels = ops.cast(ops.where(is_whole, labels, -1.0), "int32")
+            return labels, ops.all(is_whole, axis=(1, 2))
         one_hot = ops.cast(y_true, "float32")
-        is_labelled = ops.max(one_hot, axis=-1) > 0.0
+        largest = ops.max(one_hot, axis=-1)
         labels = ops.cast(ops.argmax(one_hot, axis=-1), "int32")
-        return ops.where(is_labelled, labels, -1)
+        readable = None
+        if is_float(y_true):
+            readable = ops.all(largest == largest, axis=(1, 2))
+        return ops.where(largest > 0.0, labels, -1), readable
 
     def _checked(self, argument, labels):
-        """Label maps `(rows, height, width)` in int32."""
+        """Label maps `(rows, height, width)` in int32; floats, of targets, as are."""
         shape = tuple(getattr(labels, "shape", ()))
         if len(shape) == 4 and shape[-1] == 1:
             labels, shape = ops.squeeze(labels, -1), shape[:-1]
-        if len(shape) != 3 or not is_integer(labels):
+        is_target = argument == "y_true" and is_float(labels)
+        if len(shape) != 3 or not (is_target or is_label_dtype(labels)):
             hint = ", or one-hot" if argument == "y_true" else ""
             raise ValueError(
                 f"Reward {self.name!r} needs integer label maps as `{argument}`{hint}. "
@@ -95,7 +146,25 @@ class OverlapReward(Reward):
                 f"Received: shape {shape}, "
                 f"dtype {getattr(labels, 'dtype', type(labels).__name__)}"
             )
-        return ops.cast(labels, "int32")
+        return labels if is_target else ops.cast(labels, "int32")
+
+
+def is_float(tensor):
+    """Whether a tensor or array is of a float dtype."""
+    return keras.backend.is_float_dtype(dtype_of(tensor))
+
+
+def is_label_dtype(tensor):
+    """Whether a tensor or array is of integers or bools."""
+    return is_integer(tensor) or dtype_of(tensor) == "bool"
+
+
+def dtype_of(tensor):
+    dtype = getattr(tensor, "dtype", "object")
+    try:
+        return keras.backend.standardize_dtype(dtype)
+    except ValueError:  # no dtype that Keras knows
+        return "object"
 
 
 def histogram(values, size):
@@ -129,16 +198,20 @@ class MeanIoUReward(OverlapReward):
     which pools the pixels of all images.
 
     Args:
-        num_classes: classes are 0 to `num_classes - 1`.
+        num_classes: classes are 0 to `num_classes - 1`. With 1, maps are binary masks
+            of 0 and 1, of which only the foreground, 1, is rated: an image without
+            foreground earns 1 if none is predicted, else 0.
         ignore_class: label of the void pixels in `y_true`, as in
             `keras.metrics.MeanIoU`. Labels outside `[0, num_classes)`, such as 255 or
             -1, are void in any case. Default: none.
         name: optional name.
 
-    Call arguments: `y_true` int labels `(rows, height, width)` or
+    Call arguments: `y_true` labels `(rows, height, width)` or
     `(rows, height, width, 1)`, or one-hot `(rows, height, width, num_classes)`, where
     a pixel of zeros is void; `y_pred` int labels `(rows, height, width)` or
-    `(rows, height, width, 1)`. Returns `(rows,)` in [0, 1].
+    `(rows, height, width, 1)`. Labels of `y_true` are integers, bools, or floats that
+    are whole numbers, such as the masks for Keras's losses. Returns `(rows,)` in
+    [0, 1]; NaN for a row of `y_true` with a float that is not a whole number.
 
     Example:
 
@@ -175,15 +248,19 @@ class DiceReward(OverlapReward):
     Use `MeanIoUReward` if these should be punished more.
 
     Args:
-        num_classes: classes are 0 to `num_classes - 1`.
+        num_classes: classes are 0 to `num_classes - 1`. With 1, maps are binary masks
+            of 0 and 1, of which only the foreground, 1, is rated: an image without
+            foreground earns 1 if none is predicted, else 0.
         ignore_class: label of the void pixels in `y_true`. Labels outside
             `[0, num_classes)`, such as 255 or -1, are void in any case. Default: none.
         name: optional name.
 
-    Call arguments: `y_true` int labels `(rows, height, width)` or
+    Call arguments: `y_true` labels `(rows, height, width)` or
     `(rows, height, width, 1)`, or one-hot `(rows, height, width, num_classes)`, where
     a pixel of zeros is void; `y_pred` int labels `(rows, height, width)` or
-    `(rows, height, width, 1)`. Returns `(rows,)` in [0, 1].
+    `(rows, height, width, 1)`. Labels of `y_true` are integers, bools, or floats that
+    are whole numbers, such as the masks for Keras's losses. Returns `(rows,)` in
+    [0, 1]; NaN for a row of `y_true` with a float that is not a whole number.
 
     Example:
 

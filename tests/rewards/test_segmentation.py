@@ -165,11 +165,68 @@ def test_rewards_survive_serialisation(reward):
     np.testing.assert_array_equal(to_numpy(copy(*data)), to_numpy(reward(*data)))
 
 
+@pytest.mark.parametrize("reward_class", [MeanIoUReward, DiceReward])
+def test_targets_of_whole_floats_and_of_bools_are_labels(reward_class):
+    y_true, y_pred = random_labels(5, classes=2)
+    expected = to_numpy(reward_class(2)(y_true, y_pred))
+    for dtype in ("float32", "float16"):
+        for targets in (y_true, y_true[..., None]):
+            result = compiled(reward_class(2))(targets.astype(dtype), y_pred)
+            np.testing.assert_array_equal(to_numpy(result), expected)
+    mask, one_hot = y_true > 0, np.eye(2, dtype="float32")[1 * (y_true > 0)]
+    expected = to_numpy(reward_class(2)(mask.astype("int32"), y_pred))
+    for targets in (mask, one_hot):
+        result = to_numpy(reward_class(2)(targets, y_pred > 0))
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("wrong", [0.5, np.nan, 1.0001])
+def test_targets_that_are_no_labels_have_no_reward_in_a_step(wrong):
+    y_true, y_pred = random_labels(6, classes=2)
+    expected = to_numpy(DiceReward(2)(y_true, y_pred))
+    expected[3] = np.nan
+    y_true = y_true.astype("float32")
+    y_true[3, 2, 1] = wrong
+    reward = DiceReward(2)
+    step = compiled(lambda t, p: reward.evaluate(reward.prepare(t), p)[0])
+    np.testing.assert_array_equal(to_numpy(step(y_true, y_pred)), expected)
+    with pytest.raises(ValueError, match=r"'dice' needs whole numbers.*Received"):
+        reward(y_true, y_pred)
+
+
+def test_one_hot_targets_of_nan_have_no_reward():
+    y_true = np.eye(3, dtype="float32")[np.zeros((2, 4, 4), int)]
+    y_true[1, 0, 0] = np.nan
+    result = to_numpy(DiceReward(3)(y_true, np.zeros((2, 4, 4), "int32")))
+    np.testing.assert_array_equal(result, [1.0, np.nan])
+
+
+# Binary masks: ground truth, prediction, IoU and Dice of the foreground.
+FOREGROUND = [
+    ([0, 0, 1, 1], [0, 1, 1, 1], 2 / 3, 4 / 5),
+    ([0, 0, 0, 0], [0, 1, 0, 0], 0.0, 0.0),
+    ([0, 0, 0, 0], [0, 0, 0, 0], 1.0, 1.0),
+    ([0, 0, 1, 0], [0, 0, 0, 0], 0.0, 0.0),
+    ([0, 255, 1, 1], [0, 1, 1, 0], 1 / 2, 2 / 3),
+    ([255, -1, 255, 255], [0, 1, 1, 0], 0.0, 0.0),
+]
+
+
+def test_one_class_is_the_foreground_of_a_binary_mask():
+    y_true, y_pred = (np.array([c[i] for c in FOREGROUND])[:, None] for i in (0, 1))
+    for place, reward in ((2, MeanIoUReward(1)), (3, DiceReward(1))):
+        expected = [case[place] for case in FOREGROUND]
+        for targets in (y_true, y_true[..., None].astype("float32")):
+            result = to_numpy(compiled(reward)(targets, y_pred))
+            np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("y_true", "y_pred", "message"),
     [
         (np.zeros((2, 4)), np.zeros((2, 4, 4), int), r"`y_true`.*shape \(2, 4\)"),
-        (np.zeros((2, 4, 4)), np.zeros((2, 4, 4), int), "`y_true`, or one-hot.*float"),
+        (np.full((2, 4, 4), 0.5), np.zeros((2, 4, 4), int), "whole.*0.5 to 0.5"),
+        (np.zeros((2, 4, 4, 2)), np.zeros((2, 4, 4), int), "`y_true`, or one-hot.*flo"),
         (np.zeros((2, 4, 4), int), np.zeros((2, 4, 4)), "`y_pred`.*float"),
         (np.zeros((2, 4, 4), int), np.zeros((2, 4, 4, 3), int), r"\(2, 4, 4, 3\)"),
         (np.zeros((2, 4, 4), int), np.zeros((2, 4, 5), int), r"same size.*\(4, 5\)"),
