@@ -112,15 +112,15 @@ class Vocabulary:
             ids: int array or tensor `(..., T)`.
 
         Returns:
-            A string for `(T,)`, else a list of strings, nested like `ids`. Padding is
-            left out, and unknown words become "<unknown>".
+            A string for `(T,)`, else a list of strings, nested like `ids`. Padding and
+            negative ids are left out, and unknown words become "<unknown>".
         """
         ids = keras.ops.convert_to_numpy(ids)
         if ids.ndim > 1:
             return [self.decode(row) for row in ids]
         ended = np.flatnonzero(ids == END_ID)
         ids = ids[: ended[0]] if len(ended) else ids
-        return " ".join(self.word(int(i)) for i in ids if i != PAD_ID)
+        return " ".join(self.word(int(i)) for i in ids if i >= 0 and i != PAD_ID)
 
     def word(self, token_id):
         """The word of an id."""

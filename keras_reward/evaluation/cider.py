@@ -2,11 +2,13 @@
 
 import collections
 import math
+import warnings
 
 import keras
 import numpy as np
 
 from keras_reward.forms.captions import counted_lengths, counted_references
+from keras_reward.forms.ragged import as_array, is_ragged
 
 ORDERS = 4
 SIGMA = 6.0
@@ -20,8 +22,13 @@ class Cider:
     words.
 
     Captions are integer ids (cut at the first end token or padding; a reference that is
-    all padding is absent), or strings of words separated by spaces. An image without
-    references has no CIDEr-D: it is NaN in `per_image` and left out of the mean.
+    all padding is absent), or strings of words separated by spaces. Negative ids, such
+    as -100, are padding. Both may be arrays, tensors or lists, also ragged ones; an
+    empty string in an array of references is absent. An image without references has no
+    CIDEr-D: it is NaN in `per_image` and left out of the mean.
+
+    With the references of only one image, `result` warns: every n-gram is in all
+    images, weighs log(1) = 0, and so is every score.
 
     Args:
         end_id: id of the end token. Default None: captions end only at padding.
@@ -60,8 +67,8 @@ class Cider:
         """Adds captions.
 
         Args:
-            y_true: references: ids `(images, references, T)`, or for each image a list
-                of strings.
+            y_true: references: ids `(images, references, T)`, or strings
+                `(images, references)`, or a list of either for each image.
             y_pred: one caption for each image: ids `(images, T2)`, or strings.
         """
         references = self._references(y_true)
@@ -82,6 +89,12 @@ class Cider:
             and `per_image`, an array in the order of the images.
         """
         corpus = self.references if self.corpus is None else self.corpus
+        if sum(len(references) > 0 for references in corpus) == 1:
+            warnings.warn(
+                "CIDEr-D of one image is 0, whatever the caption: its n-grams are in "
+                "all images. Evaluate more images at once, or give `corpus`.",
+                stacklevel=2,
+            )
         idf = inverse_document_frequencies(corpus)
         values = [
             similarity(candidate, references, idf)
@@ -97,16 +110,22 @@ class Cider:
         }
 
     def _candidates(self, y_pred):
-        if is_text(y_pred):
-            return [caption.split() for caption in y_pred]
+        y_pred = strings_as_arrays(y_pred)
+        captions = texts_of(y_pred)
+        if captions is not None:
+            return [caption.split() for caption in captions]
         ids = as_ids(y_pred, 2, "captions", "(images, tokens)")
         lengths = counted_lengths(np, ids, *self._cut)
         return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
     def _references(self, y_true):
         """N-gram counts of the references of each image."""
-        if len(y_true) and is_text(y_true[0]):
-            images = [[text.split() for text in texts] for texts in y_true]
+        y_true = strings_as_arrays(y_true)
+        first = next((own for own in y_true if len(own)), [])
+        if texts_of(first) is not None:
+            images = [
+                [text.split() for text in texts_of(own, padded=True)] for own in y_true
+            ]
         else:
             ids = as_ids(y_true, 3, "references", "(images, references, tokens)")
             images = [
@@ -140,16 +159,34 @@ def cider(y_true, y_pred, **arguments):
     return metric.result()
 
 
-def is_text(captions):
-    """Whether captions are strings, not ids."""
-    return isinstance(captions, list | tuple) and all(
-        isinstance(caption, str) for caption in captions
-    )
+def strings_as_arrays(captions):
+    """TensorFlow's strings as an array or lists, and its ragged tensors as lists."""
+    if is_ragged(captions):
+        return captions.to_list()
+    if "string" in str(getattr(captions, "dtype", "")):
+        return captions.numpy()
+    return captions
+
+
+def texts_of(captions, padded=False):
+    """A list of strings; None if `captions` are not strings.
+
+    Args:
+        captions: what may be a list or an array of strings.
+        padded: whether empty strings in an array are padding, and left out.
+    """
+    if isinstance(captions, np.ndarray) and captions.dtype.kind in "OUS":
+        captions = [c for c in captions.tolist() if not padded or c not in ("", b"")]
+    if not isinstance(captions, list | tuple) or not all(
+        isinstance(caption, str | bytes) for caption in captions
+    ):
+        return None
+    return [c.decode() if isinstance(c, bytes) else c for c in captions]
 
 
 def as_ids(ids, rank, what, shape):
     """Integer ids as a NumPy array."""
-    ids = np.asarray(keras.ops.convert_to_numpy(ids))
+    ids = np.asarray(keras.ops.convert_to_numpy(as_array(ids)))
     if ids.ndim != rank or ids.dtype.kind not in "iu":
         raise ValueError(
             f"CIDEr needs {what} as integer ids {shape}, or as strings. "

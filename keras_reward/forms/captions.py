@@ -2,6 +2,9 @@
 
 Functions with a first argument `xp` run on tensors (`xp=keras.ops`) or on the host
 (`xp=numpy`).
+
+A caption ends at its first padding: the id of padding, or any negative id, such as the
+-100 of labels for Hugging Face's losses.
 """
 
 import numpy as np
@@ -45,7 +48,7 @@ def caption_lengths(xp, ids, end_id, pad_id):
         pad_id: id of padding.
     """
     width = ids.shape[-1]
-    stop = ids == pad_id
+    stop = xp.logical_or(ids == pad_id, ids < 0)
     if end_id is not None:
         stop = xp.logical_or(stop, ids == end_id)
     positions = xp.arange(width, dtype="int32")
@@ -84,7 +87,7 @@ def counted_references(xp, ids, end_id, pad_id, count_end_token):
         its other values have no meaning.
     """
     ids = xp.pad(ids, [(0, 0), (0, 0), (0, 1)], constant_values=pad_id)
-    present = ids[..., 0] != pad_id
+    present = xp.logical_and(ids[..., 0] != pad_id, ids[..., 0] >= 0)
     lengths = caption_lengths(xp, ids, end_id, pad_id)
     if end_id is not None and count_end_token:
         at_end = xp.arange(ids.shape[-1], dtype="int32") == lengths[..., None]

@@ -9,7 +9,7 @@ from keras_reward.policies.likelihood import of_positions
 from keras_reward.policies.policy import Policy
 from keras_reward.sequences.references import (
     as_references,
-    check_vocabulary,
+    check_references,
     mean_over_references,
     tokens_of_references,
 )
@@ -131,7 +131,8 @@ class TokenPolicy(Policy):
     def target_log_prob(self, context, targets):
         """Mean log-probability `(batch,)` of the references of an input.
 
-        Padding at the end is ignored; before other tokens, the padding id is a token.
+        Padding at the end is ignored, and so are negative ids, such as -100, which are
+        padding too; before other tokens, the padding id is a token.
         Tokens that are forbidden or not in the vocabulary are ignored, and so is a
         reference that is all padding if there are several. If the policy has no end
         token, a sequence of T tokens has no padding.
@@ -162,7 +163,7 @@ class TokenPolicy(Policy):
     def check_targets(self, targets):
         """Raises if `y` of `fit` has no token ids, or ids outside the vocabulary."""
         as_references(type(self).__name__, targets, self.length_limit())
-        check_vocabulary("y", targets, self.vocabulary_size)
+        check_references(targets, self.vocabulary_size)
 
     def greedy_outputs(self, x, context):
         """The greedy output, decoded; with `token_probs` if the codec uses them."""

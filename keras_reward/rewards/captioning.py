@@ -1,5 +1,7 @@
 """The reward for captions: CIDEr-D (Pinto et al. 2023, section 4.4)."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import ops
@@ -9,6 +11,7 @@ from keras_reward.forms.captions import (
     counted_lengths,
     counted_references,
 )
+from keras_reward.forms.ragged import as_array, rank_of
 from keras_reward.rewards.ngrams import (
     build_table,
     count_matches,
@@ -38,11 +41,12 @@ class CIDErReward(Reward):
     The document frequencies are those of the training captions: call `adapt` with them
     before using the reward. Those of a batch would change from batch to batch.
 
-    A caption ends at its first end token or padding. A reference that is all padding
-    is absent, so images may have different numbers of references. A reference that
-    consists of the end token is empty, but counts. A candidate whose image has no
-    reference gets 0. Each word needs an id of its own: with one id for all unknown
-    words, these would match each other and change the reward.
+    A caption ends at its first end token or padding. Negative ids, such as -100, are
+    padding, whatever `pad_id` is. A reference that is all padding is absent, so images
+    may have different numbers of references. A reference that consists of the end token
+    is empty, but counts. A candidate whose image has no reference gets 0. Each word
+    needs an id of its own: with one id for all unknown words, these would match each
+    other and change the reward.
 
     Does not punish: captions that break off, if the end token does not count (see
     `count_end_token`); repeated words, except when the length penalty applies; odd
@@ -61,8 +65,8 @@ class CIDErReward(Reward):
         name: optional name. Default "cider".
 
     Call arguments: `y_true` integer ids of references, `(rows, references, T)`,
-    padded; `y_pred` integer ids of captions, `(rows, T2)`. Returns `(rows,)` in
-    [0, 10].
+    padded; `y_pred` integer ids of captions, `(rows, T2)`. In a call by hand, also as
+    ragged lists or a `tf.RaggedTensor`. Returns `(rows,)` in [0, 10].
 
     Example:
 
@@ -110,15 +114,20 @@ class CIDErReward(Reward):
         while it runs.
 
         Args:
-            references: integer ids `(images, references, T)`, padded, or an iterable
-                of such batches, which may differ in shape: a `tf.data.Dataset`, a
-                `keras.utils.PyDataset`, a generator. If the batches are `(x, y)`, as
-                for `fit`, `y` is used.
+            references: integer ids `(images, references, T)`, padded, or as ragged
+                lists or a `tf.RaggedTensor`; or an iterable of such batches, which may
+                differ in shape: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a
+                generator. If the batches are `(x, y)`, as for `fit`, `y` is used.
+
+        Raises:
+            ValueError: without any caption. With captions of only one image, where all
+                frequencies are those of the image itself, it warns: every n-gram weighs
+                nothing, and every reward is 0.
         """
         captions, lengths, images = [], [], []
         count = 0
         for batch in reference_batches(references):
-            batch = keras.ops.convert_to_numpy(batch)
+            batch = keras.ops.convert_to_numpy(as_array(batch))
             ids, length, present = self._references(np, batch)
             captions.append(ids[present])
             lengths.append(length[present])
@@ -129,6 +138,13 @@ class CIDErReward(Reward):
             raise ValueError(
                 f"Reward {self.name!r} needs at least one caption to adapt to. "
                 f"Received: {len(captions)} batches without captions"
+            )
+        if count == 1:
+            warnings.warn(
+                f"Reward {self.name!r} was adapted to the captions of one image, so "
+                "that every n-gram is in all images, weighs log(1) = 0, and every "
+                "reward is 0. Adapt it to the captions of all training images.",
+                stacklevel=2,
             )
         width = max(ids.shape[1] for ids in captions)
         captions = [np.pad(i, ((0, 0), (0, width - i.shape[1]))) for i in captions]
@@ -256,8 +272,10 @@ class CIDErReward(Reward):
 
 
 def reference_batches(references):
-    """Yields arrays `(images, references, T)` from what `adapt` takes."""
-    if hasattr(references, "shape"):
+    """Yields arrays `(images, references, T)`, or ragged, from what `adapt` takes."""
+    is_list = isinstance(references, list) and rank_of(references) == 3
+    is_list = is_list and not isinstance(references[0], tuple)  # `(x, y)`
+    if hasattr(references, "shape") or is_list:
         batches = [references]
     elif isinstance(references, keras.utils.PyDataset):
         batches = (references[i] for i in range(references.num_batches))

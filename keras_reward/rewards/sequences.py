@@ -22,7 +22,7 @@ class LengthReward(Reward):
         max_length: longest length without penalty, or None: no sequence is too long.
             Default 20. In COCO and Flickr8k, 98 % of the captions have 5 to 20 words.
         end_id: id of the end token. Default None: sequences end only at padding.
-        pad_id: id of padding. Default 0.
+        pad_id: id of padding. Default 0. Negative ids are padding in any case.
         name: optional name.
 
     Call arguments: `y_true` is not used; `y_pred` integer ids, `(rows, T)`. Returns
@@ -84,7 +84,7 @@ class RepetitionReward(Reward):
         ngram: number of words n of an n-gram, at least 1. Default 3, so that only
             repeated phrases count, and not words such as "a".
         end_id: id of the end token. Default None: sequences end only at padding.
-        pad_id: id of padding. Default 0.
+        pad_id: id of padding. Default 0. Negative ids are padding in any case.
         name: optional name.
 
     Call arguments: `y_true` is not used; `y_pred` integer ids, `(rows, T)`. Returns

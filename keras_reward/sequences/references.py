@@ -1,5 +1,6 @@
 """Reference captions and other token ids of the ground truth."""
 
+import numpy as np
 from keras import ops
 
 from keras_reward import objective
@@ -35,7 +36,8 @@ def as_references(reader, targets, max_length=None):
 def tokens_of_references(targets, pad_id, end_ids, length):
     """Which tokens of references are not padding, and which references are present.
 
-    Padding is only at the end: before other tokens, its id is a token. If the padding
+    Padding is only at the end, and so are negative ids, which are padding too: before
+    other tokens, the padding id is a token. If the padding
     id is also an end token, the first one is the end, and the caller must leave out the
     rest. Without end tokens, all sequences have the full length, so that a row of this
     length has no padding.
@@ -51,7 +53,8 @@ def tokens_of_references(targets, pad_id, end_ids, length):
     Returns:
         Bool, `(batch, references, T)` and `(batch, references)`.
     """
-    is_token = ops.cast(ops.not_equal(targets, pad_id), "int32")
+    is_token = ops.logical_and(ops.not_equal(targets, pad_id), targets >= 0)
+    is_token = ops.cast(is_token, "int32")
     # Number of tokens from a position to the end.
     left = ops.flip(ops.cumsum(ops.flip(is_token, axis=-1), axis=-1), axis=-1)
     tokens = left > 0
@@ -75,6 +78,26 @@ def mean_over_references(log_probs, mask, present):
     present = ops.cast(present, "float32")
     log_prob = objective.sequence_log_prob(log_probs, mask) * present
     return ops.sum(log_prob, axis=1) / ops.maximum(ops.sum(present, axis=1), 1.0)
+
+
+def check_references(token_ids, size):
+    """Raises unless the ids of `y` are in the vocabulary, or negative at the end.
+
+    Args:
+        token_ids: array or tensor `(..., T)`. Not checked inside a compiled function.
+        size: number of token ids.
+    """
+    token_ids = host_array(token_ids)
+    if token_ids is None or not token_ids.size:
+        return
+    is_padding = token_ids < 0
+    if np.any(is_padding[..., :-1] & ~is_padding[..., 1:]):
+        raise ValueError(
+            "Negative ids in `y`, such as -100, are padding, which must be at the end "
+            "of a sequence: leave out what is not to be learned, such as a prompt. "
+            "Received: y with a negative id before other token ids"
+        )
+    check_vocabulary("y", np.where(is_padding, 0, token_ids), size)
 
 
 def check_vocabulary(key, token_ids, size):

@@ -1,9 +1,11 @@
 """What reward tuning adds to `fit`, `evaluate` and `predict`: checks and callbacks."""
 
 import functools
+import inspect
 
 import keras
 
+from keras_reward.forms.ragged import dense
 from keras_reward.nests import are_arrays
 from keras_reward.tuning.default_callbacks import with_callbacks
 from keras_reward.tuning.first_batch import show_first_batch
@@ -37,6 +39,7 @@ class CheckedFitting:
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
+        args, kwargs = with_dense_targets(keras.Model.fit, self, args, kwargs)
         self.check_x_and_y(*args, **kwargs)
         self.ready_terms()
         args, kwargs = show_first_batch(keras.Model.fit, self, args, kwargs)
@@ -45,6 +48,7 @@ class CheckedFitting:
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
+        args, kwargs = with_dense_targets(keras.Model.evaluate, self, args, kwargs)
         self.check_x(*args, **kwargs)
         args, kwargs = show_first_batch(keras.Model.evaluate, self, args, kwargs)
         args, kwargs = with_callbacks(keras.Model.evaluate, self, args, kwargs)
@@ -78,3 +82,20 @@ class CheckedFitting:
         result = super().test_on_batch(*args, **kwargs)
         self.reward.raise_failure()
         return result
+
+
+def with_dense_targets(method, model, args, kwargs):
+    """The arguments of `fit` or `evaluate`, with ragged targets padded.
+
+    Keras would pad them with 0 on some backends, which may be a token, and leave them
+    ragged on others.
+    """
+    bound = inspect.signature(method).bind(model, *args, **kwargs)
+    given = bound.arguments
+    if given.get("y") is not None:
+        given["y"] = dense(given["y"])
+    validation = given.get("validation_data")
+    if isinstance(validation, tuple) and len(validation) > 1:
+        x, y, *rest = validation
+        given["validation_data"] = (x, dense(y), *rest)
+    return bound.args[1:], bound.kwargs

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_reward import advantages, baselines, policies, rewards
 from keras_reward.backend import RewardTrainer
+from keras_reward.forms.ragged import dense
 from keras_reward.nests import deserialized
 from keras_reward.objective import input_weights
 from keras_reward.policies.policy import refuse_truncation
@@ -220,7 +221,7 @@ class RewardTuning(RewardTrainer, TrainingStep, CheckedFitting, keras.Model):
         """Minus the mean reward of the greedy outputs; updates the reward's metrics."""
         del training
         self.refuse_compiled_loss()
-        targets = self.reward.prepare(y)
+        targets = self.reward.prepare(dense(y))
         inputs = x if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, y_pred, inputs)
         earned, components = self.reward.evaluate(targets, y_pred, inputs)

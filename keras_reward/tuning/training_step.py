@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_reward import advantages
+from keras_reward.forms.ragged import dense
 from keras_reward.nests import (
     first_of,
     first_samples,
@@ -63,6 +64,7 @@ class TrainingStep:
             name.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y = dense(y)
         context = self.policy.encode(x, training=self.model_training)
         rollout = no_gradient(self.rollout, context, x, y)
         likelihood, losses = self.update_losses(

@@ -56,6 +56,7 @@ def test_decoding_returns_the_captions_up_to_their_end(vocabulary):
     assert vocabulary.decode(ids) == captions
     assert vocabulary.decode(ops.convert_to_tensor(ids)) == captions
     assert vocabulary.decode(ids[0]) == "two sevens"
+    assert vocabulary.decode(np.where(ids == 0, -100, ids)) == captions
     assert vocabulary.decode(ids[None]) == [captions]
 
 

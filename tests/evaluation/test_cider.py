@@ -123,3 +123,54 @@ def test_wrong_captions_are_refused():
         cider(np.zeros((2, 3, 4), "int32"), np.zeros((2, 1, 4), "int32"))
     with pytest.raises(ValueError, match="references of 2 and captions of 1"):
         cider([["a"], ["b"]], ["a"])
+
+
+# As worked out by hand above; "a" is in both images.
+WORDS = [["a dog runs", "a cat"], ["a red car stops"]]
+SAID = ["a dog runs", "red car"]
+PADDED = [["a dog runs", "a cat"], ["a red car stops", ""]]
+BY_HAND = [3.75, 10 * (2 / math.sqrt(6) + 1 / math.sqrt(3)) / 4 * math.exp(-4 / 72)]
+
+
+@pytest.mark.parametrize(
+    ("references", "captions"),
+    [
+        (WORDS, np.array(SAID)),
+        (WORDS, [caption.encode() for caption in SAID]),
+        (np.array(PADDED), np.array(SAID, object)),
+        (np.array(PADDED).astype("S"), np.array(SAID).astype("S")),
+        (np.array(PADDED, object), tuple(SAID)),
+        ([np.array(image) for image in WORDS], SAID),
+        (np.array([np.array(i, object) for i in WORDS], object), SAID),
+    ],
+)
+def test_strings_in_any_container(references, captions):
+    result = cider(references, captions)["per_image"]
+    np.testing.assert_allclose(result, BY_HAND, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("references", "captions"),
+    [
+        ([[[2, 3, 4], [2, 5]], [[2, 6, 7, 8]]], [[2, 3, 4], [6, 7]]),
+        ([[[], [2, 3, 4], [2, 5]], [[2, 6, 7, 8]]], [np.array([2, 3, 4]), [6, 7]]),
+        (
+            [[[2, 3, 4, -100], [2, 5, -100, 9]], [[2, 6, 7, 8], [-100] * 4]],
+            np.array([[2, 3, 4], [6, 7, -100]]),
+        ),
+    ],
+    ids=["ragged", "empty", "-100"],
+)
+def test_ids_in_ragged_lists_and_with_negative_padding(references, captions):
+    result = cider(references, captions)["per_image"]
+    np.testing.assert_allclose(result, BY_HAND, rtol=1e-6)
+
+
+def test_an_empty_string_is_a_caption_but_no_reference():
+    result = cider(np.array(PADDED), np.array(["", "red car"]))["per_image"]
+    np.testing.assert_allclose(result, [0.0, BY_HAND[1]], rtol=1e-6)
+
+
+def test_one_image_has_no_score_and_warns():
+    with pytest.warns(UserWarning, match="one image is 0"):
+        assert cider(WORDS[:1], SAID[:1])["cider"] == 0.0

@@ -1,6 +1,7 @@
 """CIDEr-D: by hand, against pycocoevalcap, and what must not change it."""
 
 import json
+import math
 
 import keras
 import numpy as np
@@ -14,6 +15,7 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 from tiny import compiled, to_numpy
 
 from keras_reward.rewards.captioning import CIDErReward
+from keras_reward.rewards.sequences import LengthReward
 
 
 def padded(captions, width):
@@ -127,9 +129,10 @@ def test_captions_shorter_than_four_tokens():
     np.testing.assert_allclose(result, [2.5], rtol=1e-5)  # one order of four
 
 
-def test_a_corpus_of_one_image_weighs_nothing():
+def test_a_corpus_of_one_image_weighs_nothing_and_warns():
     reward = CIDErReward()
-    reward.adapt(np.array([[[5, 6, 7, 8]]]))
+    with pytest.warns(UserWarning, match="'cider'.*one image.*all training images"):
+        reward.adapt(np.array([[[5, 6, 7, 8]]]))
     assert scores(reward, np.array([[[5, 6, 7, 8]]]), np.array([[5, 6, 7, 8]])) == [0]
 
 
@@ -442,3 +445,55 @@ def test_adapting_to_nothing_is_refused():
         CIDErReward().adapt([])
     with pytest.raises(ValueError, match=r"references.*Received: shape \(3, 4\)"):
         CIDErReward().adapt(np.ones((3, 4), "int32"))
+
+
+# Two images: the first has two references, of different lengths. Worked out by hand:
+# the end token is in both images and weighs nothing; each other word is in one, so that
+# all weigh the same. The first caption equals the first reference, and shares 5, 6 and
+# 56 with the second. An n-gram with an end weighs as much as one without: it is rare.
+FORMS = np.array([[[5, 6, 7, 1], [5, 6, 1, 0]], [[2, 3, 4, 1], [0, 0, 0, 0]]])
+RAGGED = [[[5, 6, 7, 1], [5, 6, 1]], [[2, 3, 4, 1]]]
+OWN = np.array([[5, 6, 7, 1], [2, 3, 4, 1]])
+
+
+def forms_by_hand():
+    """CIDEr-D of `OWN`: 10 / (orders * references) * sum of clipped cosines."""
+    words = 2 / math.sqrt(3 * 2)
+    bigrams = 1 / math.sqrt(3 * 2)
+    second = (words + bigrams) * math.exp(-1 / 72)
+    return [10 / 4 * (4 + second) / 2, 10.0]
+
+
+@pytest.mark.parametrize(
+    "references",
+    [
+        FORMS,
+        np.where(FORMS == 0, -100, FORMS),
+        np.where(FORMS == 0, -1, FORMS),
+        RAGGED,
+        np.array([np.array(r, object) for r in RAGGED], object),
+    ],
+    ids=["zeros", "-100", "-1", "lists", "objects"],
+)
+def test_padding_by_negative_ids_and_ragged_lists(references):
+    for corpus in (references, [references, references], iter([(None, references)])):
+        reward = CIDErReward(end_id=1)
+        reward.adapt(corpus)
+        result = to_numpy(reward(references, OWN))
+        np.testing.assert_allclose(result, forms_by_hand(), rtol=1e-5)
+    total = CIDErReward(end_id=1) + LengthReward(2, 9, end_id=1)
+    total.rewards[0].adapt(references)
+    result = to_numpy(total(references, OWN.tolist()))
+    np.testing.assert_allclose(result, forms_by_hand(), rtol=1e-5)
+
+
+def test_ragged_lists_of_anything_but_integers_are_refused():
+    with pytest.raises(ValueError, match=r"Pad lists.*\(2, 2\)"):
+        CIDErReward()([[1.5, 2.0], [3.5]], OWN)
+
+
+def test_negative_ids_end_captions_too():
+    result = to_numpy(
+        LengthReward(2, 2)(None, np.array([[5, 6, -100, 7], [5, -1, 0, 0]]))
+    )
+    np.testing.assert_array_equal(result, [0.0, -1.0])

@@ -393,6 +393,19 @@ def test_padding_counts_where_it_is_a_token(end_id):
         np.testing.assert_allclose(result, [expected], atol=1e-5, err_msg=str(tokens))
 
 
+@pytest.mark.parametrize("end_id", [1, None])
+def test_negative_ids_at_the_end_of_references_are_padding(end_id):
+    model = SequenceModel(vocabulary_size=3, end_id=end_id)
+    policy, in_numpy = AutoregressivePolicy().bind(model), InNumPy(model)
+    references = np.array([[[2, 1, -100], [2, -100, -100], [-100] * 3]])
+    policy.check_targets(references)
+    result = to_numpy(policy.target_log_prob(policy.encode(X[:1]), references))
+    expected = [sum(in_numpy.token_log_probs(X[0], t)) for t in ([2, 1], [2])]
+    np.testing.assert_allclose(result, [np.mean(expected)], atol=1e-5)
+    with pytest.raises(ValueError, match=r"Negative ids.*at the end"):
+        policy.check_targets(np.array([[-100, 2, 1]]))
+
+
 @pytest.mark.parametrize(
     ("end_id", "sequences"),
     [(1, [[2], [], [2, 2, 2], [2, 2, 2, 2]]), (None, [[0, 2, 0], [2, 0, 0], [0] * 3])],
@@ -427,12 +440,15 @@ def test_a_sequence_as_reference_is_as_likely_as_it_is_as_a_sample():
             np.testing.assert_allclose(target, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [-1, 4])
-def test_fit_finds_target_ids_outside_the_vocabulary(wrong):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(-1, "Negative ids in `y`"), (4, "at least 0 and below 3.*y between 0 and 4")],
+)
+def test_fit_finds_target_ids_outside_the_vocabulary(wrong, message):
     tuned = RewardTuning(tiny_model(), reward=nothing, terms=[MaximumLikelihood(1.0)])
     tuned.compile("sgd")
     y = np.array([[2, 1, 0], [2, wrong, 0]])
-    with pytest.raises(ValueError, match=f"at least 0 and below 3.*y between.*{wrong}"):
+    with pytest.raises(ValueError, match=message):
         tuned.fit(X, y, verbose=0)
 
 
