@@ -4,7 +4,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.nests import map_leaves, rows_of, take_rows, to_numpy
+from keras_reward.nests import (
+    map_leaves,
+    rows_of,
+    string_arrays,
+    take_rows,
+    to_numpy,
+)
 
 
 def batches_of(data, batch_size):
@@ -20,6 +26,7 @@ def batches_of(data, batch_size):
         The number of batches, None if unknown, and an iterator of `(x, y)` in NumPy.
     """
     if isinstance(data, tuple):
+        data = string_arrays(data)
         rows = rows_of(data)
         starts = range(0, rows, batch_size)
         slices = [slice(start, start + batch_size) for start in starts]
@@ -34,7 +41,7 @@ def batches_of(data, batch_size):
 def as_pair(batch):
     """A batch as `(x, y)` in NumPy; y is None if there is none."""
     batch = batch if isinstance(batch, tuple | list) else (batch,)
-    return to_numpy((*batch, None)[:2])
+    return to_numpy(string_arrays((*batch, None)[:2]))
 
 
 FIRST_ROWS = 8

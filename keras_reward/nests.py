@@ -24,6 +24,23 @@ def to_numpy(nest):
     return map_leaves(ops.convert_to_numpy, nest)
 
 
+def to_arrays(nest):
+    """Converts raw data to NumPy arrays.
+
+    Tuples and dicts are nests; a list is one array, as KerasHub takes it: of strings,
+    or of images of one size.
+    """
+    if isinstance(nest, dict):
+        return {name: to_arrays(held) for name, held in nest.items()}
+    if isinstance(nest, tuple):
+        return tuple(to_arrays(held) for held in nest)
+    if nest is None or isinstance(nest, np.ndarray):
+        return nest
+    if ops.is_tensor(nest):
+        return ops.convert_to_numpy(nest)
+    return np.asarray(nest)
+
+
 def to_tensor(nest):
     """Converts every array in a nest to a tensor."""
     return map_leaves(ops.convert_to_tensor, nest)
@@ -166,6 +183,44 @@ def is_integer(value):
     except ValueError:  # no dtype that Keras knows
         return False
     return keras.backend.is_int_dtype(dtype)
+
+
+def has_strings(nest):
+    """Whether a leaf of a nest is a string, or an array or tensor of strings."""
+    return any(map(is_string, keras.tree.flatten(nest)))
+
+
+def is_string(leaf):
+    """Whether a leaf is a string, or an array or tensor of strings."""
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "O":
+        return leaf.size > 0 and isinstance(leaf.flat[0], str | bytes)
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind in "US"
+    return isinstance(leaf, str | bytes) or "string" in str(getattr(leaf, "dtype", ""))
+
+
+def string_arrays(nest):
+    """Lists of strings in a nest become arrays, which have rows."""
+    if isinstance(nest, list) and nest and isinstance(nest[0], str | bytes):
+        return np.asarray(nest)
+    if isinstance(nest, dict):
+        return {name: string_arrays(held) for name, held in nest.items()}
+    if type(nest) in (list, tuple):
+        return type(nest)(map(string_arrays, nest))
+    return nest
+
+
+def string_lists(nest):
+    """Arrays of strings in a nest of arrays become lists of strings."""
+    return map_leaves(
+        lambda leaf: list(map(as_text, leaf.tolist())) if is_string(leaf) else leaf,
+        nest,
+    )
+
+
+def as_text(string):
+    """A string from a string or its bytes."""
+    return string.decode() if isinstance(string, bytes) else string
 
 
 def are_arrays(nest):

@@ -71,6 +71,8 @@ class OfficialMetrics(keras.callbacks.Callback):
         self.evaluator.reset_state()
         for step, (x, y) in enumerate(batches):
             predictions = self.model.predict_on_batch(x)
+            if hasattr(self.model, "preprocessed"):  # which may change targets too
+                _, y, _ = self.model.preprocessed(x, y)
             self.evaluator.update_state(y, to_numpy(predictions))
             bar.update(step + 1)
         return self.evaluator.result()

@@ -10,7 +10,7 @@ from keras_reward.callbacks.steps import StepCallback
 from keras_reward.compiled import kept
 from keras_reward.evaluation.probes import Greedy, Sampler
 from keras_reward.forms.pictures import draw_sheet, input_images, output_images
-from keras_reward.nests import rows_of, take_rows, to_numpy
+from keras_reward.nests import rows_of, string_arrays, take_rows, to_numpy
 
 MOST_NUMBERS = 4096  # maximum of an output in JSON; larger ones are only drawn
 
@@ -105,7 +105,7 @@ class SampleLogger(StepCallback):
                     f"`{name}` must be a positive int. Received: {name}={value!r}"
                 )
         self.folder = pathlib.Path(folder)
-        self.x, self.y = to_numpy((x, y))
+        self.x, self.y = to_numpy(string_arrays((x, y)))
         self.num_samples = num_samples
         self.every_epochs = None if every_steps else every_epochs
         self.describe = describe

@@ -13,6 +13,7 @@ from keras_reward.rewards.reward import check_shapes
 from keras_reward.terms import Term
 from keras_reward.tuning import metrics, own_variables
 from keras_reward.tuning.checked_fitting import CheckedFitting
+from keras_reward.tuning.raw_inputs import RawInputs
 from keras_reward.tuning.renamed import refuse_renamed
 from keras_reward.tuning.training_step import TrainingStep
 from keras_reward.tuning.without_model import TuningWithoutModel
@@ -21,7 +22,7 @@ UPDATES = ("all", "first")
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class RewardTuning(RewardTrainer, TrainingStep, CheckedFitting, keras.Model):
+class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras.Model):
     """Tunes a trained Keras model for a reward, by Reinforce.
 
     Reward tuning is maximum likelihood on the model's own samples, each weighted by

@@ -3,6 +3,7 @@
 Importing this file imports KerasHub, and with it TensorFlow.
 """
 
+import keras
 import keras_hub
 import numpy as np
 from tiny import randomize
@@ -126,3 +127,87 @@ def prompts(name, lengths=(2, 5, 3), seed=0):
 
 
 MODELS = {"gpt2": gpt2, "pali_gemma": pali_gemma, "gemma3": gemma3, "bart": bart}
+
+
+# Tasks with preprocessors, for raw inputs.
+
+
+def vit_classifier():
+    """Images of any size with values from 0 to 255 to five classes."""
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(IMAGE, IMAGE, 3),
+        patch_size=4,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=16,
+    )
+    converter = keras_hub.layers.ViTImageConverter(
+        image_size=(IMAGE, IMAGE), scale=1 / 127.5, offset=-1.0
+    )
+    preprocessor = keras_hub.models.ViTImageClassifierPreprocessor(converter)
+    model = keras_hub.models.ViTImageClassifier(backbone, 5, preprocessor)
+    return centred(randomize(model, seed=2, scale=0.6), photos())
+
+
+def photos():
+    """Raw images, of another size than `vit_classifier` takes."""
+    return np.random.default_rng(0).integers(0, 256, (20, 12, 10, 3)).astype("uint8")
+
+
+def centred(model, x):
+    """Gives the last layer a bias with which all classes are likely for `x`."""
+    logits = keras.ops.convert_to_numpy(model(model.preprocessor(x)))
+    bias = model.layers[-1].bias
+    bias.assign(keras.ops.convert_to_numpy(bias) - logits.mean(axis=0))
+    return model
+
+
+def segmenter():
+    """Images of any size to maps of three classes; masks are resized too."""
+    encoder = keras_hub.models.MiTBackbone(
+        image_shape=(32, 32, 3),
+        num_layers=2,
+        layerwise_depths=[1, 1],
+        hidden_dims=[8, 16],
+        layerwise_num_heads=[1, 2],
+        layerwise_sr_ratios=[2, 1],
+        layerwise_patch_sizes=[7, 3],
+        layerwise_strides=[4, 2],
+        max_drop_path_rate=0.0,
+    )
+    backbone = keras_hub.models.SegFormerBackbone(encoder, projection_filters=16)
+    converter = keras_hub.layers.SegFormerImageConverter(
+        image_size=(32, 32), scale=1 / 255
+    )
+    preprocessor = keras_hub.models.SegFormerImageSegmenterPreprocessor(
+        converter, resize_output_mask=True
+    )
+    return keras_hub.models.SegFormerImageSegmenter(backbone, 3, preprocessor)
+
+
+def gpt2_of_strings():
+    """A language model with a tokenizer of five tokens."""
+    tokenizer = keras_hub.models.GPT2Tokenizer(
+        vocabulary={"<|endoftext|>": 0, "a": 1, "b": 2, "Ġ": 3, "ab": 4},
+        merges=["a b"],
+    )
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, LENGTH)
+    backbone = keras_hub.models.GPT2Backbone(**{**OF_TEXT, "vocabulary_size": 5})
+    model = keras_hub.models.GPT2CausalLM(backbone, preprocessor)
+    return finished(model, seed=8, scale=0.5)
+
+
+def bert_classifier():
+    """Strings to three classes."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
+    tokenizer = keras_hub.models.BertTokenizer(words)
+    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(tokenizer, 8)
+    backbone = keras_hub.models.BertBackbone(
+        **{**OF_TEXT, "vocabulary_size": len(words)}
+    )
+    model = keras_hub.models.BertTextClassifier(backbone, 3, preprocessor)
+    return centred(randomize(model, seed=2, scale=1.0), TEXTS)
+
+
+TEXTS = ["a b a", "b", "c b", "a", "c c c", "b c a a"]
