@@ -26,7 +26,7 @@ def batches_of(data, batch_size):
         The number of batches, None if unknown, and an iterator of `(x, y)` in NumPy.
     """
     if isinstance(data, tuple):
-        data = string_arrays(data)
+        data = (string_arrays(data[0]), *data[1:])
         rows = rows_of(data)
         starts = range(0, rows, batch_size)
         slices = [slice(start, start + batch_size) for start in starts]
@@ -41,7 +41,8 @@ def batches_of(data, batch_size):
 def as_pair(batch):
     """A batch as `(x, y)` in NumPy; y is None if there is none."""
     batch = batch if isinstance(batch, tuple | list) else (batch,)
-    return to_numpy(string_arrays((*batch, None)[:2]))
+    x, y = (*batch, None)[:2]
+    return to_numpy((string_arrays(x), y))
 
 
 FIRST_ROWS = 8

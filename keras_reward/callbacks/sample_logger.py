@@ -105,7 +105,7 @@ class SampleLogger(StepCallback):
                     f"`{name}` must be a positive int. Received: {name}={value!r}"
                 )
         self.folder = pathlib.Path(folder)
-        self.x, self.y = to_numpy(string_arrays((x, y)))
+        self.x, self.y = to_numpy((string_arrays(x), y))
         self.num_samples = num_samples
         self.every_epochs = None if every_steps else every_epochs
         self.describe = describe

@@ -16,16 +16,18 @@ class CausalLMPolicy(TokenPolicy):
     """The text that a KerasHub `CausalLM` or `Seq2SeqLM` generates after a prompt.
 
     Works with text-only tasks (GPT-2, Gemma, Llama, ...), PaliGemma and Gemma 3 with
-    images, and Bart. Inputs are what the task's own preprocessor makes for generation:
+    images, and Bart. `RewardTuning` takes the inputs that the task's own `generate`
+    takes, such as `{"images": photos, "prompts": prompts}`, or what the task's own
+    preprocessor makes of them:
 
     ```text
     x = model.preprocessor.generate_preprocess({"images": photos, "prompts": prompts})
     ```
 
-    This is a dict of `token_ids` and `padding_mask` `(batch, L)`, True in the prompt
-    (for Bart, both of the decoder and of the encoder), and of images if the task has
-    them. L is the maximum length of prompt and answer together; prompts may differ in
-    length.
+    The policy gets the latter. This is a dict of `token_ids` and `padding_mask`
+    `(batch, L)`, True in the prompt (for Bart, both of the decoder and of the encoder),
+    and of images if the task has them. L is the maximum length of prompt and answer
+    together; prompts may differ in length.
 
     A sample is the answer alone: `(batch, n, T)` token ids that start at the left, end
     with the first end token, and are padded after it. An answer that has not ended
@@ -58,7 +60,8 @@ class CausalLMPolicy(TokenPolicy):
             the vocabulary, an empty prompt, and a prompt that leaves no room for an
             answer. The last three are only checked outside of compiled functions:
             `fit`, `train_on_batch`, `evaluate` and `predict` check arrays and tensors
-            before they start. For a dataset, call `check_inputs` with a batch of it.
+            before they start, and strings batch by batch. For a dataset of token ids,
+            call `check_inputs` with a batch of it.
 
     Example:
 

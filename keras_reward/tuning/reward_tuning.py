@@ -38,6 +38,11 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
     reward sees; `val_reward` is its mean reward. In `evaluate`, `loss` is minus the
     reward, so callbacks that monitor `val_loss` keep the best model too.
 
+    Of a KerasHub task with a preprocessor, data are raw, as in the task's own `fit` and
+    `predict`: images with values from 0 to 255, or strings. The policy and the reward
+    get them preprocessed. If images are preprocessed already, set
+    `model.preprocessor = None`; token ids are not preprocessed again.
+
     Args:
         model: a built or unbuilt `keras.Model`, trained as usual, that returns one
             tensor of floats or is a sequence model. If omitted, call the result with a

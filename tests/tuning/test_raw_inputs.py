@@ -11,12 +11,11 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny import classifier, inputs, to_numpy, weights_of
+from tiny import to_numpy, weights_of
 
 from keras_reward import CausalLMPolicy, RewardTuning
 from keras_reward.callbacks import OfficialMetrics, RewardGuard, SampleLogger
 from keras_reward.evaluation import reward_distribution
-from keras_reward.tuning.mapped_data import MappedArrays
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
@@ -169,22 +168,6 @@ def check_training(kind):
 )
 def test_training_is_that_on_preprocessed_inputs(hub, kind):
     hub(check_training, kind)
-
-
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_each_pass_over_arrays_takes_every_row_once(shuffle):
-    rows = np.arange(10)
-    np.random.seed(1)
-    data = MappedArrays((rows, -rows, None), lambda batch: batch, 4, None, shuffle)
-    passes = [[data[i] for i in range(data.num_batches)] for _ in range(3)]
-    orders = [np.concatenate([x for x, _, _ in batches]) for batches in passes]
-    for batches, order in zip(passes, orders, strict=True):
-        assert [len(x) for x, _, _ in batches] == [4, 4, 2]
-        assert all((x == -y).all() and w is None for x, y, w in batches)
-        np.testing.assert_array_equal(np.sort(order), rows)
-    assert (orders[0] == orders[1]).all() != shuffle
-    assert MappedArrays((rows, None, None), None, steps=3).batch_size == 4
-    assert MappedArrays((rows, None, None), None).batch_size == 32
 
 
 def check_targets_of_a_segmenter():
@@ -462,9 +445,3 @@ def check_references():
 
 def test_references_are_tokenized_as_the_error_says(hub):
     hub(check_references)
-
-
-def test_other_models_get_their_data_as_it_is():
-    tuned = RewardTuning(classifier(), found)
-    x = inputs()
-    assert tuned.preprocessed(x) == (x, None, None)
