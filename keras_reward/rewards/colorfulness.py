@@ -10,6 +10,16 @@ from keras_reward.forms.colors import are_readable, check_range, rgb_to_lab
 from keras_reward.nests import map_leaves
 from keras_reward.rewards.reward import Reward
 
+# Palettes have colours whose chroma is exactly the threshold, or whose hue is exactly
+# on the boundary of two bins, such as those with b = 0. In float32, a and b of what was
+# painted are off by up to 1.2e-4. So that rounding decides nothing, the threshold is a
+# little higher, the boundaries are turned by a little, and painted grey counts as grey.
+CHROMA_MARGIN = 5e-4
+TURN = 5e-5  # radians: 1e-3 at a chroma of 20
+# Chroma over (L + 16): painted grey stays below, 1.7e-6, and the greys of 8-bit images,
+# whose hue is that of white, above, 2.2e-6.
+GREY = 2e-6
+
 
 class ColorReward(Reward):
     """Base class of rewards that are computed from the (a, b) plane of images.
@@ -39,7 +49,10 @@ class ColorReward(Reward):
         check_range(f"Reward {self.name!r}", y_pred)
 
     def chroma_plane(self, images):
-        """The Lab coordinates a and b of RGB images: two `(rows, H, W)` tensors."""
+        """The Lab coordinates a and b of RGB images: two `(rows, H, W)` tensors.
+
+        What is grey but for rounding is exactly 0.
+        """
         shape = tuple(getattr(images, "shape", ()))
         if len(shape) != 4 or shape[-1] != 3 or not _is_float(images):
             dtype = getattr(images, "dtype", type(images).__name__)
@@ -50,8 +63,10 @@ class ColorReward(Reward):
                 "not images, give it a `codec` that turns them into images."
             )
         images = ops.clip(ops.cast(images, "float32"), 0.0, 1.0)
-        _, a, b = rgb_to_lab(images, stack=False)
-        return a, b
+        lightness, a, b = rgb_to_lab(images, stack=False)
+        rounding = ops.square(GREY * (lightness + 16.0))
+        is_grey = ops.square(a) + ops.square(b) < rounding
+        return ops.where(is_grey, 0.0, a), ops.where(is_grey, 0.0, b)
 
 
 def _is_float(tensor):
@@ -60,16 +75,20 @@ def _is_float(tensor):
 
 
 def is_vivid(a, b, threshold):
-    """Whether `sqrt(a^2 + b^2) > threshold`: bools of the shape of `a`."""
-    return ops.square(a) + ops.square(b) > threshold**2
+    """Whether `sqrt(a^2 + b^2) > threshold`: bools of the shape of `a`.
+
+    A chroma of the threshold itself is not above it, whatever the rounding.
+    """
+    return ops.square(a) + ops.square(b) > (threshold + CHROMA_MARGIN) ** 2
 
 
 def beyond_hues(a, b, bins):
     """Whether the hue, the angle of (a, b), is in bin k or above.
 
-    The bins cover [-pi, pi) in equal parts. No angle is computed: a pixel lies beyond
-    the boundary at angle t if the cross product of (cos t, sin t) and (a, b) is
-    positive, within the half plane of t. Exact grey (0, 0) counts as angle 0.
+    The bins cover (-pi, pi] in equal parts; a hue on a boundary, or off it by rounding,
+    is in the bin below. No angle is computed: a pixel lies beyond the boundary at angle
+    t if the cross product of (cos t, sin t) and (a, b) is positive, within the half
+    plane of t. Exact grey (0, 0) counts as an angle just above 0.
 
     Args:
         a, b: `(rows, H, W)`.
@@ -80,14 +99,14 @@ def beyond_hues(a, b, bins):
     """
     if bins < 2:
         raise ValueError(f"`bins` must be at least 2. Received: bins={bins}")
-    upper = b >= 0.0
+    upper = b >= math.tan(TURN) * a
     beyond = []
     for k in range(1, bins):
-        angle = -math.pi + 2.0 * math.pi * k / bins
+        angle = -math.pi + 2.0 * math.pi * k / bins + TURN
         cross = math.cos(angle) * b - math.sin(angle) * a > 0.0
-        if angle < 0.0:
+        if 2 * k < bins:
             beyond.append(ops.logical_or(upper, cross))
-        elif angle > 0.0:
+        elif 2 * k > bins:
             beyond.append(ops.logical_and(upper, cross))
         else:
             beyond.append(upper)
@@ -143,6 +162,8 @@ def hue_entropy(beyond):
 class VividnessReward(ColorReward):
     """Fraction of vivid pixels: those with Lab chroma `sqrt(a^2 + b^2)` above 10.
 
+    A chroma of exactly 10, which palettes have, is not above it, whatever the rounding.
+
     Does not punish: one colour everywhere, colours that do not fit the content.
 
     Args:
@@ -183,9 +204,11 @@ class VividnessReward(ColorReward):
 class HueEntropyReward(ColorReward):
     """Entropy of the distribution of hues in an image, in nats.
 
-    The hue is the angle of (a, b) in CIE Lab, in equal bins over [-pi, pi). All pixels
-    count, including dull ones. The paper does not state the base of the logarithm; the
-    natural logarithm fits its figures.
+    The hue is the angle of (a, b) in CIE Lab, in equal bins over (-pi, pi]. A hue on
+    the boundary of two bins, which palettes have, counts in the one below, whatever the
+    rounding. All pixels count, including dull ones; black and painted grey in the bin
+    of angle 0. The paper does not state the base of the logarithm; the natural
+    logarithm fits its figures.
 
     Does not punish: dull colours (the hue of a nearly grey image is noise and can have
     a high entropy; multiply by `VividnessReward`), colours that do not fit the content.

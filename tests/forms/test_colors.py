@@ -124,6 +124,67 @@ def test_hue_bins_are_those_of_the_angle():
     np.testing.assert_array_equal(same, bins == 3)
 
 
+def painted(colours):
+    """Each (a, b) at many lightnesses that sRGB shows it at: `(colours, 1, 64, 3)`."""
+    a, b = np.array(colours, "float64").T[:, :, None, None]
+    lightness = np.linspace(55, 75, 64)[None, None]
+    lab = np.stack(np.broadcast_arrays(lightness, a, b), -1)
+    return skimage.color.lab2rgb(lab).astype("float32")
+
+
+def circle(angles, chroma):
+    return chroma * np.stack([np.cos(angles), np.sin(angles)], -1)
+
+
+EIGHT_HUES = np.arange(8) * np.pi / 4
+
+
+@pytest.mark.parametrize("bins", [2, 4, 7, 8])
+def test_one_hue_on_a_boundary_is_in_one_bin(bins):
+    """Palettes have colours with b = 0 or a = b, where bins can meet."""
+    images = painted([*circle(EIGHT_HUES, 5.0), *circle(EIGHT_HUES, 20.0)])
+    for score in (HueEntropyReward(bins), compiled(HueEntropyReward(bins), xla=True)):
+        entropy = to_numpy(score(None, images))
+        np.testing.assert_allclose(entropy, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bins", [4, 7])
+def test_a_hue_on_a_boundary_is_in_the_bin_below(bins):
+    """Beside a hue a little below the boundary it earns nothing, above it ln 2."""
+    angles = -np.pi + 2 * np.pi * np.arange(1, bins + 1) / bins
+    images = [painted(circle(angles + turn, 15.0)) for turn in (0.0, -0.02, 0.02)]
+    for near, expected in ((1, 0.0), (2, np.log(2))):
+        both = np.concatenate([images[0], images[near]], axis=2)
+        entropy = to_numpy(HueEntropyReward(bins)(None, both))
+        np.testing.assert_allclose(entropy, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bins", [7, 8])
+def test_painted_grey_is_in_the_bin_of_black(bins):
+    grey = painted([(0.0, 0.0)])
+    images = np.concatenate([grey, np.zeros_like(grey)], axis=1)
+    for score in (HueEntropyReward(bins), compiled(HueEntropyReward(bins), xla=True)):
+        np.testing.assert_allclose(to_numpy(score(None, images)), 0.0, atol=1e-6)
+
+
+def test_greys_of_a_black_and_white_photograph_have_one_hue():
+    """That of white, which is not exactly grey; only black is."""
+    levels = np.arange(1, 256, dtype="float32")[None, None, :, None] / 255.0
+    images = np.repeat(levels, 3, axis=-1)
+    _, expected = numpy_colorfulness(images)
+    assert expected.tolist() == [0.0]
+    for score in (HueEntropyReward(), compiled(HueEntropyReward(), xla=True)):
+        np.testing.assert_allclose(to_numpy(score(None, images)), 0.0, atol=1e-6)
+
+
+def test_a_chroma_of_the_threshold_is_not_above_it():
+    images = painted([*circle(EIGHT_HUES, 10.0), (6, 8), (-8, 6)])
+    for threshold, expected in ((10.0, 0.0), (9.99, 1.0)):
+        reward = VividnessReward(threshold)
+        for score in (reward, compiled(reward, xla=True)):
+            np.testing.assert_array_equal(to_numpy(score(None, images)), expected)
+
+
 @pytest.mark.parametrize("width", [1, 7, 31, 32, 1023, 1100])
 def test_flags_are_counted_exactly_in_images_of_any_width(width):
     generator = np.random.default_rng(width)
