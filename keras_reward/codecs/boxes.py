@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.forms.boxes import corners, standardize_format
+from keras_reward.forms.boxes import corners, find_crowds, standardize_format
 from keras_reward.sequences.sequence_model import shift_right
 
 BOX_TOKENS = 6  # y0, x0, y1, x1, class, confidence
@@ -150,8 +150,8 @@ class BoxCodec:
 
         Args:
             targets: dict of NumPy arrays: `boxes` `(batch, N, 4)`, `labels`
-                `(batch, N)`, negative for padding, and optionally `is_crowd`
-                `(batch, N)`.
+                `(batch, N)`, negative for padding, and optionally `is_crowd` or
+                `iscrowd` `(batch, N)`.
             seed: int or `numpy.random.Generator`. Default: random.
 
         Returns:
@@ -166,7 +166,8 @@ class BoxCodec:
                 f"negative for padding. Received: {labels.max()}"
             )
         buckets, usable = self.quantize(np.asarray(targets["boxes"], "float64"))
-        usable &= (labels >= 0) & ~np.asarray(targets.get("is_crowd", False), "bool")
+        crowds = find_crowds(targets)
+        usable &= (labels >= 0) & ~np.asarray(False if crowds is None else crowds, bool)
         tokens = np.full((len(labels), self.max_length), self.pad_id, "int32")
         weights = np.zeros(tokens.shape, "float32")
         for row, kept in enumerate(usable):

@@ -7,6 +7,7 @@ from keras_reward.data.coco_files import choose_classes, is_id, read_categories
 from keras_reward.data.image_dataset import resize
 from keras_reward.data.image_files import import_pillow
 from keras_reward.data.vocabulary import split
+from keras_reward.forms.boxes import find_crowds
 
 PAD_LABEL = -1
 
@@ -169,7 +170,7 @@ class CocoBoxes(CocoDataset):
         if not 0 <= area < np.inf:
             self.problems["impossible area"].append(name)
             area = width * height
-        is_crowd = bool(annotation.get("iscrowd", 0))
+        is_crowd = bool(find_crowds(annotation))
         if is_crowd and not self.keep_crowds:
             return None
         box = {"boxes": inside, "area": area, "is_crowd": is_crowd}

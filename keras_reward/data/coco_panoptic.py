@@ -6,6 +6,7 @@ from keras_reward.data.coco_dataset import CocoDataset
 from keras_reward.data.coco_files import choose_classes, is_id, read_categories
 from keras_reward.data.image_dataset import read_checked, resize
 from keras_reward.data.image_files import ImageFiles
+from keras_reward.forms.boxes import find_crowds
 
 VOID = 0
 ID_OF_RGB = np.array([1, 256, 256**2], "int32")  # a map's colours encode an id
@@ -142,7 +143,7 @@ class CocoPanoptic(CocoDataset):
             instance = 0
             if label not in self.stuff_classes:
                 things += 1
-                instance = -things if segment.get("iscrowd", 0) else things
+                instance = -things if find_crowds(segment) else things
             found[segment["id"]] = (label, instance)
         return found
 

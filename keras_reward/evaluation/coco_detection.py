@@ -6,7 +6,7 @@ import io
 import keras
 import numpy as np
 
-from keras_reward.forms.boxes import corners, standardize_format
+from keras_reward.forms.boxes import corners, find_crowds, standardize_format
 
 METRICS = (
     *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
@@ -71,7 +71,7 @@ class CocoDetection:
             y_true: dict of `boxes` `(images, N, 4)` and `labels` or `classes`
                 `(images, N)`, where a negative label is padding; optionally `area`
                 `(images, N)`, in pixels (default: that of the box or mask), and
-                `is_crowd` `(images, N)`.
+                `is_crowd`, or as COCO spells it `iscrowd`, `(images, N)`.
             y_pred: the same with `scores` or `confidence` `(images, M)`, without the
                 optional keys.
 
@@ -101,11 +101,14 @@ class CocoDetection:
             score_key = find_key(detections, ("scores", "confidence"), role)
             columns["score"] = to_array(detections[score_key])
         else:
-            given = {"area": "area", "iscrowd": "is_crowd"}
+            given = {
+                "area": detections.get("area"),
+                "iscrowd": find_crowds(detections),
+            }
             columns = {
-                name: to_array(detections[key])
-                for name, key in given.items()
-                if key in detections
+                name: to_array(column)
+                for name, column in given.items()
+                if column is not None
             }
         shapes = detections[shape_key]
         if self.iou_type == "bbox":

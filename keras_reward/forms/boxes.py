@@ -1,6 +1,7 @@
 """Boxes as rewards see them: formats, labels and overlaps."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_reward.nests import may_be_equal
@@ -9,6 +10,7 @@ BOX_FORMATS = (
     *("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw"),
     *("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh"),
 )
+CROWD_KEYS = ("is_crowd", "iscrowd")
 LARGEST_COORDINATE = 1e18  # sums of areas stay below float32's 3e38
 TIE = 1.0 - 1e-6  # IoUs that differ by less only differ by rounding
 
@@ -115,6 +117,26 @@ def _standardize_labels(labels):
         # NaN compares as False.
         labels = ops.where(labels >= 0, ops.minimum(labels, largest), -1.0)
     return ops.maximum(ops.cast(labels, "int32"), -1)
+
+
+def find_crowds(boxes):
+    """What boxes say of crowds, under the key `is_crowd` or COCO's own, `iscrowd`.
+
+    Args:
+        boxes: a dict, of columns or of one annotation.
+
+    Returns:
+        The value of the key; None without either.
+    """
+    found = [boxes[key] for key in CROWD_KEYS if boxes.get(key) is not None]
+    if len(found) == 2:
+        ours, cocos = (np.asarray(ops.convert_to_numpy(each), "bool") for each in found)
+        if not np.array_equal(ours, cocos):
+            raise ValueError(
+                "`is_crowd` and `iscrowd` mean the same: give one of them, or the same "
+                f"values in both. Received: is_crowd={ours}, iscrowd={cocos}"
+            )
+    return found[0] if found else None
 
 
 def best_ious(truth, boxes):

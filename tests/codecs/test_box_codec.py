@@ -276,7 +276,8 @@ def test_boxes_beyond_the_most_are_left_out_at_random():
     assert seen == {0, 1, 2, 3, 4}
 
 
-def test_unusable_boxes_are_left_out():
+@pytest.mark.parametrize("crowd", ["is_crowd", "iscrowd"])
+def test_unusable_boxes_are_left_out(crowd):
     boxes = truth(
         (*BOX_XYXY, 2),
         (0, 0, 9, 9, -1),
@@ -286,7 +287,7 @@ def test_unusable_boxes_are_left_out():
         (-20, 0, -5, 9, 1),
         (0, 70, 9, 99, 1),
         (0, 0, 64, 64, 0),
-        is_crowd=np.array([7 * [False] + [True]]),
+        **{crowd: np.array([7 * [False] + [True]])},
     )
     assert decode_labels(codec.encode(boxes, seed=0)[0]) == [2, -1, -1]
 

@@ -186,10 +186,11 @@ def test_classes_can_be_chosen(tmp_path):
             CocoBoxes(*folder, categories=wrong, **options)
 
 
-def test_crowds_are_kept_with_their_flag_or_left_out(tmp_path):
+@pytest.mark.parametrize("key", ["iscrowd", "is_crowd"])
+def test_crowds_are_kept_with_their_flag_or_left_out(tmp_path, key):
     found = [
-        box(1, 1, [1, 1, 20, 5], iscrowd=1),
-        box(2, 1, [2, 2, 5, 5], iscrowd=0),
+        box(1, 1, [1, 1, 20, 5], **{key: 1}),
+        box(2, 1, [2, 2, 5, 5], **{key: 0}),
         box(3, 1, [3, 3, 5, 5]),
     ]
     folder = write(tmp_path, found, {1: noise(1)})
