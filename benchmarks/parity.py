@@ -123,12 +123,14 @@ def check_detection(folder):
         ),
         "mAP reward as published": (
             evaluate(
-                MeanAveragePrecisionReward(as_published=True, **weighted),
+                MeanAveragePrecisionReward(
+                    as_published=True, image_size=640, **weighted
+                ),
                 y_true,
                 y_pred,
             ),
             detection_in_numpy.published_reward(
-                y_true, y_pred, COCO_THRESHOLDS, counts=counts, **rules
+                y_true, y_pred, COCO_THRESHOLDS, size=640, counts=counts, **rules
             ),
         ),
         "matched IoU": (

@@ -1,12 +1,18 @@
 """COCO's official detection metrics, for the dictionaries that rewards see."""
 
+import collections
 import contextlib
 import io
 
 import keras
 import numpy as np
 
-from keras_reward.forms.boxes import corners, find_crowds, standardize_format
+from keras_reward.forms.boxes import (
+    corners,
+    find_crowds,
+    iou_rounding,
+    standardize_format,
+)
 
 METRICS = (
     *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
@@ -18,7 +24,8 @@ class CocoDetection:
     """Mean average precision and average recall over a dataset, as COCO defines them.
 
     Uses `COCOeval` of pycocotools (`pip install pycocotools`). Collects batches,
-    like a Keras metric, but on the host.
+    like a Keras metric, but on the host. An IoU of at least the threshold is a match;
+    one of exactly the threshold is, whatever the rounding of the boxes' dtype.
 
     Args:
         bounding_box_format: Keras's name of the format of all boxes. Default `"xyxy"`.
@@ -61,6 +68,7 @@ class CocoDetection:
     def reset_state(self):
         """Forgets all images."""
         self.images = 0
+        self.unit = 2.0**-53  # half of the last bit of a coordinate of 1
         self.truth = []
         self.predictions = []
 
@@ -112,8 +120,11 @@ class CocoDetection:
             }
         shapes = detections[shape_key]
         if self.iou_type == "bbox":
+            shapes = to_array(shapes)
+            if shapes.dtype.itemsize < 8:
+                self.unit = 2.0**-24
             shapes = to_left_top_width_height(
-                to_array(shapes), self.bounding_box_format, self.image_size
+                shapes, self.bounding_box_format, self.image_size
             )
         check_lengths(role, labels, {shape_key: shapes, **columns})
         found = [
@@ -158,6 +169,8 @@ class CocoDetection:
                 ),
                 self.iou_type,
             )
+            if self.iou_type == "bbox":
+                self.keep_exact_ones(evaluation)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -170,6 +183,28 @@ class CocoDetection:
         }
         metrics = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
         return {**metrics, "ap_per_class": per_class}
+
+    def keep_exact_ones(self, evaluation):
+        """Has a `COCOeval` count an IoU that only rounding put below a threshold."""
+        groups = collections.defaultdict(list)
+        for box in self.predictions:
+            groups[box["image_id"], box["category_id"]].append(box)
+        compute = evaluation.computeIoU
+
+        def with_rounding(image, label):
+            ious, boxes = compute(image, label), groups[image, label]
+            if not len(ious):
+                return ious
+            # The order of `COCOeval`, which takes the first ones.
+            order = np.argsort([-box["score"] for box in boxes], kind="mergesort")
+            sides = np.array([boxes[i]["bbox"] for i in order[: len(ious)]]).T
+            corner, size = sides[:2], sides[2:]
+            sides = np.concatenate([corner, corner + size])
+            planes = dict(zip(("left", "top", "right", "bottom"), sides, strict=True))
+            rounding = iou_rounding(np, planes, self.bounding_box_format, self.unit)
+            return ious + rounding[:, None]
+
+        evaluation.computeIoU = with_rounding
 
     def dataset(self, annotations, labels):
         """Annotations in the form that pycocotools needs."""

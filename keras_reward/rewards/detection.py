@@ -4,7 +4,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.forms.boxes import best_ious, read_boxes, standardize_format
+from keras_reward.forms.boxes import (
+    best_ious,
+    iou_rounding,
+    published_ious,
+    read_boxes,
+    standardize_format,
+)
 from keras_reward.nests import may_be_equal
 from keras_reward.rewards.coco_classes import COCO_CLASS_COUNTS
 from keras_reward.rewards.reward import Reward
@@ -22,7 +28,8 @@ def matched_iou(y_true, y_pred, iou_threshold=0.5, bounding_box_format="xyxy"):
     Args:
         y_true: dict of `boxes` `(rows, G, 4)` and `labels` or `classes` `(rows, G)`.
         y_pred: dict of `boxes` `(rows, M, 4)` and `labels` or `classes` `(rows, M)`.
-        iou_threshold: IoU that a match must exceed. Default 0.5.
+        iou_threshold: IoU that a match must exceed; an IoU of exactly the threshold
+            does not, whatever the rounding. Default 0.5.
         bounding_box_format: Keras's name of the format of all boxes. Default `"xyxy"`.
 
     Returns:
@@ -45,8 +52,9 @@ def matched_iou(y_true, y_pred, iou_threshold=0.5, bounding_box_format="xyxy"):
     """
     layout = standardize_format(bounding_box_format)
     truth = read_boxes(y_true, layout, "y_true")
-    iou, _ = best_ious(truth, read_boxes(y_pred, layout, "y_pred"))
-    return ops.where(iou > iou_threshold, ops.minimum(iou, 1.0), 0.0)
+    boxes = read_boxes(y_pred, layout, "y_pred")
+    iou, surely, _ = best_ious(truth, boxes, iou_rounding(ops, boxes, layout))
+    return ops.where(surely > iou_threshold, ops.minimum(iou, 1.0), 0.0)
 
 
 def matches_and_duplicates(hits, matches):
@@ -121,19 +129,28 @@ class DetectionReward(Reward):
         """The weight of each label, float32."""
         return ops.ones_like(labels, dtype="float32")
 
+    def read(self, detections, role):
+        """Boxes as `read_boxes` returns them."""
+        return read_boxes(detections, self.bounding_box_format, role)
+
+    def ious(self, truth, boxes):
+        """The IoU of each prediction and of each ground-truth box, for thresholds."""
+        rounding = iou_rounding(ops, boxes, self.bounding_box_format)
+        return best_ious(truth, boxes, rounding)[1:]
+
     def prepare(self, y_true):
-        truth = read_boxes(y_true, self.bounding_box_format, "y_true")
+        truth = self.read(y_true, "y_true")
         return {**truth, "weights": self.weights(truth["labels"])}
 
     def call(self, y_true, y_pred):
-        boxes = read_boxes(y_pred, self.bounding_box_format, "y_pred")
+        boxes = self.read(y_pred, "y_pred")
         rows, truth_rows = boxes["area"].shape[0], y_true["area"].shape[0]
         if not may_be_equal((rows,), (truth_rows,)):
             raise ValueError(
                 f"Reward {self.name!r} needs as many rows of targets as of outputs. "
                 f"Received: {truth_rows} rows in y_true, {rows} in y_pred"
             )
-        hits, matches = map(self.share_passed, best_ious(y_true, boxes))
+        hits, matches = map(self.share_passed, self.ious(y_true, boxes))
         counts = matches_and_duplicates(hits, matches)
         found, repeated = matches_and_duplicates(
             hits * self.weights(boxes["labels"]), matches * y_true["weights"]
@@ -161,7 +178,8 @@ class RecallReward(DetectionReward):
     """Number of ground-truth boxes found, minus a penalty for finding them twice.
 
     A predicted box is assigned to the ground-truth box of its class with which it has
-    the highest intersection over union (IoU), if that is above the threshold. Of the
+    the highest intersection over union (IoU), if that is above the threshold. (An IoU
+    of exactly the threshold is not above it, whatever the rounding in float32.) Of the
     boxes assigned to a ground-truth box, the best is its match and the others are
     duplicates. The reward is matches minus `duplicate_penalty` times duplicates,
     averaged over the thresholds. It is a count, not divided by the number of boxes.
@@ -239,12 +257,17 @@ class MeanAveragePrecisionReward(DetectionReward):
             those of COCO's 80 classes, or None (the default) for equal weights. A label
             beyond the counts has the weight of the rarest class.
         class_smoothing: share of all boxes that is added to each count. Default 0.05.
-        as_published: if True, average as the authors' code does. It stores the result
+        as_published: if True, compute as the authors' code does. It stores the result
             of each threshold under the threshold rounded to one decimal, so that only
             five of the ten are left, with the weights {0.5: 1, 0.6: 2, 0.7: 2, 0.85: 3,
-            0.95: 2} / 10. Default False: the mean.
+            0.95: 2} / 10. It divides in float32 by a union of relative boxes plus
+            1e-9, which keeps small boxes below a threshold that they meet exactly;
+            with others, rounding decides. Needs a relative format or `image_size`.
+            Default False: the mean, and no rounding.
         bounding_box_format: Keras's name of the format of all boxes, in pixels or
             relative. Default `"xyxy"`.
+        image_size: with `as_published` and boxes in pixels, the size of the images that
+            they are divided by: `(height, width)`, or one int for both. Default None.
         name: optional name.
 
     Call arguments: as for `RecallReward`. Returns `(rows,)` from
@@ -274,17 +297,40 @@ class MeanAveragePrecisionReward(DetectionReward):
         class_smoothing=0.05,
         as_published=False,
         bounding_box_format="xyxy",
+        image_size=None,
         name=None,
     ):
         super().__init__(iou_thresholds, duplicate_penalty, bounding_box_format, name)
         self.class_counts = class_counts
         self.class_smoothing = class_smoothing
         self.as_published = as_published
+        self.image_size = image_size
+        self.divisor = None
         if as_published:
             self.averaged_thresholds = published_thresholds(self.iou_thresholds)
+            if not self.bounding_box_format.startswith("rel_"):
+                self.divisor = self.size_to_divide_by(image_size)
         self.class_weights = None
         if class_counts is not None:
             self.class_weights = inverse_frequency(class_counts, class_smoothing)
+
+    def size_to_divide_by(self, image_size):
+        if image_size is None:
+            raise ValueError(
+                "The published code computes with relative boxes: with `as_published`, "
+                "use a relative format, or give `image_size=(height, width)`. "
+                f"Received: bounding_box_format={self.bounding_box_format!r}, "
+                "image_size=None"
+            )
+        return (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+
+    def read(self, detections, role):
+        return read_boxes(detections, self.bounding_box_format, role, self.divisor)
+
+    def ious(self, truth, boxes):
+        if self.as_published:
+            return published_ious(truth, boxes)
+        return super().ious(truth, boxes)
 
     def weights(self, labels):
         if self.class_weights is None:
@@ -301,4 +347,5 @@ class MeanAveragePrecisionReward(DetectionReward):
             "class_counts": counts,
             "class_smoothing": self.class_smoothing,
             "as_published": self.as_published,
+            "image_size": self.image_size,
         }

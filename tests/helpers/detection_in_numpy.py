@@ -1,9 +1,12 @@
 """The rules of the detection rewards, one box at a time, in plain Python.
 
-Written to be read. The tests compare the rewards with it.
+Written to be read. The tests compare the rewards with it. Coordinates may be floats or
+`Fraction`, which do not round.
 """
 
 import math
+
+import numpy as np
 
 
 def read(detections, layout):
@@ -55,7 +58,21 @@ def iou(one, other):
     return shared / (areas[0] + areas[1] - shared)
 
 
-def match(truth, predictions, threshold):
+def published_iou(one, other):
+    """The arithmetic of the authors' code: float32 throughout, of relative boxes."""
+    if one is None or other is None:
+        return np.float32(0)
+    sides = [[np.float32(side) for side in box[:4]] for box in (one, other)]
+    (left, top, right, bottom), (left2, top2, right2, bottom2) = sides
+    area = abs((bottom - top) * (right - left))
+    area2 = abs((bottom2 - top2) * (right2 - left2))
+    height = max(np.float32(0), min(bottom, bottom2) - max(top, top2))
+    width = max(np.float32(0), min(right, right2) - max(left, left2))
+    shared = width * height
+    return shared / (area + area2 - shared + np.float32(1e-9))
+
+
+def match(truth, predictions, threshold, overlap=iou):
     """For one row, the ground-truth box that each prediction belongs to, or None.
 
     Returns:
@@ -67,21 +84,21 @@ def match(truth, predictions, threshold):
         for g, box in enumerate(truth):
             if box is None or prediction is None or box[4] != prediction[4]:
                 continue
-            value = iou(box, prediction)
+            value = overlap(box, prediction)
             if value > highest:  # strictly, so that the first box wins a tie
                 index, highest = g, value
         belongs.append((index, highest if index is not None else 0.0))
     return belongs
 
 
-def score(truth, predictions, threshold, weight=lambda label: 1.0):
+def score(truth, predictions, threshold, weight=lambda label: 1.0, overlap=iou):
     """For one row at one threshold.
 
     Returns:
         `(matches, duplicates, weighted matches, weighted duplicates)`.
     """
     matches = duplicates = weighted_matches = weighted_duplicates = 0
-    belongs = match(truth, predictions, threshold)
+    belongs = match(truth, predictions, threshold, overlap)
     for g, box in enumerate(truth):
         here = [p for p, (index, _) in enumerate(belongs) if index == g]
         if not here:
@@ -111,6 +128,7 @@ def reward(
     layout="xyxy",
     counts=None,
     smoothing=0.05,
+    overlap=iou,
 ):
     """The reward of each row: the mean over thresholds."""
     weight = class_weight(counts, smoothing) if counts is not None else lambda _: 1.0
@@ -120,20 +138,29 @@ def reward(
     ):
         total = 0.0
         for threshold in thresholds:
-            *_, matches, duplicates = score(truth, predictions, threshold, weight)
+            *_, matches, duplicates = score(
+                truth, predictions, threshold, weight, overlap
+            )
             total += matches - penalty * duplicates
         rewards.append(total / len(thresholds))
     return rewards
 
 
-def published_reward(y_true, y_pred, thresholds, **options):
-    """The same, averaged as the authors' code does.
+def published_reward(y_true, y_pred, thresholds, size=1, **options):
+    """The same as the authors' code computes it.
 
-    It keeps results in a dictionary whose keys are thresholds of one decimal.
+    It keeps results in a dictionary whose keys are thresholds of one decimal. Boxes are
+    divided by the size of the images, if they are in pixels.
     """
+    y_true, y_pred = (
+        {**each, "boxes": (each["boxes"] / size).astype("float32")}
+        for each in (y_true, y_pred)
+    )
     results = {}
     for threshold in thresholds:
-        results[f"{threshold:0.1f}"] = reward(y_true, y_pred, [threshold], **options)
+        results[f"{threshold:0.1f}"] = reward(
+            y_true, y_pred, [np.float32(threshold)], overlap=published_iou, **options
+        )
     looked_up = [results[f"{threshold:0.1f}"] for threshold in thresholds]
     return [sum(values) / len(values) for values in zip(*looked_up, strict=True)]
 

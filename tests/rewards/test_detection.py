@@ -1,5 +1,7 @@
 """Detection rewards against numbers worked out by hand and plain Python."""
 
+import functools
+
 import detection_in_numpy as in_numpy
 import hypothesis.extra.numpy as hnp
 import keras
@@ -131,7 +133,7 @@ def test_coco_counts_are_those_of_train2017():
 
 
 def test_published_arithmetic_keeps_five_of_ten_thresholds():
-    reward = MeanAveragePrecisionReward(as_published=True)
+    reward = MeanAveragePrecisionReward(as_published=True, image_size=16)
     kept = dict.fromkeys(reward.averaged_thresholds, 0)
     for threshold in reward.averaged_thresholds:
         kept[threshold] += 1
@@ -184,9 +186,15 @@ OPTIONS = [
     {},
     {"iou_thresholds": (0.3,), "duplicate_penalty": 1.5},
     {"class_counts": [5, 100], "class_smoothing": 0.05},
-    {"as_published": True},
-    {"iou_thresholds": (0.0, 0.33, 0.6, 0.61, 0.64, 0.9), "as_published": True},
-    {"class_counts": [7, 0, 3], "class_smoothing": 0.1, "as_published": True},
+    {"as_published": True, "image_size": 16},
+    {
+        "iou_thresholds": (0.0, 0.33, 0.6, 0.61, 0.64, 0.9),
+        **{"as_published": True, "image_size": (16, 16)},
+    },
+    {
+        "class_counts": [7, 0, 3],
+        **{"class_smoothing": 0.1, "as_published": True, "image_size": 16},
+    },
 ]
 
 
@@ -197,7 +205,7 @@ def test_rewards_are_those_of_plain_python(options, make):
     reward = MeanAveragePrecisionReward(**options)
     rule = in_numpy.reward
     if options.get("as_published"):
-        rule = in_numpy.published_reward
+        rule = functools.partial(in_numpy.published_reward, size=16)
     for seed in range(4):
         y_true, y_pred = make(seed)
         expected = rule(
@@ -392,7 +400,9 @@ def test_huge_boxes_match_and_disturb_no_others():
 @pytest.mark.parametrize("xla", [False, True])
 def test_compiled_equals_eager(xla):
     y_true, y_pred = random_case(8)
-    reward = MeanAveragePrecisionReward(class_counts=[1, 10], as_published=True)
+    reward = MeanAveragePrecisionReward(
+        class_counts=[1, 10], as_published=True, image_size=16
+    )
     result = to_numpy(compiled(reward, xla=xla)(y_true, y_pred))
     np.testing.assert_allclose(result, score(reward, y_true, y_pred), atol=1e-5)
     result = to_numpy(compiled(matched_iou, xla=xla)(y_true, y_pred))
@@ -420,7 +430,9 @@ def test_number_of_rows_may_be_unknown_while_tracing():
     "reward",
     [
         RecallReward((0.5, 0.75), 0.1, "rel_yxyx", name="mine"),
-        MeanAveragePrecisionReward(class_counts="coco", as_published=True),
+        MeanAveragePrecisionReward(
+            class_counts="coco", as_published=True, image_size=(16, 32)
+        ),
         MeanAveragePrecisionReward(class_counts=np.array([3, 4]), class_smoothing=0.2),
     ],
 )
@@ -483,6 +495,7 @@ def test_wrong_boxes_are_refused(y_true, y_pred, message):
         ({"class_counts": "voc"}, "or 'coco'.*class_counts='voc'"),
         ({"class_counts": [1, -1]}, r"class_counts=\[1, -1\]"),
         ({"class_counts": [1, 0], "class_smoothing": 0.0}, "class_smoothing=0.0"),
+        ({"as_published": True}, r"relative.*image_size=\(height.*'xyxy', image_size"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
