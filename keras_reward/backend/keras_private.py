@@ -8,6 +8,8 @@ also test a few public but undocumented attributes: those of LoRA (`lora_enabled
 
 import inspect
 
+import keras
+
 # The versions with which all of this was tested.
 SEEN_KERAS = ("3.12.0", "3.15.1")
 SEEN_KERAS_HUB = ("0.32.0", "0.32.0")
@@ -82,3 +84,67 @@ def empty_caches(model, encoded, token_ids):
     `generate_step` makes them too, but does not return them.
     """
     return model._initialize_cache(encoded, token_ids)
+
+
+def has_compiled_metrics(model):
+    """Whether `compile` was given metrics.
+
+    `Model.metrics` has them only once they are built.
+    """
+    compiled = getattr(model, "_compile_metrics", None)
+    return compiled is not None and bool(
+        compiled._user_metrics or compiled._user_weighted_metrics
+    )
+
+
+def build_compiled_metrics(model, y, outputs, named):
+    """The metrics given to `compile`, each with its target and output.
+
+    Keras resolves the names of metrics when it builds them in a step, and only it
+    knows which of several outputs each metric is for.
+
+    Args:
+        model: a `keras.Model` with compiled metrics.
+        y: targets.
+        outputs: a nest of tensors.
+        named: from a metric given to `compile` to what Keras is to build it from.
+
+    Returns:
+        List of `(metric, target, output)`.
+    """
+    compiled = model._compile_metrics
+    if not compiled.built:
+        for kind in ("_user_metrics", "_user_weighted_metrics"):
+            given = getattr(compiled, kind)
+            setattr(compiled, kind, keras.tree.map_structure(named, given))
+        compiled.build(y, outputs)
+    pairs = [*zip(compiled._flatten_y(y), compiled._flatten_y(outputs), strict=False)]
+    return [
+        (metric, *pair)
+        for kind in (compiled._flat_metrics, compiled._flat_weighted_metrics)
+        for built, pair in zip(kind, pairs, strict=False)
+        for metric in (built.metrics if built else ())
+    ]
+
+
+def wrapped_function(metric):
+    """The function whose mean a Keras metric is, or None.
+
+    `get_config` of a metric that Keras defines leaves it out.
+    """
+    return getattr(metric, "_fn", None)
+
+
+def variables_of_optimizer(optimizer):
+    """The variables that a built optimizer updates, in its order."""
+    return list(optimizer._trainable_variables)
+
+
+def structure_of_inputs(model):
+    """The symbolic inputs of a functional or Sequential model, nested; else None.
+
+    `Model.inputs` has lost their structure.
+    """
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0] if model.built else None
+    return getattr(model, "_inputs_struct", None)

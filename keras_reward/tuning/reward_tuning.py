@@ -13,6 +13,7 @@ from keras_reward.rewards.reward import check_shapes
 from keras_reward.terms import Term
 from keras_reward.tuning import metrics, own_variables
 from keras_reward.tuning.checked_fitting import CheckedFitting
+from keras_reward.tuning.compiled_metrics import check_compiled_metrics
 from keras_reward.tuning.raw_inputs import RawInputs
 from keras_reward.tuning.renamed import refuse_renamed
 from keras_reward.tuning.training_step import TrainingStep
@@ -36,7 +37,9 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
 
     `predict`, `evaluate` and validation use the greedy output, decoded to what the
     reward sees; `val_reward` is its mean reward. In `evaluate`, `loss` is minus the
-    reward, so callbacks that monitor `val_loss` keep the best model too.
+    reward, so callbacks that monitor `val_loss` keep the best model too. Metrics given
+    to `compile` compare targets with what `predict` returns: `"accuracy"` is the share
+    of equal ids, and metrics that read the scores of classes are refused for ids.
 
     Of a KerasHub task with a preprocessor, data are raw, as in the task's own `fit` and
     `predict`: images with values from 0 to 255, or strings. The policy and the reward
@@ -238,6 +241,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the metrics given to `compile`; omits those of training alone."""
+        check_compiled_metrics(self, y, y_pred)
         results = super().compute_metrics(x, y, y_pred, sample_weight)
         hidden = (*metrics.TRAINING_ONLY, *self.term_names)
         return {k: v for k, v in results.items() if k not in hidden}

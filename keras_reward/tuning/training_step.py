@@ -19,6 +19,7 @@ from keras_reward.objective import input_weights, reward_loss
 from keras_reward.rewards.reward import check_shapes
 from keras_reward.terms.update import Rollout, Update
 from keras_reward.tuning import metrics
+from keras_reward.tuning.compiled_metrics import check_compiled_metrics
 
 
 class TrainingStep:
@@ -44,6 +45,9 @@ class TrainingStep:
         rollout, likelihood, losses = descend(
             functools.partial(self.rollout_and_loss, data)
         )
+        # TensorFlow's first evaluation, which would say it, may come hours later.
+        y = keras.utils.unpack_x_y_sample_weight(data)[1]
+        check_compiled_metrics(self, y, rollout.outputs)
         trackers = {"loss": self.loss_tracker, **self.trackers}
         metrics.record_losses(trackers, losses, ops.shape(rollout.rewards)[0])
         metrics.record_samples(trackers, rollout, likelihood)

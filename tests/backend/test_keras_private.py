@@ -14,8 +14,13 @@ import keras_reward
 from keras_reward.backend import keras_private
 from keras_reward.backend.keras_private import (
     KeepsWeights,
+    build_compiled_metrics,
     flatten_layers,
+    has_compiled_metrics,
     producer_of,
+    structure_of_inputs,
+    variables_of_optimizer,
+    wrapped_function,
 )
 from keras_reward.callbacks import HostFailure, RewardProgress
 
@@ -245,3 +250,64 @@ def test_callbacks_say_whether_steps_wait_for_them():
     message = changed("`async_safe` of a callback does not tell whether steps wait.")
     assert waits(HostFailure()), message
     assert waits(RewardProgress()) == waits(), message
+
+
+def test_compiled_metrics_are_found_with_their_outputs():
+    message = changed("how `compile` holds metrics until they are built.")
+    model = classifier()
+    model.compile("sgd", "mse")
+    assert not has_compiled_metrics(model), message
+    given = {"b": "accuracy", "a": [keras.metrics.MeanIoU(3), "mae"]}
+    model.compile("sgd", "mse", metrics=given, weighted_metrics={"b": ["mae"]})
+    assert has_compiled_metrics(model), message
+    ones = {name: keras.ops.ones((2, 2)) for name in ("a", "b", "c")}
+    outputs = {name: ones[name] for name in ("b", "a")}
+    asked = []
+
+    def named(identifier):
+        asked.append(identifier)
+        return "mse" if identifier == "accuracy" else identifier
+
+    found = build_compiled_metrics(model, ones, outputs, named)
+    assert {"accuracy", "mae"} < set(map(str, asked)), message
+    names = [(metric.name, id(output)) for metric, _, output in found]
+    place = {name: id(output) for name, output in outputs.items()}
+    expected = {("mean_io_u", place["a"]), ("mae", place["a"])}
+    expected |= {("mse", place["b"]), ("mae", place["b"])}
+    assert set(names) == expected and len(names) == 4, message
+    again = build_compiled_metrics(model, ones, outputs, named)
+    assert [m for m, *_ in again] == [m for m, *_ in found], message
+
+
+def test_metrics_of_functions_have_them():
+    message = changed("`MeanMetricWrapper._fn`, the function whose mean it is.")
+    metrics = keras.metrics
+    known = metrics.sparse_categorical_accuracy
+    assert wrapped_function(metrics.SparseCategoricalAccuracy()) is known, message
+    assert wrapped_function(metrics.MeanMetricWrapper(known)) is known, message
+    assert wrapped_function(metrics.AUC()) is None, message
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    assert loss.fn is keras.losses.sparse_categorical_crossentropy, message
+
+
+def test_an_optimizer_knows_its_variables():
+    message = changed("`Optimizer._trainable_variables`, what it was built for.")
+    model = classifier()
+    for optimizer in (
+        keras.optimizers.Adam(),
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
+    ):
+        optimizer.build(model.trainable_variables)
+        known = variables_of_optimizer(optimizer)
+        assert list(map(id, known)) == list(map(id, model.trainable_variables)), message
+
+
+def test_functional_models_know_the_structure_of_their_inputs():
+    message = changed("`Functional._inputs_struct`, the inputs in their structure.")
+    parts = {"b": keras.Input((2,)), "a": (keras.Input((3,)), keras.Input((4,)))}
+    merged = keras.layers.Concatenate()(keras.tree.flatten(parts))
+    found = structure_of_inputs(keras.Model(parts, merged))
+    keras.tree.assert_same_structure(found, parts)
+    assert found["a"][1].shape == (None, 4), message
+    assert structure_of_inputs(classifier()).shape == (None, 3), message
+    assert structure_of_inputs(keras.Sequential()) is None, message
