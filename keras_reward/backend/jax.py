@@ -54,6 +54,8 @@ def descend(model, loss_function, scope):
         The nest.
     """
     optimizer, weights = model.optimizer, model.trainable_variables
+    if not weights:
+        model.warn_untrainable()
     before = values_in(scope, weights)
     # Variables that a loss changes: seeds, averages, metrics within the model.
     updated = model.non_trainable_variables + model.metrics_variables

@@ -63,6 +63,9 @@ def descend(model, loss_function):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         scaled = optimizer.scale_loss(loss / replicas)
     weights = model.trainable_weights  # now that the model is built
+    if not weights:
+        model.warn_untrainable()
+        return result
     gradients = tape.gradient(scaled, weights)
     optimizer.apply_gradients(zip(gradients, weights, strict=True))
     return result

@@ -43,11 +43,14 @@ def descend(model, loss_function):
     """
     model.zero_grad()
     loss, result = loss_function(no_gradient)
-    model.optimizer.scale_loss(loss).backward()
     weights = model.trainable_weights
-    gradients = [weight.value.grad for weight in weights]
-    with torch.no_grad():
-        model.optimizer.apply(gradients, weights)
+    if weights:
+        model.optimizer.scale_loss(loss).backward()
+        gradients = [weight.value.grad for weight in weights]
+        with torch.no_grad():
+            model.optimizer.apply(gradients, weights)
+    else:
+        model.warn_untrainable()
     return keras.tree.map_structure(detached, result)
 
 

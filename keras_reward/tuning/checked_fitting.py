@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import warnings
 
 import keras
 
+from keras_reward.backend.keras_private import variables_of_optimizer
 from keras_reward.forms.ragged import dense
 from keras_reward.nests import are_arrays
 from keras_reward.tuning.default_callbacks import with_callbacks
@@ -19,6 +21,8 @@ class CheckedFitting:
     added that report progress and problems. After it, failures of a reward that runs
     on the host are raised.
     """
+
+    has_warned = False  # that nothing is trainable
 
     def check_x(self, x=None, *args, **kwargs):
         """Has the policy check inputs that are arrays or tensors."""
@@ -36,6 +40,36 @@ class CheckedFitting:
         """Lets the terms finish loading, and raise if something is missing."""
         for term in self.terms:
             term.before_training()
+
+    def make_train_function(self, force=False):
+        """Makes the step, unless it is there; raises if it would train other weights.
+
+        Keras calls it before the first step of `fit`, when the model is built.
+        """
+        if self.train_function is None:
+            self.has_warned = False
+        super().make_train_function(force)
+        optimizer, weights = self.optimizer, self.trainable_variables
+        if optimizer is None or not optimizer.built:
+            return
+        known = variables_of_optimizer(optimizer)
+        if [id(v) for v in known] != [id(v) for v in weights]:
+            raise ValueError(
+                "Which weights are trainable has changed since the tuning was compiled "
+                "and first trained, for example by `enable_lora`, or by freezing a "
+                "layer, and its optimizer would go on with the old ones. Compile it "
+                "again, with a new optimizer, before you train it. "
+                f"Received: {len(weights)} trainable variables, of which the optimizer "
+                f"knows {len({id(v) for v in known} & {id(v) for v in weights})}"
+            )
+
+    def warn_untrainable(self):
+        """Warns, once for each `compile`, that a step has nothing to train."""
+        if not self.has_warned:
+            self.has_warned = True
+            warnings.warn(
+                "The model does not have any trainable weights.", stacklevel=2
+            )
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):

@@ -41,6 +41,9 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
     to `compile` compare targets with what `predict` returns: `"accuracy"` is the share
     of equal ids, and metrics that read the scores of classes are refused for ids.
 
+    What is trainable is settled by the first step after `compile`: compile again after
+    freezing layers or adding adapters.
+
     Of a KerasHub task with a preprocessor, data are raw, as in the task's own `fit` and
     `predict`: images with values from 0 to 255, or strings. The policy and the reward
     get them preprocessed. If images are preprocessed already, set
