@@ -31,6 +31,9 @@ class CompiledFunction(keras.Model):
 def kept(owner, kind, *arguments):
     """`kind(owner, *arguments)`, made once for the same arguments, kept by the owner.
 
+    It is made anew once the owner has other variables, such as new LoRA adapters: on
+    TensorFlow, a compiled function knows those alone that were there.
+
     Args:
         owner: a `keras.Model`.
         kind: a subclass of `CompiledFunction`.
@@ -42,6 +45,9 @@ def kept(owner, kind, *arguments):
         # Hidden from Keras's tracking, since the functions contain the owner.
         object.__setattr__(owner, "_compiled_functions", functions)
     key = (kind, *arguments)
-    if key not in functions:
-        functions[key] = kind(owner, *arguments)
-    return functions[key]
+    variables = owner.variables
+    function, known = functions.get(key, (None, []))
+    if function is None or list(map(id, known)) != list(map(id, variables)):
+        function = kind(owner, *arguments)
+        functions[key] = function, variables
+    return function

@@ -397,3 +397,17 @@ def test_errors_say_what_to_do(case):
     with pytest.raises(ValueError) as error:
         generation.generate(shared_model(), some_images(), **settings)
     assert re.search(message, str(error.value), re.DOTALL)
+
+
+def test_adapters_that_come_later_are_used():
+    model, images = sequence_model(), some_images()
+    model.generate(images, temperature=0)
+    model.head.enable_lora(rank=2)
+    generator = np.random.default_rng(0)
+    for name in ("lora_kernel_a", "lora_kernel_b"):
+        adapter = getattr(model.head, name)
+        adapter.assign(generator.normal(size=adapter.shape))
+    x = {"images": images, "token_ids": np.full((len(images), 1), model.start_id)}
+    first = to_numpy(model(x))[:, 0].argmax(-1)
+    assert len(set(first.tolist())) > 1
+    np.testing.assert_array_equal(model.generate(images, temperature=0)[:, 0], first)
