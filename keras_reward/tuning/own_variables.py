@@ -1,6 +1,7 @@
 """What a saved `RewardTuning` contains in addition to what Keras saves."""
 
 TERM = "term_"
+SEED = "seed_generator_state"
 
 
 def write(tuner, store):
@@ -11,7 +12,7 @@ def write(tuner, store):
         store: takes arrays by name, as passed to `save_own_variables`.
     """
     # Keras saves no seeds. With this one, a resumed run draws the same samples.
-    store["seed_generator_state"] = tuner.seed_generator.state
+    store[SEED] = tuner.seed_generator.state
     for term in tuner.terms:
         term.before_saving()
     for name, variable in saved_variables(tuner).items():
@@ -32,7 +33,13 @@ def read(tuner, store):
         A dict of what is left for Keras to read.
     """
     store = {name: store[name] for name in store.keys()}  # noqa: SIM118, not a dict
-    tuner.seed_generator.state.assign(store.pop("seed_generator_state"))
+    if SEED not in store:
+        raise ValueError(
+            "This file is not one of a RewardTuning: it may hold the weights of the "
+            "model alone. Load those into the model, with `tuned.model.load_weights("
+            f"path)`. Received: a file without {SEED!r}"
+        )
+    tuner.seed_generator.state.assign(store.pop(SEED))
     for term in tuner.terms:
         term.before_loading()
     for name, variable in saved_variables(tuner).items():

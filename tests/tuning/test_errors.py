@@ -305,3 +305,14 @@ def test_loading_an_unregistered_reward_says_what_to_do(tmp_path):
     custom = {"Unregistered": Unregistered}
     loaded = keras.models.load_model(tmp_path / "tuned.keras", custom_objects=custom)
     assert isinstance(loaded.reward, Unregistered)
+
+
+def test_a_file_of_the_model_alone_goes_into_the_model(tmp_path):
+    model = classifier()
+    model.save_weights(tmp_path / "first.weights.h5")
+    model.save(tmp_path / "first.keras")
+    tuned = RewardTuning(classifier(), reward=good)
+    for name in ("first.weights.h5", "first.keras"):
+        with pytest.raises(ValueError, match=r"`tuned\.model\.load_weights\(path\)`"):
+            tuned.load_weights(tmp_path / name)
+        tuned.model.load_weights(tmp_path / name)
