@@ -12,7 +12,8 @@ run a model, training raises an error.
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
 within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.
 `LOOPS_RECOMPUTE` says whether a compiled loop can go around a function that reads
-variables and whose gradient computes it anew (`keras.remat`).
+variables and whose gradient computes it anew (`keras.remat`). `is_exporting()` says
+whether a model is being traced for an export that has no loops.
 """
 
 import keras
@@ -23,6 +24,7 @@ if keras.config.backend() == "jax":
         XLA_CALLS_HOST,
         RewardTrainer,
         host_call,
+        is_exporting,
     )
 elif keras.config.backend() == "tensorflow":
     from keras_reward.backend.tensorflow import (
@@ -30,6 +32,7 @@ elif keras.config.backend() == "tensorflow":
         XLA_CALLS_HOST,
         RewardTrainer,
         host_call,
+        is_exporting,
     )
 elif keras.config.backend() == "torch":
     from keras_reward.backend.torch import (
@@ -37,6 +40,7 @@ elif keras.config.backend() == "torch":
         XLA_CALLS_HOST,
         RewardTrainer,
         host_call,
+        is_exporting,
     )
 else:
     from keras_reward.backend.evaluation_only import (
@@ -44,4 +48,5 @@ else:
         XLA_CALLS_HOST,
         RewardTrainer,
         host_call,
+        is_exporting,
     )

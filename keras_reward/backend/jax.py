@@ -104,6 +104,11 @@ def pairs_in(scope, variables):
     return list(zip(variables, values_in(scope, variables), strict=True))
 
 
+def is_exporting():
+    """False: loops are exported as they are."""
+    return False
+
+
 def host_call(function, tensors, shape):
     """Calls a function of NumPy arrays that returns one, from a compiled step.
 

@@ -76,6 +76,11 @@ def no_gradient(function, *args):
         return function(*args)
 
 
+def is_exporting():
+    """Whether `torch.export` is tracing, which cannot export loops that values end."""
+    return torch.compiler.is_exporting()
+
+
 @torch.compiler.disable
 def host_call(function, tensors, shape):
     """Calls a function that takes NumPy arrays and returns one.

@@ -8,7 +8,7 @@ from keras_reward.nests import host_array, repeat_rows
 from keras_reward.policies.keras_hub_tasks import task_of
 from keras_reward.policies.tokens import TokenPolicy
 from keras_reward.sequences.references import check_vocabulary
-from keras_reward.sequences.writing import put_token
+from keras_reward.sequences.writing import loop, put_token
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -226,9 +226,8 @@ class CausalLMPolicy(TokenPolicy):
             return position + 1, token_ids, done, cache
 
         start = ops.maximum(ops.min(lengths), 1)
-        _, token_ids, _, _ = ops.while_loop(
-            unfinished, write, (start, token_ids, lengths >= limits, cache)
-        )
+        state = (start, token_ids, lengths >= limits, cache)
+        _, token_ids, _, _ = loop(unfinished, write, state, range(1, length))
         return self.answers(token_ids, lengths, num_samples)
 
     def answers(self, token_ids, lengths, num_samples):

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_reward.backend import is_exporting
+
 
 def write_tokens(model, context, n, choose):
     """Generates `n` sequences for each input, until all have ended.
@@ -36,8 +38,30 @@ def write_tokens(model, context, n, choose):
         *nothing_written(model, (batch_size(context), n)),
         model.start_cache(context, n),
     )
-    position, token_ids, *_ = ops.while_loop(unfinished, step, start)
+    position, token_ids, *_ = loop(unfinished, step, start, range(model.max_length))
     return token_ids, position
+
+
+def loop(unfinished, step, state, positions):
+    """`ops.while_loop` over positions, which are the first part of the state.
+
+    Its end depends on values, which PyTorch cannot export: there, all steps are taken.
+    A step after the end must change nothing.
+
+    Args:
+        unfinished: takes the state; whether to go on.
+        step: takes the state and returns the next one.
+        state: tuple; the position is first.
+        positions: a range with all positions that a step may be at.
+
+    Returns:
+        The last state.
+    """
+    if not is_exporting():
+        return ops.while_loop(unfinished, step, state)
+    for position in positions:
+        state = step(position, *state[1:])
+    return state
 
 
 def nothing_written(model, rows):

@@ -1,12 +1,15 @@
 """RewardTuning: a Keras model, its policy and a reward, trained by `fit`."""
 
+import functools
+import inspect
+
 import keras
 from keras import ops
 
 from keras_reward import advantages, baselines, policies, rewards
 from keras_reward.backend import RewardTrainer
 from keras_reward.forms.ragged import dense
-from keras_reward.nests import deserialized
+from keras_reward.nests import are_arrays, deserialized
 from keras_reward.objective import input_weights
 from keras_reward.policies.policy import refuse_truncation
 from keras_reward.rewards.reward import check_shapes
@@ -14,6 +17,7 @@ from keras_reward.terms import Term
 from keras_reward.tuning import metrics, own_variables
 from keras_reward.tuning.checked_fitting import CheckedFitting
 from keras_reward.tuning.compiled_metrics import check_compiled_metrics
+from keras_reward.tuning.greedy_model import GreedyModel, input_signature, symbolic
 from keras_reward.tuning.raw_inputs import RawInputs
 from keras_reward.tuning.renamed import refuse_renamed
 from keras_reward.tuning.training_step import TrainingStep
@@ -158,6 +162,8 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         self.trackers = metrics.make_trackers(
             self.reward.component_names, num_samples, self.term_names
         )
+        # Symbolic inputs like those of the first call. Keras must not track them.
+        object.__setattr__(self, "seen_inputs", None)
         self.built = model.built
 
     @staticmethod
@@ -210,8 +216,34 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
 
     def call(self, inputs, training=None):
         """The greedy output of each input, decoded to what the reward sees."""
+        self.see_inputs(inputs)
         context = self.policy.encode(inputs, training=bool(training))
         return self.policy.greedy_outputs(inputs, context)
+
+    def see_inputs(self, inputs):
+        """Keeps the shapes of the first inputs, for `export` and for saving."""
+        if self.seen_inputs is None and are_arrays(inputs):
+            object.__setattr__(self, "seen_inputs", symbolic(inputs))
+
+    @functools.wraps(keras.Model.export)
+    def export(self, filepath, *args, **kwargs):
+        """Exports what `predict` computes: greedy outputs, decoded, without the reward.
+
+        `tuned.model.export` exports the model itself.
+
+        Args:
+            filepath, format, verbose, **kwargs: as in `keras.Model.export`.
+            input_signature: as there. By default, the inputs of a functional or
+                Sequential model; for others, those of the first call.
+        """
+        bound = inspect.signature(keras.Model.export).bind(
+            self, filepath, *args, **kwargs
+        )
+        if bound.arguments.get("input_signature") is None:
+            bound.arguments["input_signature"] = input_signature(self)
+        greedy = GreedyModel(self.model, self.policy)
+        greedy.built = True
+        greedy.export(*bound.args[1:], **bound.kwargs)
 
     def refuse_compiled_loss(self):
         if getattr(self, "loss", None) is not None:

@@ -45,6 +45,8 @@ class TrainingStep:
         rollout, likelihood, losses = descend(
             functools.partial(self.rollout_and_loss, data)
         )
+        if not self.built:
+            self.built = True  # by this step; on TensorFlow, Keras has not seen a call
         # TensorFlow's first evaluation, which would say it, may come hours later.
         y = keras.utils.unpack_x_y_sample_weight(data)[1]
         check_compiled_metrics(self, y, rollout.outputs)
@@ -69,6 +71,7 @@ class TrainingStep:
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y = dense(y)
+        self.see_inputs(x)
         context = self.policy.encode(x, training=self.model_training)
         rollout = no_gradient(self.rollout, context, x, y)
         likelihood, losses = self.update_losses(
