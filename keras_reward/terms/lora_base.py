@@ -16,11 +16,9 @@ class LoRABase(ReferenceModel):
     """The tuned model without its LoRA adapters, which needs no second copy of it.
 
     Other weights that are tuned too, such as biases, are copied, so that the reference
-    model keeps their initial values.
-
-    Keras merges the adapters into the weights when it saves a file, and sets them to 0
-    when it loads one, so the base would be lost. The adapters are therefore saved a
-    second time, and subtracted from the merged weights before training continues.
+    model keeps their initial values. The copies are in the tuner's file. The base is
+    what is left when the adapters are taken out of the weights again, see
+    `SavedAdapters`.
 
     Args:
         model: a built `keras.Model` with layers that have adapters.
@@ -45,8 +43,7 @@ class LoRABase(ReferenceModel):
             for index, variable in enumerate(model.variables)
             if variable.trainable and id(variable) not in map(id, adapters)
         ]
-        self.places = {f"adapter_{i}": Place(v) for i, v in enumerate(adapters)}
-        self.places.update({f"kept_{i}": Place(copy) for i, _, copy in self.kept})
+        self.places = {f"kept_{i}": Place(copy) for i, _, copy in self.kept}
         self.pending = False  # whether a file was loaded but not yet restored from
 
     @property
@@ -55,12 +52,7 @@ class LoRABase(ReferenceModel):
 
     @property
     def saved_variables(self):
-        return self.places if self.can_be_saved() else {}
-
-    def can_be_saved(self):
-        """Whether adapters can be subtracted again: not from quantized weights."""
-        layers = lora_layers(self.model)
-        return not any(getattr(layer, "quantization_mode", None) for layer in layers)
+        return self.places if can_be_taken_out(self.model) else {}
 
     def position_log_probs(self, x, samples):
         with adapters_off(self.model), self.start_values():
@@ -81,20 +73,17 @@ class LoRABase(ReferenceModel):
             place.held = None
 
     def restore(self):
-        """Subtracts the adapters from loaded weights that they were merged into."""
+        """Gives the copies the values in the loaded file."""
         if not self.pending:
             return
         self.pending = False
         places = {id(place.variable): place for place in self.places.values()}
-        for layer in lora_layers(self.model):
-            for name in adapted_names(layer):
-                take_out(layer, name, places)
         for _, variable, copy in self.kept:
             held = places[id(copy)].held  # None: not tuned when the file was saved
             copy.assign(copied(variable) if held is None else held)
 
     def get_config(self):
-        return "lora_base" if self.can_be_saved() else MISSING
+        return "lora_base" if can_be_taken_out(self.model) else MISSING
 
 
 class Place:
@@ -118,15 +107,64 @@ def copied(variable):
     return np.array(ops.convert_to_numpy(variable))
 
 
-def take_out(layer, name, places):
+class SavedAdapters:
+    """The adapters of a model in the file of its tuner.
+
+    Keras merges adapters into the weights when it saves a file, and sets them to 0 when
+    it loads one: the base is lost, and as a product of two zeros an adapter has no
+    gradient. So a tuner saves the adapters a second time, and takes them out of the
+    merged weights before training continues. Adapters that a file does not have keep
+    the values that they had before.
+
+    Args:
+        model: a `keras.Model`.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.loaded = {}  # values by the id of their variable, until `restore`
+
+    @property
+    def variables(self):
+        """The adapters to save, by name."""
+        adapters = adapters_of(self.model) if can_be_taken_out(self.model) else []
+        return {f"adapter_{i}": variable for i, variable in enumerate(adapters)}
+
+    def read(self, store):
+        """Takes the adapters from a file, whose other weights are not read yet.
+
+        Args:
+            store: dict of arrays by name, from which the adapters are removed.
+        """
+        for name, variable in self.variables.items():
+            value = store.get(name)
+            fits = value is not None and tuple(value.shape) == tuple(variable.shape)
+            self.loaded[id(variable)] = np.array(value) if fits else copied(variable)
+        for name in [name for name in store if name.startswith("adapter_")]:
+            del store[name]
+
+    def restore(self):
+        """Takes loaded adapters out of the weights that they were merged into."""
+        loaded, self.loaded = self.loaded, {}
+        for layer in lora_layers(self.model) if loaded else ():
+            for name in adapted_names(layer):
+                take_out(layer, name, loaded)
+
+
+def can_be_taken_out(model):
+    """Whether adapters can be subtracted again: not from quantized weights."""
+    layers = lora_layers(model)
+    return not any(getattr(layer, "quantization_mode", None) for layer in layers)
+
+
+def take_out(layer, name, values):
     """Sets a layer's adapters, and its base to the merged weights without them."""
     adapters = [getattr(layer, f"lora_{name}_{side}") for side in "ab"]
-    values = [places[id(variable)].held for variable in adapters]
-    if any(value is None for value in values):  # the file has no adapters for it
-        return
+    if any(id(variable) not in values for variable in adapters):
+        return  # it was not there when the file was loaded
     merged = ops.convert_to_numpy(getattr(layer, name))  # its adapters are still 0
-    for variable, value in zip(adapters, values, strict=True):
-        variable.assign(value)
+    for variable in adapters:
+        variable.assign(values[id(variable)])
     twice = ops.convert_to_numpy(getattr(layer, name))
     (base,) = [variable for variable in layer.variables if variable.name == name]
     base.assign(merged - (twice - merged))

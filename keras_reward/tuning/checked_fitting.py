@@ -37,7 +37,8 @@ class CheckedFitting:
                 term.check_targets(self.policy, y)
 
     def ready_terms(self):
-        """Lets the terms finish loading, and raise if something is missing."""
+        """Finishes loading, and lets the terms raise if something is missing."""
+        self.adapters.restore()
         for term in self.terms:
             term.before_training()
 

@@ -5,7 +5,7 @@ SEED = "seed_generator_state"
 
 
 def write(tuner, store):
-    """Writes the random state, and the variables that the reward and terms save.
+    """Writes the random state, adapters, and what the reward and terms save.
 
     Args:
         tuner: a `RewardTuning`.
@@ -13,9 +13,8 @@ def write(tuner, store):
     """
     # Keras saves no seeds. With this one, a resumed run draws the same samples.
     store[SEED] = tuner.seed_generator.state
-    for term in tuner.terms:
-        term.before_saving()
-    for name, variable in saved_variables(tuner).items():
+    finish_reading(tuner)
+    for name, variable in (tuner.adapters.variables | saved_variables(tuner)).items():
         store[name] = variable.value
 
 
@@ -40,12 +39,20 @@ def read(tuner, store):
             f"path)`. Received: a file without {SEED!r}"
         )
     tuner.seed_generator.state.assign(store.pop(SEED))
+    tuner.adapters.read(store)
     for term in tuner.terms:
         term.before_loading()
     for name, variable in saved_variables(tuner).items():
         if name in store or not name.startswith(TERM):
             variable.assign(store.pop(name))
     return {k: v for k, v in store.items() if not k.startswith(TERM)}
+
+
+def finish_reading(tuner):
+    """Does what waits until a file is read to its end, if one was read."""
+    tuner.adapters.restore()
+    for term in tuner.terms:
+        term.before_saving()
 
 
 def saved_variables(tuner):

@@ -14,7 +14,8 @@ from keras_reward.objective import input_weights
 from keras_reward.policies.policy import refuse_truncation
 from keras_reward.rewards.reward import check_shapes
 from keras_reward.terms import Term
-from keras_reward.tuning import metrics, own_variables
+from keras_reward.terms.lora_base import SavedAdapters
+from keras_reward.tuning import metrics, model_state, own_variables
 from keras_reward.tuning.checked_fitting import CheckedFitting
 from keras_reward.tuning.compiled_metrics import check_compiled_metrics
 from keras_reward.tuning.greedy_model import GreedyModel, input_signature, symbolic
@@ -158,6 +159,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         self.terms = list(terms)
         for term in self.terms:
             term.bind(self)
+        self.adapters = SavedAdapters(model)
         self.term_names = [name for term in self.terms for name in term.log_names]
         self.trackers = metrics.make_trackers(
             self.reward.component_names, num_samples, self.term_names
@@ -301,7 +303,13 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
     def load_own_variables(self, store):
         super().load_own_variables(own_variables.read(self, store))
 
+    @functools.wraps(keras.Model.load_weights)
+    def load_weights(self, *args, **kwargs):
+        super().load_weights(*args, **kwargs)
+        own_variables.finish_reading(self)
+
     def get_config(self):
+        model_state.warn_unregistered(self.model)
         serialize = keras.saving.serialize_keras_object
         return {
             "model": serialize(self.model),
@@ -315,13 +323,22 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
             "model_training": self.model_training,
             "seed": self.seed,
             "name": self.name,
+            "model_state": model_state.state_of(self),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         refuse_renamed(config, "The file or config")
         config = dict(config)
-        for name in ("model", "reward", "policy", "baseline"):
+        config["model"] = model_state.made_again(config["model"], custom_objects)
+        for name in ("reward", "policy", "baseline"):
             config[name] = deserialized(config[name], custom_objects)
+        state = config.pop("model_state", None)  # which earlier files do not have
+        if state is not None:
+            given = [config[name] for name in ("model", "policy", "temperature")]
+            model_state.restore(*given, state)
         terms = [deserialized(term, custom_objects) for term in config["terms"]]
-        return cls(**{**config, "terms": terms})
+        tuner = cls(**{**config, "terms": terms})
+        if state is not None:
+            object.__setattr__(tuner, "seen_inputs", model_state.inputs_of(state))
+        return tuner

@@ -1,0 +1,154 @@
+"""What a saved tuning says about its model beyond the model's own config.
+
+A model that makes its layers itself is made again by its class, without the adapters
+that its layers had, without knowing which were frozen, and perhaps without weights,
+where the first call makes them.
+"""
+
+import re
+import warnings
+
+import keras
+
+from keras_reward import policies
+from keras_reward.backend.keras_private import flatten_layers
+from keras_reward.nests import deserialized
+from keras_reward.terms.lora_base import adapters_of, lora_layers
+from keras_reward.tuning.greedy_model import GreedyModel
+
+# Packages whose classes Keras finds without registration.
+IMPORTED = ("keras", "keras_hub", "keras_cv", "keras_nlp")
+REGISTER = "`@keras.saving.register_keras_serializable()`"
+
+
+def state_of(tuner):
+    """A serialisable dict of what `restore` needs.
+
+    Args:
+        tuner: a `RewardTuning`.
+    """
+    model = tuner.model
+    layers, variables = flatten_layers(model), model.variables
+    adapted = {id(layer) for layer in lora_layers(model)}
+    return {
+        "inputs": keras.saving.serialize_keras_object(tuner.seen_inputs),
+        "weights": number_of_weights(model),
+        "layers": len(layers),
+        "adapters": [
+            [index, layer.lora_rank, layer.lora_alpha]
+            for index, layer in enumerate(layers)
+            if id(layer) in adapted
+        ],
+        "frozen_layers": [i for i, layer in enumerate(layers) if not layer.trainable],
+        "frozen_variables": [i for i, v in enumerate(variables) if not v.trainable],
+    }
+
+
+def inputs_of(state):
+    """Symbolic inputs like those of the tuner's first call, or None."""
+    return keras.saving.deserialize_keras_object(state["inputs"])
+
+
+def restore(model, policy, temperature, state):
+    """Gives a model that was made from its config the state that it was saved with.
+
+    Args:
+        model: a `keras.Model`.
+        policy: its `Policy`.
+        temperature: of the policy.
+        state: what `state_of` returned.
+
+    Raises:
+        ValueError: if the model does not have the weights that were saved.
+    """
+    inputs = inputs_of(state)
+    if inputs is not None and number_of_weights(model) < state["weights"]:
+        policy = policies.get(policy, model, temperature)
+        GreedyModel(model, policy)(inputs)
+    made = number_of_weights(model), len(flatten_layers(model))
+    saved = state["weights"], state["layers"]
+    to_restore = state["adapters"] or state["frozen_layers"]
+    if made != saved and (to_restore or made[0] != saved[0]):
+        raise ValueError(
+            f"The weights of model {model.name!r} are not made by its class alone, nor "
+            "by a call with inputs of the shape that it was tuned with, so they cannot "
+            f"be loaded. Make all layers in `{type(model).__name__}.__init__` and "
+            "their weights there or in `build`, and save again. "
+            f"Received: {made[0]} weights in {made[1]} layers, of {saved[0]} in "
+            f"{saved[1]} in the file"
+        )
+    if made == saved:
+        restore_layers(flatten_layers(model), state)
+        freeze(model.variables, state["frozen_variables"])
+
+
+def number_of_weights(model):
+    """How many weights a model has, besides adapters."""
+    return len(model.weights) - len(adapters_of(model))
+
+
+def restore_layers(layers, state):
+    """Freezes layers and gives them adapters, as they were saved."""
+    freeze(layers, state["frozen_layers"])  # a layer before those within it
+    for index, rank, alpha in state["adapters"]:
+        layer = layers[index]
+        if not layer.lora_enabled:
+            layer.enable_lora(rank, lora_alpha=alpha)
+        layer.lora_alpha = alpha  # which Keras forgets of a layer made with a rank
+
+
+def freeze(parts, frozen):
+    """Makes layers or variables trainable, except those of the indices `frozen`."""
+    frozen = set(frozen)
+    for index, part in enumerate(parts):
+        if part.trainable == (index in frozen):
+            part.trainable = index not in frozen
+
+
+def made_again(config, custom_objects):
+    """A model from its config; an error says in two sentences what is missing."""
+    try:
+        return deserialized(config, custom_objects)
+    except TypeError as error:
+        # Keras adds the whole config to its message.
+        text = str(error).split("Exception encountered: ")[-1]
+        text = text.split("Full object config")[0].strip()
+        missing = re.search(r"Could not locate class '(\w+)'", text)
+        name = missing[1] if missing else config["class_name"]
+        message = (
+            f"Model class {name!r} does not make itself again from its own "
+            "`get_config`. It needs a `from_config` that takes what `get_config` "
+            f"returns. Received: {text[:300]}"
+        )
+        if missing:
+            message = (
+                f"The model in the file cannot be made without its class {name!r}. "
+                f"Import it, decorated with {REGISTER}, or pass `custom_objects="
+                f"{{{name!r}: {name}}}` to `load_model`. Received: {name!r}, which is "
+                "not registered"
+            )
+        raise ValueError(message) from error
+
+
+def warn_unregistered(model):
+    """Warns if the class of a model, or of a layer in its config, will not be found."""
+    names = sorted({type(layer).__name__ for layer in unregistered(model)})
+    if names:
+        given = ", ".join(f'"{name}": {name}' for name in names)
+        warnings.warn(
+            f"The file will not say what the class {names[0]!r} is: decorate it with "
+            f"{REGISTER} before the model is made, or load the file with "
+            f"`keras.models.load_model(path, custom_objects={{{given}}})`.",
+            stacklevel=2,
+        )
+
+
+def unregistered(layer):
+    """Of a model, and of the layers that its config has, those of unknown classes."""
+    cls, saving = type(layer), keras.saving
+    known = saving.get_registered_object(saving.get_registered_name(cls)) is not None
+    if not known and cls.__module__.split(".")[0] not in IMPORTED:
+        return [layer]
+    in_config = isinstance(layer, keras.Sequential) or hasattr(layer, "operations")
+    inner = layer.layers if in_config and not known else ()
+    return [found for part in inner for found in unregistered(part)]
