@@ -1,5 +1,6 @@
 """Tunes Keras vision models for what they are used for."""
 
+from keras_reward import models as models  # registers them, so that files load
 from keras_reward.baselines import (
     Baseline,
     FunctionBaseline,

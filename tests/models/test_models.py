@@ -2,6 +2,8 @@
 
 import functools
 import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -542,3 +544,12 @@ def test_errors_say_what_to_do(case):
     with pytest.raises(ValueError) as error:
         function()
     assert re.search(message, str(error.value), re.DOTALL)
+
+
+def test_a_saved_model_loads_with_the_package_alone(tmp_path):
+    """Without an import of `keras_reward.models`, which registers its classes."""
+    path = tmp_path / "model.keras"
+    sequence_model().save(path)
+    code = "import sys, keras, keras_reward; keras.saving.load_model(sys.argv[1])"
+    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True)
+    assert result.returncode == 0, result.stderr
