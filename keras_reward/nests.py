@@ -42,8 +42,27 @@ def to_arrays(nest):
 
 
 def to_tensor(nest):
-    """Converts every array in a nest to a tensor."""
+    """Converts every array in a nest to a tensor; refuses integers that it cuts off."""
+    refuse_cut_integers(nest)
     return map_leaves(ops.convert_to_tensor, nest)
+
+
+def refuse_cut_integers(nest):
+    """Raises a ValueError for NumPy integers that the backend's tensors cannot hold."""
+    for leaf in keras.tree.flatten(nest):
+        if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "iu":
+            continue
+        if leaf.dtype.itemsize < 8 or not leaf.size:
+            continue
+        held = keras.backend.standardize_dtype(ops.convert_to_tensor(leaf[:0]).dtype)
+        limits = np.iinfo(held)
+        if leaf.max() > limits.max or leaf.min() < limits.min:
+            raise ValueError(
+                f"Tensors of this backend hold integers of at most {limits.bits} bits: "
+                "number ids anew before they become tensors, for example by their "
+                "place in `numpy.unique(ids)`. "
+                f"Received: {leaf.min()} to {leaf.max()}, dtype {leaf.dtype}"
+            )
 
 
 def leaves_of(nest):

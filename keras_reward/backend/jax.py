@@ -7,13 +7,13 @@ import keras
 import numpy as np
 from jax.experimental import io_callback
 
-from keras_reward.backend.keras_private import KeepsWeights
+from keras_reward.backend.keras_private import KeepsWeights, ReadsBatches
 
 XLA_CALLS_HOST = True
 LOOPS_RECOMPUTE = True
 
 
-class RewardTrainer(KeepsWeights):
+class RewardTrainer(KeepsWeights, ReadsBatches):
     """Mixin for `keras.Model`: one step of reward tuning, as a pure function."""
 
     def variable_scope(self):

@@ -35,6 +35,28 @@ class KeepsWeights:
         self.jax_state_sync()
 
 
+class ReadsBatches:
+    """Mixin for `keras.Model` on JAX: `read_targets(y)` gets targets before the step.
+
+    Elsewhere a step gets integers of 64 bits. On JAX they lose half of them on their
+    way into the step, or onto the device before. Nothing public comes between a dataset
+    and the step.
+    """
+
+    def _symbolic_build(self, iterator=None, data_batch=None):
+        adapter = getattr(iterator, "data_adapter", None)
+        if adapter is not None and "get_jax_iterator" not in vars(adapter):
+            batches = adapter.get_jax_iterator
+            adapter.get_jax_iterator = lambda: map(self.read_batch, batches())
+        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def read_batch(self, batch):
+        """A batch of `fit` or `evaluate`, with what `read_targets` returns."""
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            return batch
+        return (batch[0], self.read_targets(batch[1]), *batch[2:])
+
+
 def flatten_layers(layer):
     """A layer or model and all layers within it, at any depth.
 

@@ -159,12 +159,13 @@ class BoxCodec:
             weights, 1 at tokens that a model should learn.
         """
         rng = np.random.default_rng(seed)
-        labels = np.asarray(targets["labels"]).astype("int64")
-        if labels.max(initial=-1) >= self.num_classes:
+        labels = np.asarray(targets["labels"])
+        if labels.size and labels.max() >= self.num_classes:  # before a cast cuts it
             raise ValueError(
                 f"Labels must be below {self.num_classes}, the number of classes, and "
                 f"negative for padding. Received: {labels.max()}"
             )
+        labels = labels.astype("int64")
         buckets, usable = self.quantize(np.asarray(targets["boxes"], "float64"))
         crowds = find_crowds(targets)
         usable &= (labels >= 0) & ~np.asarray(False if crowds is None else crowds, bool)

@@ -1,7 +1,9 @@
 """Panoptic maps for networks: ids in a canonical order, and maps from logits."""
 
+import numpy as np
 from keras import ops
 
+from keras_reward.forms.integers import maps_as_int32, narrow_maps
 from keras_reward.forms.panoptic_maps import (
     is_stuff,
     joint_counts,
@@ -43,7 +45,9 @@ def canonical_segments(maps, max_segments):
     Reference: Kolesnikov et al. 2022, "UViM: A Unified Modeling Approach for Vision
     with Learned Guiding Codes"; the order is that of its published code.
     """
-    maps = ops.cast(maps, "int32")
+    if isinstance(maps, np.ndarray):
+        maps = narrow_maps("`canonical_segments`", "maps", maps)
+    maps = maps_as_int32(ops.convert_to_tensor(maps))
     _, height, width, _ = maps.shape
     is_void = maps[..., 0] <= VOID
     ranks = rank_segments(maps, is_void, max_segments)["ranks"]

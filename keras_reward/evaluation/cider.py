@@ -192,7 +192,9 @@ def as_ids(ids, rank, what, shape):
             f"CIDEr needs {what} as integer ids {shape}, or as strings. "
             f"Received: shape {ids.shape}, dtype {ids.dtype}"
         )
-    return ids.astype("int32")
+    if ids.dtype == "uint64":
+        ids = np.minimum(ids, np.iinfo("int64").max)
+    return ids.astype("int64")
 
 
 def ngram_counts(words):

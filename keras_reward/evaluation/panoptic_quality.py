@@ -4,6 +4,8 @@ from collections import defaultdict
 
 import numpy as np
 
+from keras_reward.forms.integers import narrow_maps
+
 VOID = 0
 GROUPS = ("", "_things", "_stuff")
 
@@ -55,8 +57,13 @@ class PanopticQuality:
 
         Args:
             y_true, y_pred: int maps of class and instance, `(rows, height, width, 2)`.
+                Instance ids may be any integers, classes are int32.
         """
         y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
+        y_true, y_pred = (
+            narrow_maps("Panoptic quality", argument, maps)
+            for argument, maps in (("y_true", y_true), ("y_pred", y_pred))
+        )
         for argument, maps in (("y_true", y_true), ("y_pred", y_pred)):
             is_integer = np.issubdtype(maps.dtype, np.integer)
             if maps.ndim != 4 or maps.shape[-1] != 2 or not is_integer:

@@ -19,6 +19,7 @@ class Probe(CompiledFunction):
     def run(self, x, y):
         """Calls the compiled function on a batch; returns a nest of NumPy arrays."""
         x, y, _ = self.owner.preprocessed(x, y)
+        y = self.owner.read_targets(y)
         policy = self.owner.policy
         if policy.needs_first_batch:
             with self.owner.variable_scope():

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.forms.integers import as_int32, refuse_beyond_int32
 from keras_reward.nests import may_be_equal
 
 BOX_FORMATS = (
@@ -104,8 +105,11 @@ def _check_boxes(detections, role):
             f"`{role}` must have the keys `boxes` and `labels` (or `classes`). "
             f"Received: keys {sorted(detections)}"
         )
+    labels = detections[label_key]
+    if isinstance(labels, np.ndarray):
+        refuse_beyond_int32("A detection reward", role, labels, label_key)
     boxes = ops.convert_to_tensor(detections["boxes"])
-    labels = ops.convert_to_tensor(detections[label_key])
+    labels = ops.convert_to_tensor(labels)
     shape, label_shape = tuple(boxes.shape), tuple(labels.shape)
     if len(shape) != 3 or shape[-1] != 4 or not may_be_equal(shape[:2], label_shape):
         raise ValueError(
@@ -122,12 +126,15 @@ def _check_boxes(detections, role):
 
 
 def _standardize_labels(labels):
-    """Labels in int32, -1 for any padding. KerasCV's labels are whole floats."""
+    """Labels in int32, -1 for any padding. KerasCV's labels are whole floats.
+
+    One beyond int32 is refused on the host; here its box matches nothing.
+    """
     if keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype)):
         largest = 2.0**30  # a larger class number is just as unknown
         # NaN compares as False.
         labels = ops.where(labels >= 0, ops.minimum(labels, largest), -1.0)
-    return ops.maximum(ops.cast(labels, "int32"), -1)
+    return ops.maximum(as_int32(labels, -1), -1)
 
 
 def find_crowds(boxes):

@@ -8,8 +8,8 @@ A caption ends at its first padding: the id of padding, or any negative id, such
 """
 
 import numpy as np
-from keras import ops
 
+from keras_reward.forms.integers import LARGEST, as_int32, refuse_beyond_int32
 from keras_reward.nests import is_integer
 
 
@@ -34,8 +34,9 @@ def check_ids(name, ids, shape, what):
             f"Received: shape {received}, dtype {dtype}"
         )
     if isinstance(ids, np.ndarray):
+        refuse_beyond_int32(f"Reward {name!r}", what, ids, "token ids")
         return ids.astype("int32")
-    return ops.cast(ids, "int32")
+    return as_int32(ids, LARGEST)  # an id that no vocabulary has
 
 
 def caption_lengths(xp, ids, end_id, pad_id):

@@ -11,6 +11,7 @@ from keras_reward.forms.captions import (
     counted_lengths,
     counted_references,
 )
+from keras_reward.forms.integers import refuse_beyond_int32
 from keras_reward.forms.ragged import as_array, rank_of
 from keras_reward.rewards.ngrams import (
     build_table,
@@ -201,6 +202,10 @@ class CIDErReward(Reward):
                 "`reward.adapt(references)` with the training captions before it is "
                 "used. Received: a reward that is not adapted"
             )
+
+    def narrow(self, argument, values):
+        refuse_beyond_int32(f"Reward {self.name!r}", argument, values, "token ids")
+        return values
 
     def prepare(self, y_true):
         """Counts and weighs the n-grams of the references, once per image.

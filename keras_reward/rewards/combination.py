@@ -54,6 +54,11 @@ class Combination(Reward):
         for reward in self.rewards:
             reward.raise_failure()
 
+    def narrow(self, argument, values):
+        for reward in self.rewards:
+            values = reward.narrow(argument, values)
+        return values
+
     def check_values(self, y_true, y_pred):
         for reward in self.rewards:
             reward.check_values(y_true, y_pred)

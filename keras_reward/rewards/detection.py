@@ -11,6 +11,7 @@ from keras_reward.forms.boxes import (
     read_boxes,
     standardize_format,
 )
+from keras_reward.forms.integers import refuse_beyond_int32
 from keras_reward.nests import may_be_equal
 from keras_reward.rewards.coco_classes import COCO_CLASS_COUNTS
 from keras_reward.rewards.reward import Reward
@@ -128,6 +129,12 @@ class DetectionReward(Reward):
     def weights(self, labels):
         """The weight of each label, float32."""
         return ops.ones_like(labels, dtype="float32")
+
+    def narrow(self, argument, values):
+        for key in ("labels", "classes"):
+            labels = values.get(key) if isinstance(values, dict) else None
+            refuse_beyond_int32(f"Reward {self.name!r}", argument, labels, key)
+        return values
 
     def read(self, detections, role):
         """Boxes as `read_boxes` returns them."""

@@ -1,8 +1,10 @@
 """Reward for panoptic segmentation (Pinto et al. 2023, section 4.1)."""
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_reward.forms.integers import maps_as_int32, narrow_maps
 from keras_reward.forms.panoptic_maps import joint_counts, rank_segments
 from keras_reward.nests import is_integer
 from keras_reward.rewards.reward import Reward
@@ -41,13 +43,15 @@ class PanopticQualityReward(Reward):
         name: optional name.
 
     Call arguments: `y_true` and `y_pred` int maps `(rows, height, width, 2)` of class
-    and instance. Instance ids may be any int32, need not be consecutive, and have no
-    meaning beyond their map and class. Void is class 0, in `y_true` also any negative
-    class; in `y_pred`, an unknown or negative class is an ordinary segment that nothing
-    matches. A negative instance in `y_true` marks a crowd of its class (things only):
-    it is not matched, and a prediction of its class that lies mostly on it and on void
-    is not counted as unmatched. Returns `(rows,)`, at most the number of ground-truth
-    segments; components `matched_iou`, `unmatched_segments` and `dropped_segments`.
+    and instance. Instance ids may be any integers, need not be consecutive, and have no
+    meaning beyond their map and class. Classes beyond int32 are refused; within a
+    compiled step, where values cannot be seen, they are void in `y_true` and wrong in
+    `y_pred`. Void is class 0, in `y_true` also any negative class; in `y_pred`, an
+    unknown or negative class is an ordinary segment that nothing matches. A negative
+    instance in `y_true` marks a crowd of its class (things only): it is not matched,
+    and a prediction of its class that lies mostly on it and on void is not counted as
+    unmatched. Returns `(rows,)`, at most the number of ground-truth segments;
+    components `matched_iou`, `unmatched_segments` and `dropped_segments`.
 
     Example:
 
@@ -86,6 +90,9 @@ class PanopticQualityReward(Reward):
         self.max_segments = max_segments
         self.unmatched_penalty = unmatched_penalty
         self.stuff_classes = tuple(stuff_classes)
+
+    def narrow(self, argument, values):
+        return narrow_maps(f"Reward {self.name!r}", argument, values)
 
     def prepare(self, y_true):
         maps = self._checked("y_true", y_true)
@@ -141,7 +148,9 @@ class PanopticQualityReward(Reward):
                 f"Reward {self.name!r} counts pixels exactly up to {MAX_PIXELS} a map. "
                 f"Received: `{argument}` of shape {shape}"
             )
-        return ops.cast(maps, "int32")
+        if isinstance(maps, np.ndarray):
+            maps = self.narrow(argument, maps)
+        return maps_as_int32(maps)
 
     def _check_sizes(self, true_ranks, maps):
         for true_size, size in zip(true_ranks.shape[1:], maps.shape[1:3], strict=True):

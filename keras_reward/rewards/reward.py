@@ -79,6 +79,27 @@ class Reward:
         """Those of `variables` that a `RewardTuning` saves in its checkpoint."""
         return self.variables
 
+    def narrow(self, argument, values):
+        """Deals with integers beyond int32, on the host, before they become tensors.
+
+        Called where values can be seen: when the reward is called, before `fit` and
+        `evaluate` for targets that are arrays, and on JAX, whose integers have 32 bits,
+        for each batch of targets.
+
+        Args:
+            argument: `"y_true"` or `"y_pred"`.
+            values: arrays or tensors, or a nest of them, or None.
+
+        Returns:
+            `values`, with ids numbered anew where this changes nothing for the reward.
+            Default: `values` itself.
+
+        Raises:
+            ValueError: for integers that the reward would take for others.
+        """
+        del argument
+        return values
+
     def prepare(self, y_true):
         """Preprocesses the targets, once per input instead of once per sample.
 
@@ -123,7 +144,9 @@ class Reward:
         Raises:
             ValueError: for values that cannot be right, and as `evaluate`.
         """
-        y_true, y_pred, inputs = to_tensor(with_arrays((y_true, y_pred, inputs)))
+        y_true, y_pred, inputs = with_arrays((y_true, y_pred, inputs))
+        y_true, y_pred = self.narrow("y_true", y_true), self.narrow("y_pred", y_pred)
+        y_true, y_pred, inputs = to_tensor((y_true, y_pred, inputs))
         rewards = self.evaluate(self.prepare(y_true), y_pred, inputs)[0]
         self.check_values(y_true, y_pred)
         self.raise_failure()

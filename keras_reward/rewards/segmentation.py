@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.forms.integers import array_beyond_int32, as_int32, beyond_int32
 from keras_reward.nests import host_array, is_integer
 from keras_reward.rewards.reward import Reward
 
@@ -32,6 +33,12 @@ class OverlapReward(Reward):
     def num_labels(self):
         """Number of labels that count: classes, and the background of class 1 alone."""
         return max(2, self.num_classes)
+
+    def narrow(self, argument, values):
+        array = array_beyond_int32(values)
+        if array is None:
+            return values
+        return np.where(beyond_int32(array), -1, array).astype("int32")
 
     def prepare(self, y_true):
         labels, readable = self._labels_of_targets(y_true)
@@ -146,7 +153,7 @@ class OverlapReward(Reward):
                 f"Received: shape {shape}, "
                 f"dtype {getattr(labels, 'dtype', type(labels).__name__)}"
             )
-        return labels if is_target else ops.cast(labels, "int32")
+        return labels if is_target else as_int32(labels, -1)
 
 
 def is_float(tensor):

@@ -4,8 +4,16 @@ import keras
 from keras import ops
 
 from keras_reward.forms.captions import caption_lengths, check_ids
+from keras_reward.forms.integers import refuse_beyond_int32
 from keras_reward.rewards.ngrams import count_matches
 from keras_reward.rewards.reward import Reward
+
+
+def narrow_sequences(name, argument, values):
+    """Refuses token ids beyond int32 in the outputs; targets are not used."""
+    if argument == "y_pred":
+        refuse_beyond_int32(f"Reward {name!r}", argument, values, "token ids")
+    return values
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -50,6 +58,9 @@ class LengthReward(Reward):
         self.max_length = max_length
         self.end_id = end_id
         self.pad_id = pad_id
+
+    def narrow(self, argument, values):
+        return narrow_sequences(self.name, argument, values)
 
     def call(self, y_true, y_pred):
         ids = check_ids(self.name, y_pred, ("rows", "tokens"), "sequences")
@@ -115,6 +126,9 @@ class RepetitionReward(Reward):
         self.ngram = ngram
         self.end_id = end_id
         self.pad_id = pad_id
+
+    def narrow(self, argument, values):
+        return narrow_sequences(self.name, argument, values)
 
     def call(self, y_true, y_pred):
         ids = check_ids(self.name, y_pred, ("rows", "tokens"), "sequences")

@@ -8,7 +8,7 @@ import keras
 
 from keras_reward.backend.keras_private import variables_of_optimizer
 from keras_reward.forms.ragged import dense
-from keras_reward.nests import are_arrays
+from keras_reward.nests import are_arrays, refuse_cut_integers
 from keras_reward.tuning.default_callbacks import with_callbacks
 from keras_reward.tuning.first_batch import show_first_batch
 
@@ -17,9 +17,9 @@ class CheckedFitting:
     """Mixin for `RewardTuning`: Keras's loops, with checks and callbacks around them.
 
     Before a loop, arguments that are arrays are checked, since a compiled step cannot
-    inspect values, the policy sees the first batch if it needs it, and callbacks are
-    added that report progress and problems. After it, failures of a reward that runs
-    on the host are raised.
+    inspect values, ids beyond int32 are numbered anew or refused, the policy sees the
+    first batch if it needs it, and callbacks are added that report progress and
+    problems. After it, failures of a reward that runs on the host are raised.
     """
 
     has_warned = False  # that nothing is trainable
@@ -35,6 +35,30 @@ class CheckedFitting:
         if are_arrays(y):
             for term in self.terms:
                 term.check_targets(self.policy, y)
+
+    def read_targets(self, y):
+        """Targets without ragged axes, with integers that reward and backend hold.
+
+        Keras would pad ragged targets with 0 on some backends, which may be a token,
+        and leave them ragged on others.
+        """
+        y = dense(y)
+        if are_arrays(y):
+            y = self.reward.narrow("y_true", y)
+            refuse_cut_integers(y)
+        return y
+
+    def with_targets(self, method, args, kwargs):
+        """The arguments of a method of Keras's, with targets read by `read_targets`."""
+        bound = inspect.signature(method).bind(self, *args, **kwargs)
+        arguments = bound.arguments
+        if arguments.get("y") is not None:
+            arguments["y"] = self.read_targets(arguments["y"])
+        held_out = arguments.get("validation_data")
+        if isinstance(held_out, (tuple, list)) and len(held_out) > 1:
+            targets = self.read_targets(held_out[1])
+            arguments["validation_data"] = (held_out[0], targets, *held_out[2:])
+        return bound.args[1:], bound.kwargs
 
     def ready_terms(self):
         """Finishes loading, and lets the terms raise if something is missing."""
@@ -74,7 +98,7 @@ class CheckedFitting:
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
-        args, kwargs = with_dense_targets(keras.Model.fit, self, args, kwargs)
+        args, kwargs = self.with_targets(keras.Model.fit, args, kwargs)
         self.check_x_and_y(*args, **kwargs)
         self.ready_terms()
         args, kwargs = show_first_batch(keras.Model.fit, self, args, kwargs)
@@ -83,7 +107,7 @@ class CheckedFitting:
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
-        args, kwargs = with_dense_targets(keras.Model.evaluate, self, args, kwargs)
+        args, kwargs = self.with_targets(keras.Model.evaluate, args, kwargs)
         self.check_x(*args, **kwargs)
         args, kwargs = show_first_batch(keras.Model.evaluate, self, args, kwargs)
         args, kwargs = with_callbacks(keras.Model.evaluate, self, args, kwargs)
@@ -106,6 +130,7 @@ class CheckedFitting:
     def train_on_batch(self, *args, **kwargs):
         self.check_x_and_y(*args, **kwargs)
         self.ready_terms()
+        args, kwargs = self.with_targets(keras.Model.train_on_batch, args, kwargs)
         args, kwargs = show_first_batch(keras.Model.train_on_batch, self, args, kwargs)
         result = super().train_on_batch(*args, **kwargs)
         self.reward.raise_failure()
@@ -113,24 +138,8 @@ class CheckedFitting:
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, *args, **kwargs):
+        args, kwargs = self.with_targets(keras.Model.test_on_batch, args, kwargs)
         args, kwargs = show_first_batch(keras.Model.test_on_batch, self, args, kwargs)
         result = super().test_on_batch(*args, **kwargs)
         self.reward.raise_failure()
         return result
-
-
-def with_dense_targets(method, model, args, kwargs):
-    """The arguments of `fit` or `evaluate`, with ragged targets padded.
-
-    Keras would pad them with 0 on some backends, which may be a token, and leave them
-    ragged on others.
-    """
-    bound = inspect.signature(method).bind(model, *args, **kwargs)
-    given = bound.arguments
-    if given.get("y") is not None:
-        given["y"] = dense(given["y"])
-    validation = given.get("validation_data")
-    if isinstance(validation, tuple) and len(validation) > 1:
-        x, y, *rest = validation
-        given["validation_data"] = (x, dense(y), *rest)
-    return bound.args[1:], bound.kwargs
