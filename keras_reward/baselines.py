@@ -7,7 +7,8 @@ import keras
 from keras import ops
 
 from keras_reward import advantages
-from keras_reward.nests import deserialized
+from keras_reward.saved_objects import deserialized, serialized
+from keras_reward.symbolic import refuse_values
 
 
 class Baseline(keras.layers.Layer):
@@ -215,7 +216,7 @@ class StandardizedBaseline(Baseline):
         return advantages.scale_by_std(values, rewards, self.epsilon)
 
     def get_config(self):
-        baseline = keras.saving.serialize_keras_object(self.baseline)
+        baseline = serialized(self.baseline)
         return {**super().get_config(), "baseline": baseline, "epsilon": self.epsilon}
 
 
@@ -260,10 +261,14 @@ class FunctionBaseline(Baseline):
         return "greedy_rewards" in inspect.signature(self.function).parameters
 
     def advantages(self, rewards, **greedy_rewards):
-        return self.function(rewards, **greedy_rewards)
+        try:
+            return self.function(rewards, **greedy_rewards)
+        except Exception as error:
+            refuse_values(f"Baseline {self.name!r}", error)
+            raise
 
     def get_config(self):
-        function = keras.saving.serialize_keras_object(self.function)
+        function = serialized(self.function)
         return {**super().get_config(), "function": function}
 
     @classmethod

@@ -4,13 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.nests import (
-    map_leaves,
-    rows_of,
-    string_arrays,
-    take_rows,
-    to_numpy,
-)
+from keras_reward.nests import map_leaves, rows_of, string_arrays, take_rows, to_numpy
 
 
 def batches_of(data, batch_size):

@@ -260,10 +260,3 @@ def snake_case(class_name):
     """`HueEntropyReward` to `hue_entropy_reward`."""
     stem = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", class_name)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", stem).lower().strip("_")
-
-
-def deserialized(value, custom_objects=None):
-    """Deserialises a config to its object; returns an object unchanged."""
-    if not isinstance(value, dict):
-        return value
-    return keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)

@@ -11,9 +11,11 @@ run a model, training raises an error.
 
 `host_call(function, tensors, shape)` calls a Python function of NumPy arrays from
 within the step. `XLA_CALLS_HOST` says whether a step compiled by XLA can do that.
-`LOOPS_RECOMPUTE` says whether a compiled loop can go around a function that reads
-variables and whose gradient computes it anew (`keras.remat`). `is_exporting()` says
-whether a model is being traced for an export that has no loops.
+`asks_for_values(error)` says whether an exception comes from a function that needs the
+values of a tensor where there are none, as while a step is traced. `LOOPS_RECOMPUTE`
+says whether a compiled loop can go around a function that reads variables and whose
+gradient computes it anew (`keras.remat`). `is_exporting()` says whether a model is
+being traced for an export that has no loops.
 """
 
 import keras
@@ -23,6 +25,7 @@ if keras.config.backend() == "jax":
         LOOPS_RECOMPUTE,
         XLA_CALLS_HOST,
         RewardTrainer,
+        asks_for_values,
         host_call,
         is_exporting,
     )
@@ -31,6 +34,7 @@ elif keras.config.backend() == "tensorflow":
         LOOPS_RECOMPUTE,
         XLA_CALLS_HOST,
         RewardTrainer,
+        asks_for_values,
         host_call,
         is_exporting,
     )
@@ -39,6 +43,7 @@ elif keras.config.backend() == "torch":
         LOOPS_RECOMPUTE,
         XLA_CALLS_HOST,
         RewardTrainer,
+        asks_for_values,
         host_call,
         is_exporting,
     )
@@ -47,6 +52,7 @@ else:
         LOOPS_RECOMPUTE,
         XLA_CALLS_HOST,
         RewardTrainer,
+        asks_for_values,
         host_call,
         is_exporting,
     )

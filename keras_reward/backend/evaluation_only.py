@@ -45,6 +45,12 @@ def is_exporting():
     return False
 
 
+def asks_for_values(error):
+    """Whether an exception was raised for values that a tensor has not. All have."""
+    del error
+    return False
+
+
 def host_call(function, tensors, shape):
     """Calls a function that takes NumPy arrays and returns one.
 

@@ -11,6 +11,12 @@ from keras_reward.backend.keras_private import KeepsWeights, ReadsBatches
 
 XLA_CALLS_HOST = True
 LOOPS_RECOMPUTE = True
+# By NumPy; by Python, such as `float(x)` and `if x`.
+NO_VALUES = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.ConcretizationTypeError,
+)
 
 
 class RewardTrainer(KeepsWeights, ReadsBatches):
@@ -107,6 +113,11 @@ def pairs_in(scope, variables):
 def is_exporting():
     """False: loops are exported as they are."""
     return False
+
+
+def asks_for_values(error):
+    """Whether an exception was raised for the values of a traced array."""
+    return isinstance(error, NO_VALUES)
 
 
 def host_call(function, tensors, shape):

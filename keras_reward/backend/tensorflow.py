@@ -7,6 +7,12 @@ from keras_reward.backend.keras_private import flatten_layers
 
 XLA_CALLS_HOST = False
 LOOPS_RECOMPUTE = False
+NO_VALUES = (
+    tf.errors.OperatorNotAllowedInGraphError,
+    NotImplementedError,
+    TypeError,
+    AttributeError,
+)
 
 
 class RewardTrainer:
@@ -74,6 +80,11 @@ def descend(model, loss_function):
 def is_exporting():
     """False: loops are exported as they are."""
     return False
+
+
+def asks_for_values(error):
+    """Whether an exception was raised for the values of a symbolic tensor."""
+    return isinstance(error, NO_VALUES) and "symbolic" in str(error).lower()
 
 
 def host_call(function, tensors, shape):

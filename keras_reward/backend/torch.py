@@ -7,6 +7,7 @@ import torch
 
 XLA_CALLS_HOST = True  # `torch.compile` leaves `host_call` alone
 LOOPS_RECOMPUTE = True
+NO_VALUES = (TypeError, RuntimeError)  # on another device, or with gradient
 
 
 class RewardTrainer:
@@ -79,6 +80,11 @@ def no_gradient(function, *args):
 def is_exporting():
     """Whether `torch.export` is tracing, which cannot export loops that values end."""
     return torch.compiler.is_exporting()
+
+
+def asks_for_values(error):
+    """Whether an exception was raised for values that NumPy cannot read."""
+    return isinstance(error, NO_VALUES) and "numpy" in str(error).lower()
 
 
 @torch.compiler.disable

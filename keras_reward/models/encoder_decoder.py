@@ -20,6 +20,7 @@ from keras_reward.models.transformer import (
     PositionEmbedding,
     layer_norm,
 )
+from keras_reward.saved_objects import deserialized, serialized
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -344,9 +345,8 @@ class VisionEncoderDecoder(keras.Model):
         )
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
         return {
-            "encoder": serialize(self.encoder),
+            "encoder": serialized(self.encoder),
             "vocabulary_size": self.vocabulary_size,
             "max_length": self.max_length,
             "num_layers": len(self.blocks),
@@ -359,14 +359,12 @@ class VisionEncoderDecoder(keras.Model):
             "pad_id": self.pad_id,
             "attention_bias": self.attention_bias,
             "name": self.name,
-            "dtype": serialize(self.dtype_policy),
+            "dtype": serialized(self.dtype_policy),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        encoder = keras.saving.deserialize_keras_object(
-            config["encoder"], custom_objects=custom_objects
-        )
+        encoder = deserialized(config["encoder"], custom_objects)
         return cls(**{**config, "encoder": encoder})
 
 

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_reward.categorical import likeliest
 from keras_reward.models.uvim_stage_one import FIRST_TOKEN, UViMStageOne
+from keras_reward.saved_objects import deserialized, serialized
 from keras_reward.sequences.sequence_model import what_is_missing
 from keras_reward.sequences.writing import write_tokens
 
@@ -145,19 +146,16 @@ class UViM(keras.Model):
         return keras.tree.map_structure(ops.stop_gradient, outputs)
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
         return {
-            "stage_one": serialize(self.stage_one),
-            "language_model": serialize(self.language_model),
+            "stage_one": serialized(self.stage_one),
+            "language_model": serialized(self.language_model),
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         parts = {
-            part: keras.saving.deserialize_keras_object(
-                config[part], custom_objects=custom_objects
-            )
+            part: deserialized(config[part], custom_objects)
             for part in ("stage_one", "language_model")
         }
         return cls(**{**config, **parts})

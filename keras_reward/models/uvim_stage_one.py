@@ -11,6 +11,7 @@ from keras_reward.models.quantization import CodeUsage, VectorQuantizer
 from keras_reward.models.vision_transformer import check_arguments
 from keras_reward.nests import merge_rows, repeat_rows
 from keras_reward.objective import input_weights
+from keras_reward.saved_objects import deserialized, serialized
 from keras_reward.sequences.sequence_model import shift_right
 
 CODE_DROPOUTS = ("random", "ordered", None)
@@ -350,20 +351,17 @@ class UViMStageOne(keras.Model):
         return inference.predict(inputs, batch_size=batch_size, verbose=0)
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
         return {
-            "task": serialize(self.task),
+            "task": serialized(self.task),
             "image_shape": self.image_shape,
             **self.config,
             "name": self.name,
-            "dtype": serialize(self.dtype_policy),
+            "dtype": serialized(self.dtype_policy),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        task = keras.saving.deserialize_keras_object(
-            config["task"], custom_objects=custom_objects
-        )
+        task = deserialized(config["task"], custom_objects)
         return cls(**{**config, "task": task})
 
 

@@ -1,6 +1,5 @@
 """How a model's output defines a probability distribution."""
 
-from keras_reward.nests import deserialized
 from keras_reward.policies.activations import symbolic_output
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 from keras_reward.policies.causal_lm import CausalLMPolicy
@@ -16,6 +15,7 @@ from keras_reward.policies.multi_output import (
 )
 from keras_reward.policies.policy import Policy
 from keras_reward.policies.unreadable import refuse_next_tokens
+from keras_reward.saved_objects import deserialized
 from keras_reward.sequences.sequence_model import what_is_missing
 
 POLICIES = {

@@ -5,8 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_reward.categorical import draw_tokens, likeliest
-from keras_reward.nests import deserialized, host_array, take_rows
+from keras_reward.nests import host_array, take_rows
 from keras_reward.policies.tokens import FORBIDDEN, TokenPolicy
+from keras_reward.saved_objects import deserialized, serialized
 from keras_reward.sequences.agreement import check_agreement, is_users_own
 from keras_reward.sequences.sequence_model import (
     ATTRIBUTES,
@@ -250,8 +251,7 @@ class AutoregressivePolicy(TokenPolicy):
         return {**super().given(), **self.given_masks}
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        masks = {name: serialize(mask) for name, mask in self.given_masks.items()}
+        masks = {name: serialized(mask) for name, mask in self.given_masks.items()}
         return {**super().get_config(), **masks}
 
     @classmethod

@@ -2,10 +2,13 @@
 
 import functools
 import inspect
+import warnings
 
 import keras
 
-from keras_reward.nests import as_samples, deserialized, merge_rows
+from keras_reward.nests import as_samples, merge_rows
+from keras_reward.saved_objects import NotRegisteredWarning, deserialized, serialized
+from keras_reward.symbolic import refuse_values
 
 TRUNCATIONS = ("top_k", "top_p", "sampler")
 
@@ -234,7 +237,11 @@ class Policy(keras.layers.Layer):
             Outputs in rows, `(batch * n, ...)`: the samples of an input are adjacent.
         """
         if self.decode_function is not None:
-            samples = self.call_decode_function(x, samples, context, details)
+            try:
+                samples = self.call_decode_function(x, samples, context, details)
+            except Exception as error:
+                refuse_values("The policy's codec", error)
+                raise
         return merge_rows(samples)
 
     @property
@@ -261,7 +268,10 @@ class Policy(keras.layers.Layer):
 
     def twin(self, model):
         """A policy with the same settings and weights for another model."""
-        twin = type(self).from_config({**self.get_config(), **self.given()})
+        with warnings.catch_warnings():  # the twin is not saved
+            warnings.simplefilter("ignore", NotRegisteredWarning)
+            config = self.get_config()
+        twin = type(self).from_config({**config, **self.given()})
         twin.bind_output(model, self.output_path, self.temperature)
         twin.set_weights(self.get_weights())
         return twin
@@ -272,7 +282,7 @@ class Policy(keras.layers.Layer):
 
     def get_config(self):
         return {
-            "codec": keras.saving.serialize_keras_object(self.codec),
+            "codec": serialized(self.codec),
             "name": self.name,
         }
 

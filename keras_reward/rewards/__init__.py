@@ -1,7 +1,5 @@
 """Rewards: what a model is tuned for."""
 
-import keras
-
 from keras_reward.rewards.captioning import CIDErReward
 from keras_reward.rewards.colorfulness import (
     ColorfulnessReward,
@@ -26,6 +24,7 @@ from keras_reward.rewards.psnr import PSNRReward
 from keras_reward.rewards.reward import Reward
 from keras_reward.rewards.segmentation import DiceReward, MeanIoUReward
 from keras_reward.rewards.sequences import LengthReward, RepetitionReward
+from keras_reward.saved_objects import deserialized
 
 # Rewards without required arguments.
 REWARDS = {
@@ -68,6 +67,4 @@ def get(identifier):
                 f"Received: reward={identifier!r}"
             )
         return REWARDS[identifier]()
-    if isinstance(identifier, dict):
-        identifier = keras.saving.deserialize_keras_object(identifier)
-    return as_reward(identifier)
+    return as_reward(deserialized(identifier))

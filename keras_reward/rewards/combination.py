@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_reward.rewards.reward import Reward, takes_inputs
+from keras_reward.saved_objects import deserialized, serialized
 
 
 class Combination(Reward):
@@ -82,12 +83,12 @@ class Combination(Reward):
         raise NotImplementedError
 
     def get_config(self):
-        rewards = [keras.saving.serialize_keras_object(r) for r in self.rewards]
+        rewards = [serialized(reward) for reward in self.rewards]
         return {**super().get_config(), "rewards": rewards}
 
     @classmethod
     def from_config(cls, config):
-        rewards = [keras.saving.deserialize_keras_object(r) for r in config["rewards"]]
+        rewards = [deserialized(reward) for reward in config["rewards"]]
         return cls(**{**config, "rewards": rewards})
 
 
@@ -175,6 +176,8 @@ class FunctionReward(Reward):
             with `keras.saving.register_keras_serializable`.
         name: name in the logs. Default: the function's own.
 
+    It may be used as a decorator. Unlike plain functions, two of them can be added.
+
     Example:
 
     ```python
@@ -182,10 +185,17 @@ class FunctionReward(Reward):
     from keras import ops
     from keras_reward import FunctionReward
 
+    @FunctionReward
     def brightness(y_true, y_pred):
         return ops.mean(y_pred, axis=(1, 2, 3))
 
-    FunctionReward(brightness)(None, np.ones((2, 4, 4, 3), "float32"))  # [1.0, 1.0]
+    @FunctionReward
+    def contrast(y_true, y_pred):
+        return ops.std(y_pred, axis=(1, 2, 3))
+
+    images = np.ones((2, 4, 4, 3), "float32")
+    brightness(None, images)                       # [1.0, 1.0]
+    (brightness + 0.5 * contrast)(None, images)    # [1.0, 1.0]
     ```
     """
 
@@ -199,6 +209,11 @@ class FunctionReward(Reward):
         return self._name or own.strip("<>")
 
     @property
+    def function_name(self):
+        own = getattr(self.function, "__name__", "")
+        return own if own.isidentifier() else super().function_name
+
+    @property
     def uses_inputs(self):
         return takes_inputs(self.function)
 
@@ -206,12 +221,12 @@ class FunctionReward(Reward):
         return self.function(y_true, y_pred, **inputs)
 
     def get_config(self):
-        function = keras.saving.serialize_keras_object(self.function)
+        function = serialized(self.function)
         return {**super().get_config(), "function": function}
 
     @classmethod
     def from_config(cls, config):
-        function = keras.saving.deserialize_keras_object(config["function"])
+        function = deserialized(config["function"])
         return cls(**{**config, "function": function})
 
 

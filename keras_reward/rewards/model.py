@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_reward.backend.keras_private import flatten_layers
 from keras_reward.rewards.reward import Reward
+from keras_reward.saved_objects import deserialized, serialized
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -104,17 +105,13 @@ class ModelReward(Reward):
         return ops.cast(rewards, "float32")
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
-            "model": serialize(self._model) if self.save_model else None,
+            "model": serialized(self._model) if self.save_model else None,
             "with_inputs": self.with_inputs,
             "save_model": self.save_model,
         }
 
     @classmethod
     def from_config(cls, config):
-        model = config["model"] and keras.saving.deserialize_keras_object(
-            config["model"]
-        )
-        return cls(**{**config, "model": model})
+        return cls(**{**config, "model": deserialized(config["model"])})

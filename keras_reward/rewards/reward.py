@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_reward.forms.ragged import with_arrays
 from keras_reward.nests import map_leaves, rows_of, snake_case, to_tensor
+from keras_reward.symbolic import refuse_values
 
 
 class Reward:
@@ -46,6 +47,7 @@ class Reward:
     """
 
     component_names = ()
+    function_name = "function"  # of this reward, in messages
     runs_on_host = False  # whether `call` leaves the compiled step for Python
     supports_jit = True  # as in `keras.Layer`: if False, steps do not use XLA
 
@@ -178,12 +180,18 @@ class Reward:
 
         Raises:
             ValueError: if the result has the wrong shape or dtype, if its components
-                are not `component_names`, or if it needs targets and there are none.
+                are not `component_names`, if it needs targets and there are none, or if
+                it is written in NumPy: use `HostReward`.
         """
         arguments = {"inputs": inputs} if self.uses_inputs else {}
         try:
             result = self.call(y_true, y_pred, **arguments)
         except Exception as error:
+            on_host = (
+                ", or have it run on the host, on NumPy arrays: "
+                f"`reward=HostReward({self.function_name})`"
+            )
+            refuse_values(f"Reward {self.name!r}", error, on_host)
             if y_true is not None:
                 raise
             raise ValueError(

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_reward import objective
-from keras_reward.nests import deserialized
+from keras_reward.saved_objects import deserialized, serialized
 from keras_reward.terms.lora_base import LoRABase
 from keras_reward.terms.reference_model import MISSING, ReferenceModel, copy_model
 from keras_reward.terms.term import Term
@@ -145,7 +145,7 @@ class KL(Term):
             else self.held.given
         )
         if isinstance(given, keras.Model):
-            given = keras.saving.serialize_keras_object(given)
+            given = serialized(given)
         return {**super().get_config(), "reference_model": given, "save": self.save}
 
     @classmethod

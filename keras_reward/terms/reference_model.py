@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_reward.saved_objects import serialized
+
 MISSING = "missing"  # in a saved config: the reference model is not in the file
 
 
@@ -63,7 +65,7 @@ class ReferenceModel:
         """What represents it in the tuner's config."""
         if self.model is None or not self.save:
             return MISSING
-        return keras.saving.serialize_keras_object(self.model)
+        return serialized(self.model)
 
 
 def copy_model(model):

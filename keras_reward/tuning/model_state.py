@@ -5,20 +5,13 @@ that its layers had, without knowing which were frozen, and perhaps without weig
 where the first call makes them.
 """
 
-import re
-import warnings
-
 import keras
 
 from keras_reward import policies
 from keras_reward.backend.keras_private import flatten_layers
-from keras_reward.nests import deserialized
+from keras_reward.saved_objects import deserialized, is_found, warn_not_registered
 from keras_reward.terms.lora_base import adapters_of, lora_layers
 from keras_reward.tuning.greedy_model import GreedyModel
-
-# Packages whose classes Keras finds without registration.
-IMPORTED = ("keras", "keras_hub", "keras_cv", "keras_nlp")
-REGISTER = "`@keras.saving.register_keras_serializable()`"
 
 
 def state_of(tuner):
@@ -113,42 +106,25 @@ def made_again(config, custom_objects):
         # Keras adds the whole config to its message.
         text = str(error).split("Exception encountered: ")[-1]
         text = text.split("Full object config")[0].strip()
-        missing = re.search(r"Could not locate class '(\w+)'", text)
-        name = missing[1] if missing else config["class_name"]
-        message = (
-            f"Model class {name!r} does not make itself again from its own "
-            "`get_config`. It needs a `from_config` that takes what `get_config` "
+        raise ValueError(
+            f"Model class {config['class_name']!r} does not make itself again from its "
+            "own `get_config`. It needs a `from_config` that takes what `get_config` "
             f"returns. Received: {text[:300]}"
-        )
-        if missing:
-            message = (
-                f"The model in the file cannot be made without its class {name!r}. "
-                f"Import it, decorated with {REGISTER}, or pass `custom_objects="
-                f"{{{name!r}: {name}}}` to `load_model`. Received: {name!r}, which is "
-                "not registered"
-            )
-        raise ValueError(message) from error
+        ) from error
 
 
 def warn_unregistered(model):
     """Warns if the class of a model, or of a layer in its config, will not be found."""
     names = sorted({type(layer).__name__ for layer in unregistered(model)})
     if names:
-        given = ", ".join(f'"{name}": {name}' for name in names)
-        warnings.warn(
-            f"The file will not say what the class {names[0]!r} is: decorate it with "
-            f"{REGISTER} before the model is made, or load the file with "
-            f"`keras.models.load_model(path, custom_objects={{{given}}})`.",
-            stacklevel=2,
-        )
+        warn_not_registered(names)
 
 
 def unregistered(layer):
     """Of a model, and of the layers that its config has, those of unknown classes."""
-    cls, saving = type(layer), keras.saving
-    known = saving.get_registered_object(saving.get_registered_name(cls)) is not None
-    if not known and cls.__module__.split(".")[0] not in IMPORTED:
+    if not is_found(type(layer)):
         return [layer]
     in_config = isinstance(layer, keras.Sequential) or hasattr(layer, "operations")
-    inner = layer.layers if in_config and not known else ()
+    of_keras = type(layer).__module__.split(".")[0] == "keras"
+    inner = layer.layers if in_config and of_keras else ()
     return [found for part in inner for found in unregistered(part)]

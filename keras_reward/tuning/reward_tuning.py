@@ -9,10 +9,11 @@ from keras import ops
 from keras_reward import advantages, baselines, policies, rewards
 from keras_reward.backend import RewardTrainer
 from keras_reward.forms.ragged import dense
-from keras_reward.nests import are_arrays, deserialized
+from keras_reward.nests import are_arrays
 from keras_reward.objective import input_weights
 from keras_reward.policies.policy import refuse_truncation
 from keras_reward.rewards.reward import check_shapes
+from keras_reward.saved_objects import deserialized, serialized
 from keras_reward.terms import Term
 from keras_reward.terms.lora_base import SavedAdapters
 from keras_reward.tuning import metrics, model_state, own_variables
@@ -310,16 +311,15 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
 
     def get_config(self):
         model_state.warn_unregistered(self.model)
-        serialize = keras.saving.serialize_keras_object
         return {
-            "model": serialize(self.model),
-            "reward": serialize(self.reward),
-            "policy": serialize(self.policy),
+            "model": keras.saving.serialize_keras_object(self.model),
+            "reward": serialized(self.reward),
+            "policy": serialized(self.policy),
             "num_samples": self.num_samples,
-            "baseline": serialize(self.baseline),
+            "baseline": serialized(self.baseline),
             "update": self.update,
             "temperature": self.temperature,
-            "terms": [serialize(term) for term in self.terms],
+            "terms": [serialized(term) for term in self.terms],
             "model_training": self.model_training,
             "seed": self.seed,
             "name": self.name,

@@ -12,7 +12,7 @@ from backends import trains
 from keras import ops
 from tiny import classifier, compiled, inputs, to_numpy, weights_of
 
-from keras_reward import FunctionReward, HostReward, RewardTuning
+from keras_reward import CategoricalPolicy, FunctionReward, HostReward, RewardTuning
 
 BACKEND = keras.config.backend()
 # How a step can be compiled: on TensorFlow, XLA cannot call the host.
@@ -256,3 +256,56 @@ def test_no_warning_without_a_host_reward():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tuner(FunctionReward(matches_in_ops)).fit(inputs(), TARGETS, verbose=0)
+
+
+def by_numpy(y_true, y_pred):
+    return np.equal(y_true, y_pred).astype("float32")
+
+
+def by_float(y_true, y_pred):
+    return ops.cast(y_pred, "float32") * float(y_pred[0])
+
+
+def by_method(y_true, y_pred):
+    return y_pred.astype("float32")
+
+
+# On PyTorch, tensors in the host's memory have values, but not NumPy's methods.
+IN_NUMPY = [by_numpy, by_method] if BACKEND == "torch" else [by_numpy, by_float]
+
+
+@trains
+@pytest.mark.parametrize("function", IN_NUMPY)
+@pytest.mark.parametrize("y", [TARGETS, None], ids=["targets", "none"])
+def test_a_reward_in_numpy_is_told_of_it(function, y):
+    name = function.__name__
+    line = rf"'{name}' asks for the values.*`reward=HostReward\({name}\)`.*Received"
+    for reward in (function, HostReward(matches) + FunctionReward(function)):
+        tuned = tuner(reward)
+        with pytest.raises(ValueError, match=line):
+            tuned.fit(inputs(), y, verbose=0)
+
+
+@pytest.mark.slow
+@trains
+def test_the_line_that_it_is_told_mends_it():
+    tuned = tuner(HostReward(by_numpy))
+    history = tuned.fit(inputs(), TARGETS, shuffle=False, verbose=0).history
+    again = tuner(matches_in_ops).fit(inputs(), TARGETS, shuffle=False, verbose=0)
+    assert history["reward"] == again.history["reward"]
+
+
+@trains
+def test_codecs_and_baselines_in_numpy_are_told_of_it():
+    in_numpy = lambda *tensors: tensors[-1].astype("float32")  # noqa: E731
+    if BACKEND == "jax":  # whose tensors have this method
+        in_numpy = lambda *tensors: np.array(tensors[-1])  # noqa: E731
+    codec = CategoricalPolicy(codec=in_numpy)
+    cases = {
+        "The policy's codec": {"policy": codec},
+        "Baseline": {"baseline": in_numpy},
+    }
+    for what, arguments in cases.items():
+        message = f"{what}.*asks for the values.*`keras.ops`. Received"
+        with pytest.raises(ValueError, match=message):
+            tuner(matches_in_ops, **arguments).fit(inputs(), TARGETS, verbose=0)

@@ -85,6 +85,20 @@ def test_parts_of_a_term_are_logged_beside_it():
     np.testing.assert_allclose(to_numpy(components["right"]), [10.0, 20.0])
 
 
+def test_a_decorated_function_is_a_reward_that_adds_to_others():
+    @FunctionReward
+    def tenth(y_true, y_pred):
+        return 0.1 * y_pred[:, 0]
+
+    def second(y_true, y_pred):
+        return y_pred[:, 1]
+
+    assert tenth.name == "tenth"
+    np.testing.assert_allclose(scores(tenth), [0.1, 0.2, 0.3])
+    np.testing.assert_allclose(scores(tenth + second), [10.1, 20.2, np.nan])
+    np.testing.assert_allclose(scores(tenth + First()), [1.1, 2.2, 3.3])
+
+
 def test_equal_names_are_refused():
     with pytest.raises(ValueError, match=r"different names.*\['first'\]"):
         First() + First()

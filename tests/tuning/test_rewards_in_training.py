@@ -1,5 +1,7 @@
 """Every reward in the step of a tuner: batches of any size, compiled, saved."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from keras_reward import (
     RecallReward,
     RepetitionReward,
     RewardTuning,
+    VividnessReward,
 )
 
 pytestmark = pytest.mark.slow
@@ -169,3 +172,37 @@ def test_tables_are_neither_trained_nor_counted_as_the_models():
 def test_adapting_is_asked_for():
     with pytest.raises(ValueError, match=r"call `reward.adapt\(references\)`"):
         train(tuner("cider", CIDErReward(), None), CAPTIONS)
+
+
+def test_binary_masks_of_floats_train_as_labels_do():
+    masks = (generator.random((IMAGES, 4, 4, 1)) < 0.5).astype("float32")
+    runs = []
+    for y in (masks, masks[..., 0].astype("int32")):
+        model = [keras.Input((3,)), keras.layers.Dense(16)]
+        model = randomize(keras.Sequential([*model, keras.layers.Reshape((4, 4, 1))]))
+        tuned = RewardTuning(model, DiceReward(1), policy="bernoulli", seed=0)
+        tuned.compile(keras.optimizers.SGD(0.1))
+        runs.append(train(tuned, y))
+    assert runs[0]["reward"] == runs[1]["reward"]
+    assert 0.0 < runs[0]["reward"][0] < 1.0
+    assert runs[0]["no_reward"] == [0.0, 0.0]
+
+
+def as_images(x, samples):
+    return ops.reshape(samples, (-1, samples.shape[1], 4, 4, 1)) + ops.zeros(3)
+
+
+@pytest.mark.parametrize(("scale", "share"), [(1.0, 0.0), (255.0, 1.0)])
+def test_images_in_0_to_255_count_as_without_reward(scale, share):
+    policy = GaussianPolicy(codec=lambda x, s: as_images(x, scale * (s + 5.0) / 10.0))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(16)])
+    tuned = RewardTuning(model, VividnessReward(), policy=policy, seed=0)
+    tuned.compile("sgd")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = train(tuned, None)
+    assert history["no_reward"] == [share, share]
+    assert any("NaN or infinite" in str(w.message) for w in caught) is (share == 1.0)
+    if share:
+        with pytest.raises(ValueError, match=r"in \[0, 1\].*Received: values from"):
+            tuned.reward(None, tuned.predict(inputs(2), verbose=0))
