@@ -60,7 +60,9 @@ kept_memory = 500  # MB; at the start, what is imported
 # train, the tests of what is left.
 LEFT = ("backend", "codecs", "evaluation", "forms", "rewards", "test_advantages.py")
 collect_ignore_glob = [
-    f"*_{name}.py" for name in ("jax", "torch", "numpy") if name != BACKEND
+    f"*_{name}.py"
+    for name in ("jax", "tensorflow", "torch", "numpy")
+    if name != BACKEND
 ]
 if not CAN_TRAIN:
     here = pathlib.Path(__file__).parent

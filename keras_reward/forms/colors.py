@@ -61,9 +61,10 @@ def check_range(reader, images, allow_nan=True):
         images: array or tensor. Not checked inside a compiled function.
         allow_nan: whether NaN passes.
     """
-    values = host_array(images)
+    values = host_array(images) if hasattr(images, "shape") else None
     if values is None or not values.size:
         return
+    values = np.asarray(values, "float32")
     low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
     if not allow_nan and np.isnan(values).any():
         low = high = np.nan

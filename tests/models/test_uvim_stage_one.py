@@ -340,6 +340,10 @@ ERRORS = {
         lambda: fit(color_model(), gray(photos()), 255 * photos()),
         r"float in \[0, 1\]",
     ),
+    "labels of nan": (
+        lambda: fit(color_model(), gray(photos()), np.nan * photos()),
+        r"float in \[0, 1\].*from nan to nan",
+    ),
     "class": (lambda: fit(panoptic_model(), photos(), maps() + 9), "class 1[0-9]"),
     "float map": (
         lambda: panoptic_model().codes(photos(), maps().astype("float32")),

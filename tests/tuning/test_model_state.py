@@ -164,7 +164,7 @@ class OwnPolicy(keras.Model):
         return self.dense(x["images"])
 
     def encode(self, x, training=False):
-        return CategoricalPolicy().bind(self).encode(x)
+        return CategoricalPolicy(from_logits=True).bind(self).encode(x)
 
     def sample(self, context, num_samples, seed=None, noise=None):
         return CategoricalPolicy().sample(context, num_samples, seed, noise)
