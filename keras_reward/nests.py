@@ -96,12 +96,23 @@ def pad_rows(nest, rows):
 
 def merge_rows(nest):
     """`(batch, n, ...)` to `(batch * n, ...)`, for every tensor in a nest."""
-    return map_leaves(lambda leaf: ops.reshape(leaf, (-1, *leaf.shape[2:])), nest)
+
+    def merge(leaf):
+        # Not -1 for the rows: another axis may be empty.
+        batch, n, *rest = ops.shape(leaf)
+        return ops.reshape(leaf, (batch * n, *rest))
+
+    return map_leaves(merge, nest)
 
 
 def split_rows(nest, n):
     """`(batch * n, ...)` to `(batch, n, ...)`, for every tensor in a nest."""
-    return map_leaves(lambda leaf: ops.reshape(leaf, (-1, n, *leaf.shape[1:])), nest)
+
+    def split(leaf):
+        rows, *rest = ops.shape(leaf)
+        return ops.reshape(leaf, (rows // n, n, *rest))
+
+    return map_leaves(split, nest)
 
 
 def repeat_rows(nest, n):
@@ -109,7 +120,8 @@ def repeat_rows(nest, n):
 
     def repeat(leaf):
         leaf = ops.convert_to_tensor(leaf)
-        shape = (ops.shape(leaf)[0], n, *leaf.shape[1:])
+        batch, *rest = ops.shape(leaf)
+        shape = (batch, n, *rest)
         return merge_rows(ops.broadcast_to(ops.expand_dims(leaf, 1), shape))
 
     return map_leaves(repeat, nest)
@@ -130,6 +142,17 @@ def first_samples(outputs, total, count):
         return outputs
     first = (slice(None), slice(count))
     return merge_rows(take_rows(split_rows(outputs, total), first))
+
+
+def with_last_sizes(tensor, sizes):
+    """A tensor whose last axes have these sizes, also while they are unknown.
+
+    Where TensorFlow does not know a size while tracing, the step fails if another
+    number of values comes. Known sizes must have been checked.
+    """
+    if None not in tuple(tensor.shape[-len(sizes) :]):
+        return tensor
+    return ops.reshape(tensor, (*ops.shape(tensor)[: -len(sizes)], *sizes))
 
 
 def may_be_equal(shape, other):
@@ -193,6 +216,25 @@ def first_of(samples, count):
 
 
 # Values, outside of compiled functions; names and configs.
+
+
+def check_floatx():
+    """Raises if Keras makes other numbers of ints, with `floatx` in half precision.
+
+    On NumPy it makes int16, and with "bfloat16", on JAX too, floats. Class numbers and
+    token ids would be rounded.
+    """
+    dtype = keras.backend.standardize_dtype(ops.convert_to_tensor(0).dtype)
+    if dtype not in ("int32", "int64"):
+        raise ValueError(
+            "Integers must stay as they are. `keras.config.floatx()` may be "
+            '"float32" or "float64", on JAX, TensorFlow and PyTorch also "float16", on '
+            'TensorFlow and PyTorch also "bfloat16". For a model in half precision '
+            'leave it at "float32" and pass `dtype` to the model, or call '
+            '`keras.config.set_dtype_policy("bfloat16")`. '
+            f"Received: floatx={keras.config.floatx()!r} on {keras.config.backend()}, "
+            f"where Keras makes {dtype} of an int"
+        )
 
 
 def is_integer(value):

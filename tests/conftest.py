@@ -58,7 +58,10 @@ kept_memory = 500  # MB; at the start, what is imported
 
 # Tests of one backend are collected on that backend alone, and where Keras does not
 # train, the tests of what is left.
-LEFT = ("backend", "codecs", "evaluation", "forms", "rewards", "test_advantages.py")
+LEFT = (
+    *("backend", "codecs", "evaluation", "forms", "rewards"),
+    *("test_advantages.py", "test_floatx.py"),
+)
 collect_ignore_glob = [
     f"*_{name}.py"
     for name in ("jax", "tensorflow", "torch", "numpy")

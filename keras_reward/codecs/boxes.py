@@ -284,12 +284,13 @@ class BoxCodec:
     def split(self, tokens):
         """`(batch, n, max_length, ...)` to `(batch, n, max_boxes, 6)`."""
         tokens = ops.convert_to_tensor(tokens)
-        if len(tokens.shape) != 3 or tokens.shape[-1] != self.max_length:
+        if len(tokens.shape) != 3 or tokens.shape[-1] not in (None, self.max_length):
             raise ValueError(
                 f"BoxCodec decodes sequences of {self.max_length} tokens, (batch, n, "
                 f"{self.max_length}). Received: shape {tuple(tokens.shape)}"
             )
-        return ops.reshape(tokens, (-1, tokens.shape[1], self.max_boxes, BOX_TOKENS))
+        lead = ops.shape(tokens)[:2]
+        return ops.reshape(tokens, (*lead, self.max_boxes, BOX_TOKENS))
 
     def coordinates(self, buckets):
         """Boxes `(..., 4)` in the codec's format from float buckets y0, x0, y1, x1."""

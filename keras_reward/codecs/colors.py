@@ -95,9 +95,10 @@ class ColorPalette:
                 far outside [0, 1]. Within a compiled function, values are not checked.
         """
         check_range("ColorPalette", images, allow_nan=False)
-        _, height, width, _ = images.shape
+        sizes = images.shape[1:3]
+        _, height, width, _ = ops.shape(images)
         rows, columns = grid or (height, width)
-        if height % rows or width % columns:
+        if None not in sizes and (height % rows or width % columns):
             raise ValueError(
                 "The image must be a whole number of cells high and wide. "
                 f"Received: images of {height}x{width} pixels, grid={grid}"
@@ -131,8 +132,8 @@ class ColorPalette:
         Returns:
             `(batch, n, H, W, 3)` float32 RGB in [0, 1].
         """
-        _, height, width, _ = inputs.shape
-        n, rows, columns = samples.shape[1:]
+        _, height, width, _ = ops.shape(inputs)
+        _, n, rows, columns = ops.shape(samples)
         samples = ops.reshape(samples, (-1, rows, columns))
         planes = []
         for axis in range(2):
@@ -154,13 +155,23 @@ def resize(planes, height, width):
 
     Computed as two small matrix products, so that planes need no channel axis.
     """
-    vertical = interpolation_matrix(planes.shape[1], height)
-    horizontal = interpolation_matrix(planes.shape[2], width)
-    return ops.matmul(ops.matmul(vertical, planes), horizontal.T)
+    _, rows, columns = ops.shape(planes)
+    vertical = interpolation_matrix(rows, height)
+    horizontal = interpolation_matrix(columns, width)
+    return ops.matmul(ops.matmul(vertical, planes), ops.transpose(horizontal))
 
 
 def interpolation_matrix(size, target):
-    """Weights `(target, size)` of linear interpolation between cell centres."""
-    position = (np.arange(target) + 0.5) * size / target - 0.5
-    position = np.clip(position, 0.0, size - 1.0)[:, None]
-    return np.maximum(1.0 - np.abs(position - np.arange(size)), 0.0).astype("float32")
+    """Weights `(target, size)` of linear interpolation between cell centres: float32.
+
+    Computed on the host, unless a size is a tensor: unknown while tracing.
+    """
+    xp, dtype = np, "float64"
+    if not isinstance(size, int) or not isinstance(target, int):
+        xp, dtype = ops, "float32"
+        size, target = ops.cast(size, dtype), ops.cast(target, dtype)
+    position = (xp.arange(target, dtype=dtype) + 0.5) * size / target - 0.5
+    position = xp.clip(position, 0.0, size - 1.0)[:, None]
+    distance = xp.abs(position - xp.arange(size, dtype=dtype))
+    weights = xp.maximum(1.0 - distance, 0.0)
+    return weights.astype("float32") if xp is np else weights

@@ -48,7 +48,7 @@ def canonical_segments(maps, max_segments):
     if isinstance(maps, np.ndarray):
         maps = narrow_maps("`canonical_segments`", "maps", maps)
     maps = maps_as_int32(ops.convert_to_tensor(maps))
-    _, height, width, _ = maps.shape
+    _, height, width, _ = ops.shape(maps)
     is_void = maps[..., 0] <= VOID
     ranks = rank_segments(maps, is_void, max_segments)["ranks"]
     places = max_segments + 2  # void, the segments, those beyond
@@ -57,7 +57,7 @@ def canonical_segments(maps, max_segments):
     columns = ops.arange(width, dtype="int32") + ops.zeros_like(ranks)
     vertical, area = centres(joint_counts(ranks, rows, places, height))
     horizontal, _ = centres(joint_counts(ranks, columns, places, width))
-    keys = (height * vertical + horizontal)[:, 1:-1]
+    keys = (ops.cast(height, "float32") * vertical + horizontal)[:, 1:-1]
     keys = ops.where(area[:, 1:-1] > 0, keys, float("inf"))
 
     numbers = 1 + order_of(keys)
@@ -73,7 +73,7 @@ def centres(counts):
     """Mean index and area `(batch, segments)` of counts `(batch, segments, size)`."""
     counts = ops.cast(counts, "float32")
     area = ops.sum(counts, axis=-1)
-    index = ops.arange(counts.shape[-1], dtype="float32")
+    index = ops.arange(ops.shape(counts)[-1], dtype="float32")
     return ops.sum(counts * index, axis=-1) / ops.maximum(area, 1.0), area
 
 
@@ -82,7 +82,7 @@ def order_of(keys):
 
     Equal keys keep their order, on every backend.
     """
-    index = ops.arange(keys.shape[-1])
+    index = ops.arange(ops.shape(keys)[-1], dtype="int32")
     mine, other = keys[:, :, None], keys[:, None, :]
     tie = ops.logical_and(mine == other, index[None, :] < index[:, None])
     before = ops.logical_or(other < mine, tie)
@@ -118,8 +118,8 @@ def panoptic_from_logits(semantics, instances, min_fraction=0.0, stuff_classes=(
 
     Reference: as published with Kolesnikov et al. 2022, "UViM".
     """
-    _, height, width, classes = semantics.shape
-    number = instances.shape[-1]
+    _, height, width, classes = ops.shape(semantics)
+    number = ops.shape(instances)[-1]
     chosen = ops.cast(ops.argmax(instances, axis=-1), "int32")
     chosen = ops.reshape(chosen, (-1, height * width))
     segments = ops.reshape(chosen + row_starts(chosen, number), (-1,))
@@ -127,7 +127,7 @@ def panoptic_from_logits(semantics, instances, min_fraction=0.0, stuff_classes=(
     logits = ops.reshape(ops.cast(semantics, "float32"), (-1, classes))
     sums = ops.reshape(ops.segment_sum(logits, segments, total), (-1, number, classes))
     area = ops.segment_sum(ops.ones_like(segments, dtype="float32"), segments, total)
-    fraction = ops.reshape(area, (-1, number)) / (height * width)
+    fraction = ops.reshape(area, (-1, number)) / ops.cast(height * width, "float32")
 
     labels = ops.cast(ops.argmax(sums, axis=-1), "int32")
     labels = ops.where(fraction > min_fraction, labels, VOID)

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.forms.integers import as_int32, refuse_beyond_int32
-from keras_reward.nests import may_be_equal
+from keras_reward.nests import may_be_equal, with_last_sizes
 
 BOX_FORMATS = (
     *("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw"),
@@ -111,7 +111,7 @@ def _check_boxes(detections, role):
     boxes = ops.convert_to_tensor(detections["boxes"])
     labels = ops.convert_to_tensor(labels)
     shape, label_shape = tuple(boxes.shape), tuple(labels.shape)
-    if len(shape) != 3 or shape[-1] != 4 or not may_be_equal(shape[:2], label_shape):
+    if len(shape) != 3 or not may_be_equal(shape, (*label_shape, 4)):
         raise ValueError(
             f"`{role}` must hold `boxes` of shape (rows, N, 4) and `{label_key}` of "
             f"shape (rows, N). Received: boxes of shape {shape}, "
@@ -122,7 +122,7 @@ def _check_boxes(detections, role):
             f"`{role}` must hold class numbers, -1 for padding, in `{label_key}`. "
             "Received: dtype bool"
         )
-    return boxes, labels
+    return with_last_sizes(boxes, (4,)), labels
 
 
 def _standardize_labels(labels):

@@ -48,7 +48,7 @@ def caption_lengths(xp, ids, end_id, pad_id):
         end_id: id of the end token, or None.
         pad_id: id of padding.
     """
-    width = ids.shape[-1]
+    width = xp.shape(ids)[-1]
     stop = xp.logical_or(ids == pad_id, ids < 0)
     if end_id is not None:
         stop = xp.logical_or(stop, ids == end_id)
@@ -66,7 +66,7 @@ def counted_lengths(xp, ids, end_id, pad_id, count_end_token):
     lengths = caption_lengths(xp, ids, end_id, pad_id)
     if end_id is None or not count_end_token:
         return lengths
-    at_end = xp.arange(ids.shape[-1], dtype="int32") == lengths[..., None]
+    at_end = xp.arange(xp.shape(ids)[-1], dtype="int32") == lengths[..., None]
     ended = xp.any(xp.logical_and(at_end, ids == end_id), axis=-1)
     return xp.where(ended, lengths + 1, lengths)
 
@@ -87,11 +87,13 @@ def counted_references(xp, ids, end_id, pad_id, count_end_token):
         `(images, references)` each. A reference that is all padding is not present;
         its other values have no meaning.
     """
-    ids = xp.pad(ids, [(0, 0), (0, 0), (0, 1)], constant_values=pad_id)
+    # Without any reference, one that is absent: some backends refuse empty axes.
+    references = int(ids.shape[1] == 0)
+    ids = xp.pad(ids, [(0, 0), (0, references), (0, 1)], constant_values=pad_id)
     present = xp.logical_and(ids[..., 0] != pad_id, ids[..., 0] >= 0)
     lengths = caption_lengths(xp, ids, end_id, pad_id)
     if end_id is not None and count_end_token:
-        at_end = xp.arange(ids.shape[-1], dtype="int32") == lengths[..., None]
+        at_end = xp.arange(xp.shape(ids)[-1], dtype="int32") == lengths[..., None]
         ids = xp.where(at_end, end_id, ids)
         lengths = lengths + 1
     return ids, lengths, present

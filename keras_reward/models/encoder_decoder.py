@@ -20,6 +20,7 @@ from keras_reward.models.transformer import (
     PositionEmbedding,
     layer_norm,
 )
+from keras_reward.nests import may_be_equal, with_last_sizes
 from keras_reward.saved_objects import deserialized, serialized
 
 
@@ -221,13 +222,14 @@ class VisionEncoderDecoder(keras.Model):
         """
         images = x["images"] if isinstance(x, dict) else x
         self.check_images(images)
+        images = with_last_sizes(images, self.image_shape)
         memory = self.encoder(images, training=training)
         return [block.cross_attention.keys_values(memory) for block in self.blocks]
 
     def check_images(self, images):
         """Raises if an array or tensor does not have the encoder's image shape."""
         shape = tuple(images.shape)
-        if len(shape) != 4 or shape[1:] != self.image_shape:
+        if not may_be_equal(shape[1:], self.image_shape):
             height, width, channels = self.image_shape
             raise ValueError(
                 f"The encoder of {self.name!r} was built for images of shape (batch, "
@@ -248,7 +250,7 @@ class VisionEncoderDecoder(keras.Model):
         Returns:
             `(batch, n, T, width)`. The output at position t predicts token t.
         """
-        if token_ids.shape[-1] > self.max_length:
+        if (token_ids.shape[-1] or 0) > self.max_length:
             raise ValueError(
                 f"{self.name!r} was made for at most {self.max_length} tokens. Shorten "
                 "the sequences, or make the model with a larger `max_length`. "

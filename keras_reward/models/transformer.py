@@ -16,8 +16,9 @@ class Dense(keras.layers.Dense):
     """
 
     def call(self, x, training=None):
-        rows = super().call(ops.reshape(x, (-1, x.shape[-1])), training=training)
-        return ops.reshape(rows, (-1, *x.shape[1:-1], self.units))
+        *lead, width = ops.shape(x)
+        rows = super().call(ops.reshape(x, (-1, width)), training=training)
+        return ops.reshape(rows, (*lead, self.units))
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -44,7 +45,7 @@ class PositionEmbedding(keras.layers.Layer):
     def call(self, x, position=0):
         """Takes `x` `(..., tokens, width)`, with its first token at `position`."""
         embeddings = ops.convert_to_tensor(self.embeddings)
-        return x + ops.slice(embeddings, (position, 0), x.shape[-2:])
+        return x + ops.slice(embeddings, (position, 0), ops.shape(x)[-2:])
 
     def compute_output_shape(self, shape):
         return shape
@@ -119,10 +120,10 @@ class Attention(keras.layers.Layer):
         logits = ops.matmul(queries, keys)
         logits = ops.cast(logits, "float32") * keys.shape[2] ** -0.5
         if visible is not None:
-            logits = ops.where(visible, logits, -1e9)
+            logits = ops.where(visible, logits, ops.cast(-1e9, "float32"))
         weights = ops.cast(ops.softmax(logits, axis=-1), self.compute_dtype)
         found = ops.transpose(ops.matmul(weights, values), (0, 2, 1, 3))
-        return self.output_dense(ops.reshape(found, (-1, *x.shape[1:])))
+        return self.output_dense(ops.reshape(found, ops.shape(x)))
 
     def compute_output_shape(self, shape, *args, **kwargs):
         return shape
@@ -137,7 +138,8 @@ class Attention(keras.layers.Layer):
 
 def split_heads(x, num_heads):
     """`(batch, tokens, width)` to `(batch, heads, tokens, depth)`."""
-    x = ops.reshape(x, (-1, x.shape[1], num_heads, x.shape[2] // num_heads))
+    batch, tokens, width = ops.shape(x)
+    x = ops.reshape(x, (batch, tokens, num_heads, width // num_heads))
     return ops.transpose(x, (0, 2, 1, 3))
 
 
@@ -270,19 +272,19 @@ class DecoderBlock(Block):
         Returns:
             `x` after the block, and the cache with the tokens of `x`.
         """
-        n, tokens, width = x.shape[1:]
-        h = ops.reshape(self.attention_norm(x), (-1, tokens, width))
+        batch, n, tokens, width = ops.shape(x)
+        h = ops.reshape(self.attention_norm(x), (batch * n, tokens, width))
         known = self.self_attention.keys_values(h)
         if cache is not None:
             starts = (0, 0, 0, position), (0, 0, position, 0)
             known = tuple(map(ops.slice_update, cache, starts, known))
-        visible = causal_mask(position, tokens, known[0].shape[-1])
+        visible = causal_mask(position, tokens, ops.shape(known[0])[-1])
         h = self.self_attention(h, *known, visible=visible)
-        x = x + self.drop(ops.reshape(h, (-1, n, tokens, width)), training=training)
+        x = x + self.drop(ops.reshape(h, ops.shape(x)), training=training)
         # The n sequences of an image are n * tokens queries for one set of keys.
-        h = ops.reshape(self.cross_norm(x), (-1, n * tokens, width))
+        h = ops.reshape(self.cross_norm(x), (batch, n * tokens, width))
         h = self.cross_attention(h, *memory)
-        x = x + self.drop(ops.reshape(h, (-1, n, tokens, width)), training=training)
+        x = x + self.drop(ops.reshape(h, ops.shape(x)), training=training)
         x = x + self.drop(self.mlp(self.mlp_norm(x)), training=training)
         return x, known
 

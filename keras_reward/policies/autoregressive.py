@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.categorical import draw_tokens, likeliest
-from keras_reward.nests import host_array, take_rows
+from keras_reward.nests import host_array, take_rows, with_last_sizes
 from keras_reward.policies.tokens import FORBIDDEN, TokenPolicy
 from keras_reward.saved_objects import deserialized, serialized
 from keras_reward.sequences.agreement import check_agreement, is_users_own
@@ -163,7 +163,7 @@ class AutoregressivePolicy(TokenPolicy):
         allowed = self.slot_mask(x)
         slots = (self.model.max_length, self.model.vocabulary_size)
         check_slot_mask(allowed, ("batch", *slots))
-        return ops.cast(allowed, "bool")
+        return with_last_sizes(ops.cast(allowed, "bool"), slots)
 
     def encode(self, x, training=False):
         """One encoder pass.
@@ -187,7 +187,9 @@ class AutoregressivePolicy(TokenPolicy):
         logits = ops.cast(self.model.logits(hidden), "float32")
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        return logits if allowed is None else ops.where(allowed, logits, FORBIDDEN)
+        if allowed is None:
+            return logits
+        return ops.where(allowed, logits, ops.cast(FORBIDDEN, "float32"))
 
     # Sampling.
 
@@ -245,7 +247,7 @@ class AutoregressivePolicy(TokenPolicy):
         allowed = self.allowed_tokens(context)
         if allowed is None:
             return (hidden,)
-        return hidden, allowed[:, None, : samples.shape[-1]]
+        return hidden, allowed[:, None, : ops.shape(samples)[-1]]
 
     def given(self):
         return {**super().given(), **self.given_masks}
@@ -272,7 +274,7 @@ def check_slot_mask(mask, expected):
     """
     shape = tuple(getattr(mask, "shape", ()))
     fits = len(shape) == len(expected) and all(
-        isinstance(size, str) or size == given
+        isinstance(size, str) or given in (None, size)
         for given, size in zip(shape, expected, strict=True)
     )
     if not fits:

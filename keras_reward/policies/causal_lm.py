@@ -136,6 +136,13 @@ class CausalLMPolicy(TokenPolicy):
                 "Token ids and their padding mask must have one shape (batch, L). "
                 f"Received: shapes {tuple(token_ids.shape)} and {tuple(mask.shape)}"
             )
+        if token_ids.shape[1] is None:
+            raise ValueError(
+                "The length L of the prompts' arrays must be known while a step is "
+                "compiled, since it bounds the answers and the task's cache. Make all "
+                "batches with one `sequence_length` of `generate_preprocess`. "
+                f"Received: token ids of shape {tuple(token_ids.shape)}"
+            )
         check_prompts(host_array(mask))
         for key in keys:
             if key.endswith("token_ids"):
@@ -175,7 +182,8 @@ class CausalLMPolicy(TokenPolicy):
     def noise(self, context, num_samples, seed):
         """Uniform numbers in [0, 1): `(batch, n, L)`, one per position of each row."""
         batch, length = ops.shape(context["token_ids"])
-        return keras.random.uniform((batch, num_samples, length), seed=seed)
+        shape = (batch, num_samples, length)
+        return keras.random.uniform(shape, dtype="float32", seed=seed)
 
     def sample(self, context, num_samples, seed=None, noise=None):
         if noise is None:
@@ -250,17 +258,18 @@ class CausalLMPolicy(TokenPolicy):
         ends = ops.cast(self.is_end(samples), "int32")
         open_still = ops.cumsum(ends, axis=-1) - ends == 0
         room = context["token_ids"].shape[1] - context["lengths"]
-        steps = ops.arange(samples.shape[2], dtype="int32")
+        steps = ops.arange(ops.shape(samples)[2], dtype="int32")
         return ops.logical_and(open_still, steps < room[:, None, None])
 
     def states(self, context, samples):
         """Hidden states `(batch, n, T, width)` at the position before each token."""
-        n, steps = samples.shape[1:]
+        batch, n, steps = ops.shape(samples)
         rows = repeat_rows(context, n)
         lengths = rows["lengths"][:, None]
         length = rows["token_ids"].shape[1]
-        answers = ops.reshape(samples, (-1, steps))
-        written = count(ops.reshape(self.mask(context, samples), (-1, steps)))
+        answers = ops.reshape(samples, (batch * n, steps))
+        mask = ops.reshape(self.mask(context, samples), (batch * n, steps))
+        written = count(mask)
         # The index of each position in the answer; negative within the prompt.
         places = ops.arange(length, dtype="int32") - lengths
         inside = ops.clip(places, 0, steps - 1)
@@ -273,7 +282,7 @@ class CausalLMPolicy(TokenPolicy):
         before = lengths - 1 + ops.arange(steps, dtype="int32")
         before = ops.clip(before, 0, length - 1)
         hidden = ops.take_along_axis(hidden, before[:, :, None], axis=1)
-        return (ops.reshape(hidden, (-1, n, steps, hidden.shape[-1])),)
+        return (ops.reshape(hidden, (batch, n, steps, hidden.shape[-1])),)
 
     def token_logits(self, hidden):
         return self.scaled(self.task.logits(hidden))

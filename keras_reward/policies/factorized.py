@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_reward import objective
 from keras_reward.categorical import draw_categorical
+from keras_reward.nests import may_be_equal
 from keras_reward.policies.activations import last_activation, symbolic_output
 from keras_reward.policies.from_logits import (
     FromLogits,
@@ -69,13 +70,14 @@ class FactorizedPolicy(Policy):
         """The distribution's parameters, from the model's output in float32."""
         raise NotImplementedError
 
-    def sample_shape(self, context):
-        """Shape of a sample, without the batch axis."""
-        return tuple(context.shape[1:])
+    def sample_shape(self, shape):
+        """Shape of a sample, without the batch axis, from that of a context."""
+        return tuple(shape[1:])
 
     def noise(self, context, num_samples, seed):
         """Uniform numbers in [0, 1), one per position of each sample."""
-        shape = (ops.shape(context)[0], num_samples, *self.sample_shape(context))
+        shape = ops.shape(context)
+        shape = (shape[0], num_samples, *self.sample_shape(shape))
         return keras.random.uniform(shape, seed=seed, dtype="float32")
 
     def sample(self, context, num_samples, seed=None, noise=None):
@@ -110,8 +112,8 @@ class FactorizedPolicy(Policy):
             targets: `(batch, ...)`, with the shape of one sample of each input.
         """
         shape = getattr(targets, "shape", None)
-        expected = self.sample_shape(context)
-        if shape is None or tuple(shape[1:]) != expected:
+        expected = self.sample_shape(context.shape)
+        if shape is None or not may_be_equal(tuple(shape[1:]), expected):
             described = ", ".join(["batch", *map(str, expected)])
             received = type(targets).__name__ if shape is None else tuple(shape)
             raise ValueError(
@@ -199,6 +201,13 @@ class CategoricalPolicy(FromLogits, FactorizedPolicy):
             super().read_activation(last)
 
     def check_output(self, output):
+        if output.shape[-1] is None:
+            raise ValueError(
+                "CategoricalPolicy needs to know the number of classes while the step "
+                "is compiled. Build the model with a known size of the last axis of "
+                "its output, for example by a Dense layer at its end. "
+                f"Received: model output of shape {tuple(output.shape)}"
+            )
         if output.shape[-1] == 1:
             raise ValueError(
                 "CategoricalPolicy needs at least two classes to choose from. For a "
@@ -221,8 +230,8 @@ class CategoricalPolicy(FromLogits, FactorizedPolicy):
             output = ops.log(ops.maximum(output, SMALLEST_PROBABILITY))
         return output / self.temperature if self.temperature != 1.0 else output
 
-    def sample_shape(self, context):
-        return tuple(context.shape[1:-1])
+    def sample_shape(self, shape):
+        return tuple(shape[1:-1])
 
     def transform(self, context, noise):
         indices = draw_categorical(context, ops.moveaxis(noise, 1, -1))

@@ -74,7 +74,8 @@ class GaussianPolicy(FactorizedPolicy):
 
     def noise(self, context, num_samples, seed):
         """Standard normal numbers, one per position of each sample."""
-        shape = (ops.shape(context)[0], num_samples, *self.sample_shape(context))
+        shape = ops.shape(context)
+        shape = (shape[0], num_samples, *self.sample_shape(shape))
         return keras.random.normal(shape, seed=seed, dtype="float32")
 
     def transform(self, context, noise):

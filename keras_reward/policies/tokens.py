@@ -86,7 +86,7 @@ class TokenPolicy(Policy):
         mask = self.mask(context, samples)
         if self.position_mask is None:
             return mask
-        counted = ops.convert_to_tensor(self.position_mask[: samples.shape[-1]])
+        counted = ops.convert_to_tensor(self.position_mask)[: ops.shape(samples)[-1]]
         return ops.logical_and(mask, counted)
 
     def token_likelihoods(self, context, tokens, entropy_gradient=False):
@@ -107,6 +107,11 @@ class TokenPolicy(Policy):
             logits = self.token_logits(hidden, *rest)
             return objective.categorical_likelihood(logits, choices, entropy_gradient)
 
+        size = ops.shape(tokens)[-1]
+        is_unknown = tokens.shape[-1] is None
+        if is_unknown:
+            # The model may read the length of sequences from their shape.
+            tokens = filled_up(tokens, self.length_limit(context))
         hidden, *rest = self.states(context, tokens[0])
         choices = ops.moveaxis(tokens, 0, -1)
         inputs = (hidden, choices, *rest)
@@ -114,7 +119,10 @@ class TokenPolicy(Policy):
             log_probs, entropies = of_chunk(*inputs)
         else:
             log_probs, entropies = map_chunks(of_chunk, inputs, self.logits_chunk)
-        return ops.moveaxis(log_probs, -1, 0), entropies
+        log_probs = ops.moveaxis(log_probs, -1, 0)
+        if is_unknown:
+            log_probs, entropies = log_probs[..., :size], entropies[..., :size]
+        return log_probs, entropies
 
     def likelihood(self, context, samples, choices=(), entropy_gradient=False):
         tokens = [ops.convert_to_tensor(c, "int32") for c in (samples, *choices)]
@@ -144,6 +152,11 @@ class TokenPolicy(Policy):
         """
         length = self.length_limit(context)
         targets = as_references(type(self).__name__, targets, length)
+        if 0 in tuple(targets.shape[1:]):  # nothing to learn
+            return ops.zeros(ops.shape(targets)[:1], "float32")
+        tokens, present = tokens_of_references(
+            targets, self.pad_id, self.end_ids, length
+        )
         known = ops.logical_and(targets >= 0, targets < self.vocabulary_size)
         # The token that replaces unknown ones must not end the sequence.
         word = next(
@@ -151,9 +164,6 @@ class TokenPolicy(Policy):
         )
         stand_in = ops.where(known, targets, word)
         log_probs = self.token_likelihoods(context, stand_in[None])[0][0]
-        tokens, present = tokens_of_references(
-            targets, self.pad_id, self.end_ids, length
-        )
         allowed = log_probs > 0.5 * FORBIDDEN
         counted = self.counted(context, targets)
         for mask in (known, allowed, tokens):
@@ -179,6 +189,13 @@ class TokenPolicy(Policy):
 
     def get_config(self):
         return {**super().get_config(), "logits_chunk": self.logits_chunk}
+
+
+def filled_up(tokens, length):
+    """Sequences `(..., T)` with zeros after them: `(..., length)`."""
+    *lead, size = ops.shape(tokens)
+    tokens = ops.pad(tokens, [(0, 0)] * len(lead) + [(0, length - size)])
+    return ops.reshape(tokens, (*lead, length))
 
 
 def map_chunks(function, tensors, size):

@@ -185,7 +185,7 @@ class CIDErReward(Reward):
         """
         *columns, directory, idf = self._variables
         numbers = look_up_ngrams(columns, directory, self._probes, ids, ORDERS)
-        positions = ops.arange(ids.shape[-1], dtype="int32")
+        positions = ops.arange(ops.shape(ids)[-1], dtype="int32")
         return [
             ops.where(
                 positions + n < lengths[..., None],

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.forms.colors import are_readable, check_range, rgb_to_lab
-from keras_reward.nests import map_leaves
+from keras_reward.nests import map_leaves, with_last_sizes
 from keras_reward.rewards.reward import Reward
 
 # Palettes have colours whose chroma is exactly the threshold, or whose hue is exactly
@@ -54,7 +54,7 @@ class ColorReward(Reward):
         What is grey but for rounding is exactly 0.
         """
         shape = tuple(getattr(images, "shape", ()))
-        if len(shape) != 4 or shape[-1] != 3 or not _is_float(images):
+        if len(shape) != 4 or shape[-1] not in (None, 3) or not _is_float(images):
             dtype = getattr(images, "dtype", type(images).__name__)
             raise ValueError(
                 f"Reward {self.name!r} needs float RGB images in [0, 1]. "
@@ -62,7 +62,8 @@ class ColorReward(Reward):
                 f"Received: shape {shape}, dtype {dtype}. If the policy's samples are "
                 "not images, give it a `codec` that turns them into images."
             )
-        images = ops.clip(ops.cast(images, "float32"), 0.0, 1.0)
+        images = ops.cast(with_last_sizes(images, (3,)), "float32")
+        images = ops.clip(images, 0.0, 1.0)
         lightness, a, b = rgb_to_lab(images, stack=False)
         rounding = ops.square(GREY * (lightness + 16.0))
         is_grey = ops.square(a) + ops.square(b) < rounding

@@ -18,8 +18,9 @@ ROOT, UNKNOWN = -1, 0  # the empty n-gram, and any n-gram that is not in the tab
 def bit_windows(ids, orders):
     """Splits captions into windows of at most 31 tokens, one bit each.
 
-    Long captions are split into several windows. These overlap, so that every n-gram
-    lies completely in the window that it starts in.
+    Long captions, and those whose length is unknown while tracing, are split into
+    several windows. These overlap, so that every n-gram lies completely in the window
+    that it starts in.
 
     Args:
         ids: `(..., T)`.
@@ -30,13 +31,16 @@ def bit_windows(ids, orders):
         at which the n-grams that it counts may start.
     """
     length = ids.shape[-1]
-    if length <= WORD_BITS:
+    if length is not None and length <= WORD_BITS:
         return ops.expand_dims(ids, -2), length
     starts = WORD_BITS - (orders - 1)
-    count = -(-length // starts)
-    room = count * starts + orders - 1 - length
+    room = -ops.shape(ids)[-1] % starts + orders - 1
     ids = ops.pad(ids, [(0, 0)] * (len(ids.shape) - 1) + [(0, room)])
-    windows = [ids[..., k * starts : k * starts + WORD_BITS] for k in range(count)]
+    if length is None:
+        first = ops.arange(0, ops.shape(ids)[-1] - (orders - 1), starts, dtype="int32")
+        inside = ops.arange(WORD_BITS, dtype="int32")
+        return ops.take(ids, first[:, None] + inside, axis=-1), starts
+    windows = [ids[..., k : k + WORD_BITS] for k in range(0, length, starts)]
     return ops.stack(windows, axis=-2), starts
 
 
@@ -69,7 +73,7 @@ def count_matches(ids, others, lengths, orders):
     Returns:
         A list over n = 1 to `orders` of `(..., T)` int32.
     """
-    inside = ops.arange(others.shape[-1], dtype="int32") < lengths[..., None]
+    inside = ops.arange(ops.shape(others)[-1], dtype="int32") < lengths[..., None]
     windows, starts = bit_windows(others, orders)
     inside = to_bits(bit_windows(inside, orders)[0])
     same = ids[..., None, :, None] == windows[..., :, None, :]

@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_reward.forms.integers import maps_as_int32, narrow_maps
 from keras_reward.forms.panoptic_maps import joint_counts, rank_segments
-from keras_reward.nests import is_integer
+from keras_reward.nests import is_integer, with_last_sizes
 from keras_reward.rewards.reward import Reward
 
 MAX_PIXELS = 2**24  # Keras's segment operations count in float32 on PyTorch
@@ -137,7 +137,7 @@ class PanopticQualityReward(Reward):
         """Panoptic maps in int32."""
         shape = tuple(getattr(maps, "shape", ()))
         dtype = getattr(maps, "dtype", type(maps).__name__)
-        if len(shape) != 4 or shape[-1] != 2 or not is_integer(maps):
+        if len(shape) != 4 or shape[-1] not in (None, 2) or not is_integer(maps):
             raise ValueError(
                 f"Reward {self.name!r} needs integer panoptic maps of class and "
                 f"instance as `{argument}`. Expected: shape (rows, height, width, 2). "
@@ -150,7 +150,7 @@ class PanopticQualityReward(Reward):
             )
         if isinstance(maps, np.ndarray):
             maps = self.narrow(argument, maps)
-        return maps_as_int32(maps)
+        return maps_as_int32(with_last_sizes(maps, (2,)))
 
     def _check_sizes(self, true_ranks, maps):
         for true_size, size in zip(true_ranks.shape[1:], maps.shape[1:3], strict=True):

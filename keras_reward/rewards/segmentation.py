@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.forms.integers import array_beyond_int32, as_int32, beyond_int32
-from keras_reward.nests import host_array, is_integer
+from keras_reward.nests import host_array, is_integer, with_last_sizes
 from keras_reward.rewards.reward import Reward
 
 
@@ -64,7 +64,7 @@ class OverlapReward(Reward):
         left_out = ops.logical_or(truth == classes, labels < 0)
         left_out = ops.logical_or(left_out, labels >= classes)
         # Correct and wrong pixels of each predicted class, in one histogram.
-        kinds = labels + ops.where(labels == truth, 0, classes)
+        kinds = ops.where(labels == truth, labels, labels + classes)
         counts = histogram(ops.where(left_out, 2 * classes, kinds), 2 * classes + 1)
         overlap = counts[:, :classes]
         predicted = overlap + counts[:, classes : 2 * classes]
@@ -124,6 +124,10 @@ class OverlapReward(Reward):
 
         The latter, `(rows,)` bools, is None unless the targets are floats.
         """
+        shape = tuple(getattr(y_true, "shape", ()))
+        if len(shape) == 4 and shape[-1] is None and is_float(y_true):
+            # One-hot, or the one channel of a binary mask.
+            y_true = with_last_sizes(y_true, (self.num_classes,))
         if not self._is_one_hot(y_true):
             labels = self._checked("y_true", y_true)
             if not is_float(labels):

@@ -134,7 +134,7 @@ class RepetitionReward(Reward):
         ids = check_ids(self.name, y_pred, ("rows", "tokens"), "sequences")
         lengths = caption_lengths(ops, ids, self.end_id, self.pad_id)
         counts = count_matches(ids, ids, lengths, self.ngram)[-1]
-        ends = ops.arange(ids.shape[-1], dtype="int32") + self.ngram
+        ends = ops.arange(ops.shape(ids)[-1], dtype="int32") + self.ngram
         inside = ops.cast(ends <= lengths[:, None], "float32")
         total = ops.sum(inside, axis=-1)
         # An n-gram that occurs `count` times is one distinct n-gram: 1/count at each

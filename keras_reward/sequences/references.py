@@ -18,7 +18,7 @@ def as_references(reader, targets, max_length=None):
     shape = tuple(getattr(targets, "shape", ()))
     fits = len(shape) in (2, 3) and is_integer(targets)
     if fits and max_length is not None:
-        fits = shape[-1] <= max_length
+        fits = shape[-1] is None or shape[-1] <= max_length
     if not fits:
         received = type(targets).__name__
         if hasattr(targets, "shape"):
@@ -59,11 +59,11 @@ def tokens_of_references(targets, pad_id, end_ids, length):
     left = ops.flip(ops.cumsum(ops.flip(is_token, axis=-1), axis=-1), axis=-1)
     tokens = left > 0
     present = ops.any(tokens, axis=-1)
-    if targets.shape[1] == 1:
-        present = ops.ones_like(present)
-    whole = not end_ids and targets.shape[-1] == length
-    if whole or pad_id in end_ids:
-        tokens = ops.ones_like(tokens)
+    _, references, size = ops.shape(targets)
+    # Tensors, where these are unknown while tracing.
+    only, whole = references == 1, not end_ids and size == length
+    present = ops.where(only, True, present)
+    tokens = ops.where(pad_id in end_ids or whole, True, tokens)
     return tokens, present
 
 

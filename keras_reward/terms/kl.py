@@ -230,8 +230,6 @@ def kl_weights(log_ratios, ordered=False):
         terms = _kl_of_positions(weights)
         total = ops.sum(terms, axis=-1, keepdims=True)
         weights = weights + total - ops.cumsum(terms, axis=-1)
-    n = weights.shape[1]
-    if n == 1:
-        return weights
+    n = ops.cast(ops.shape(weights)[1], "float32")
     others = ops.sum(weights, axis=1, keepdims=True) - weights
-    return weights - others / (n - 1.0)
+    return weights - others / ops.maximum(n - 1.0, 1.0)

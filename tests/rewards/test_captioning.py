@@ -497,3 +497,12 @@ def test_negative_ids_end_captions_too():
         LengthReward(2, 2)(None, np.array([[5, 6, -100, 7], [5, -1, 0, 0]]))
     )
     np.testing.assert_array_equal(result, [0.0, -1.0])
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 4), (2, 3, 0), (2, 0, 0)])
+def test_a_batch_without_references_earns_nothing(shape):
+    """Images that have none are padded to the most that an image of the batch has."""
+    reward = CIDErReward(end_id=END)
+    reward.adapt(np.array([[[5, 6, END]], [[5, 7, END]]]))
+    candidates = np.array([[5, 6, END], [5, 7, END]])
+    assert scores(reward, np.zeros(shape, "int32"), candidates).tolist() == [0, 0]
