@@ -109,6 +109,7 @@ def moving_average(rewards, average):
         Advantages, `(batch, samples)`.
     """
     values, finite = split_finite(rewards)
+    average = ops.cast(average, "float32")
     average = ops.where(ops.isnan(average), 0.0, average)
     return ops.where(finite, values - average, 0.0)
 
@@ -125,6 +126,7 @@ def update_average(average, rewards, momentum=0.9):
         Scalar; unchanged if no reward of the batch is finite.
     """
     values, finite = split_finite(rewards)
+    average = ops.cast(average, "float32")
     count = ops.sum(ops.cast(finite, "float32"))
     batch_mean = ops.sum(values) / ops.maximum(count, 1.0)
     moved = momentum * average + (1.0 - momentum) * batch_mean

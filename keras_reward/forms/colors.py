@@ -181,7 +181,7 @@ def lab_to_rgb(lightness, a, b, gamut_steps=7):
         high = functools.reduce(ops.maximum, planes)
         return ops.logical_and(low >= -GAMUT_SLACK, high <= 1.0 + GAMUT_SLACK)
 
-    scale = ops.where(fits(1.0), 1.0, 0.0)
+    scale = ops.cast(fits(1.0), "float32")
     for step in range(1, gamut_steps + 1):
         larger = scale + 2.0**-step
         scale = ops.where(ops.logical_and(larger <= 1.0, fits(larger)), larger, scale)
@@ -205,6 +205,12 @@ def lightness_of(images):
     images = ops.cast(images, "float32")
     clipped = ops.where(are_readable(images), ops.clip(images, 0.0, 1.0), np.nan)
     linear = srgb_to_linear(clipped)
+    if linear.shape[-1] not in (1, 3):
+        raise ValueError(
+            "The lightness is that of grey or RGB images, with 1 or 3 channels, whose "
+            "number must be known while a step is compiled. "
+            f"Received: images of shape {tuple(linear.shape)}"
+        )
     if linear.shape[-1] == 1:
         luminance = linear[..., 0]
     else:

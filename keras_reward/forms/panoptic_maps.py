@@ -47,7 +47,8 @@ def rank_segments(maps, is_void, max_segments, stuff_classes=()):
     instances = ops.where(is_single, 0, keys[..., 1])
 
     starts = row_starts(last, slots + 1)
-    numbers = ops.zeros_like(slot_of_rank) + ops.arange(1, max_segments + 1)
+    numbers = ops.arange(1, max_segments + 1, dtype="int32")
+    numbers = ops.broadcast_to(numbers, ops.shape(slot_of_rank))
     rank_of_slot = ops.segment_max(
         ops.reshape(numbers, (-1,)),
         ops.reshape(ops.cast(slot_of_rank, "int32") + starts, (-1,)),
@@ -85,7 +86,8 @@ def fill_table(maps, is_void, slots, stuff_classes):
     # One number per pixel, to save memory: below `slots`, it is the slot that a waiting
     # pixel probes next; otherwise, `slots` plus the slot of the pixel.
     state = ops.where(is_void, 2 * slots, first_probe(maps, slots, stuff_classes))
-    last = ops.cast(ops.zeros((rows, slots)) - 1, "int32")
+    last = ops.full((rows, slots), -1, dtype="int32")
+    from_end = ops.arange(pixels - 1, -1, -1, dtype="int32")
     starts = row_starts(maps[..., 0], slots)
 
     def is_unfinished(state, last):
@@ -96,7 +98,7 @@ def fill_table(maps, is_void, slots, stuff_classes):
         waits = state < slots
         flat = ops.bitwise_and(state, slots - 1) + starts
         claims = ops.segment_max(
-            ops.reshape(ops.zeros_like(flat) + ops.arange(pixels - 1, -1, -1), (-1,)),
+            ops.reshape(ops.zeros_like(flat) + from_end, (-1,)),
             ops.reshape(ops.where(waits, flat, rows * slots), (-1,)),
             rows * slots + 1,
         )

@@ -64,10 +64,10 @@ def beam_search(model, context, beam_width):
     length, pad_id, words = model.max_length, model.pad_id, model.vocabulary_size
     rows = (batch_size(context), beam_width)
     # All start equal, so only the first one counts; the beam must not contain copies.
-    first = ops.arange(beam_width) == 0
-    log_probs = ops.broadcast_to(ops.where(first, 0.0, -float("inf")), rows)
+    first = ops.arange(beam_width, dtype="int32") == 0
+    log_probs = ops.broadcast_to(zero_where(first), rows)
     # An ended sequence is followed by padding with probability 1.
-    nothing = ops.where(ops.arange(words) == pad_id, 0.0, -float("inf"))
+    nothing = zero_where(ops.arange(words, dtype="int32") == pad_id)
 
     def unfinished(position, token_ids, last, ended, log_probs, cache):
         some = ops.logical_not(ops.all(ended[:, 0]))
@@ -99,6 +99,11 @@ def beam_search(model, context, beam_width):
         ),
     )
     return token_ids[:, 0], log_probs[:, 0], position
+
+
+def zero_where(mask):
+    """Log-probability 0 where `mask` is True, and minus infinity elsewhere: float32."""
+    return ops.cast(ops.where(mask, 0.0, -float("inf")), "float32")
 
 
 def follow(cache, parent):

@@ -141,6 +141,7 @@ class VectorQuantizer(keras.layers.Layer):
             means.shape,
             1.0 - PERTURBATION,
             1.0 + PERTURBATION,
+            dtype="float32",
             seed=self.seed_generator,
         )
         parents, is_new, counts = replace_dead(counts, self.min_count)

@@ -288,9 +288,11 @@ class CodeDropout(keras.layers.Layer):
         if not training or self.mode is None:
             return x
         batch, n = ops.shape(x)[0], x.shape[1]
-        numbers = keras.random.uniform((batch, n + 1), seed=self.seed_generator)
+        numbers = keras.random.uniform(
+            (batch, n + 1), dtype="float32", seed=self.seed_generator
+        )
         kept = ops.floor(numbers[:, :1] * (n + 1))
-        places = ops.broadcast_to(ops.arange(n), (batch, n))
+        places = ops.broadcast_to(ops.arange(n, dtype="int32"), (batch, n))
         if self.mode == "random":
             places = ops.argsort(numbers[:, 1:], axis=-1)
         mask = ops.cast(places, "float32") < kept

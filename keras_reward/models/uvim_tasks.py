@@ -227,7 +227,7 @@ class PanopticTask:
     def features(self, targets):
         """The inputs of the oracle: the targets as one-hot vectors."""
         return {
-            name: ops.one_hot(targets[name], channels)
+            name: ops.one_hot(targets[name], channels, dtype="float32")
             for name, channels in self.heads.items()
         }
 

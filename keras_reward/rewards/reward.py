@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_reward.forms.ragged import with_arrays
-from keras_reward.nests import map_leaves, rows_of, snake_case, to_tensor
+from keras_reward.nests import check_floatx, map_leaves, rows_of, snake_case, to_tensor
 from keras_reward.symbolic import refuse_values
 
 
@@ -15,7 +15,8 @@ class Reward:
 
     Subclass it and implement `call`. Everything in `call` should be written in
     `keras.ops`, so that it compiles on every backend and stays on the accelerator.
-    It is only ever evaluated, never differentiated.
+    It is only ever evaluated, never differentiated. A size that differs from batch to
+    batch is None in a tensor's `shape` on TensorFlow: take it from `ops.shape(tensor)`.
 
     A *row* is one sample of one input. In training there are `batch * num_samples`
     rows, with the samples of an input adjacent.
@@ -146,6 +147,7 @@ class Reward:
         Raises:
             ValueError: for values that cannot be right, and as `evaluate`.
         """
+        check_floatx()
         y_true, y_pred, inputs = with_arrays((y_true, y_pred, inputs))
         y_true, y_pred = self.narrow("y_true", y_true), self.narrow("y_pred", y_pred)
         y_true, y_pred, inputs = to_tensor((y_true, y_pred, inputs))

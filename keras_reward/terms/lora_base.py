@@ -39,7 +39,7 @@ class LoRABase(ReferenceModel):
         super().__init__(model, policy, save=False)
         adapters = adapters_of(model)
         self.kept = [
-            (index, variable, keras.Variable(copied(variable), trainable=False))
+            (index, variable, copy_of(variable))
             for index, variable in enumerate(model.variables)
             if variable.trainable and id(variable) not in map(id, adapters)
         ]
@@ -100,6 +100,11 @@ class Place:
     def value(self):
         """The value to write to a file."""
         return self.variable.value
+
+
+def copy_of(variable):
+    """A frozen variable with a copy of a variable's values, of its dtype."""
+    return keras.Variable(copied(variable), trainable=False, dtype=variable.dtype)
 
 
 def copied(variable):

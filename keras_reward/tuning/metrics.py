@@ -10,7 +10,10 @@ TRAINING_ONLY = ("reward_std", "entropy", "no_signal")
 
 
 def make_trackers(component_names, num_samples, term_names):
-    """A running mean for each metric except `loss`, by name.
+    """A running mean for each metric except `loss`, by name, in float32.
+
+    In half precision, which `keras.config.set_floatx` may ask for, a sum over many
+    samples would stop growing.
 
     Args:
         component_names: names of the reward's components.
@@ -27,7 +30,8 @@ def make_trackers(component_names, num_samples, term_names):
         )
     # A single sample has nothing to differ from.
     absent = {"reward_std", "no_signal"} if num_samples == 1 else set()
-    return {n: keras.metrics.Mean(name=n) for n in names if n not in absent}
+    names = [name for name in names if name not in absent]
+    return {name: keras.metrics.Mean(name, dtype="float32") for name in names}
 
 
 def record_samples(trackers, rollout, likelihood):

@@ -9,7 +9,7 @@ from keras import ops
 from keras_reward import advantages, baselines, policies, rewards
 from keras_reward.backend import RewardTrainer
 from keras_reward.forms.ragged import dense
-from keras_reward.nests import are_arrays
+from keras_reward.nests import are_arrays, check_floatx
 from keras_reward.objective import input_weights
 from keras_reward.policies.policy import refuse_truncation
 from keras_reward.rewards.reward import check_shapes
@@ -143,6 +143,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
                 f"RewardTuning tunes a keras.Model. Received: {model!r} "
                 f"(of type {type(model).__name__})"
             )
+        check_floatx()
         self.check_arguments(num_samples, baseline, update, temperature, terms)
         # The model's dtype policy decides on loss scaling. The model casts its inputs.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)

@@ -279,6 +279,22 @@ def test_mixed_precision_trains_without_nan(dtype, policy):
     assert tuned.evaluate(x, y, verbose=0, return_dict=True)["reward"] > before
 
 
+def first_feature(y_true, y_pred, inputs):
+    return ops.cast(inputs[:, 0], "float32")
+
+
+def test_the_average_of_a_model_in_half_precision_follows_the_rewards():
+    """In steps of 0.1 of what is left, less than bfloat16 knows at 100: 0.5."""
+    model = classifier(dtype="bfloat16")
+    tuned = RewardTuning(model, first_feature, baseline="moving_average", seed=0)
+    tuned.compile(keras.optimizers.SGD(0.0))
+    x = np.full((21, 3), 101.0, "float32")
+    x[0] = 100.0
+    tuned.fit(x, batch_size=1, shuffle=False, verbose=0)
+    average = float(to_numpy(tuned.baseline.average))
+    assert average == pytest.approx(101.0 - 0.9**20, abs=1e-4)
+
+
 def test_frozen_layers_stay_as_they_are():
     model = keras.Sequential(
         [
