@@ -401,7 +401,7 @@ def test_errors_say_what_to_do(case):
 
 def test_adapters_that_come_later_are_used():
     model, images = sequence_model(), some_images()
-    model.generate(images, temperature=0)
+    before = model.generate(images, temperature=0)[:, 0]
     model.head.enable_lora(rank=2)
     generator = np.random.default_rng(0)
     for name in ("lora_kernel_a", "lora_kernel_b"):
@@ -409,5 +409,5 @@ def test_adapters_that_come_later_are_used():
         adapter.assign(generator.normal(size=adapter.shape))
     x = {"images": images, "token_ids": np.full((len(images), 1), model.start_id)}
     first = to_numpy(model(x))[:, 0].argmax(-1)
-    assert len(set(first.tolist())) > 1
+    assert (first != before).any()
     np.testing.assert_array_equal(model.generate(images, temperature=0)[:, 0], first)

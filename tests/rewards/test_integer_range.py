@@ -91,6 +91,7 @@ def step(reward, xla):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "xla"), STEPS)
 def test_instances_are_told_apart_within_a_step(dtype, xla):
     score = step(PanopticQualityReward(max_segments=4), xla)

@@ -12,7 +12,8 @@ from tiny import classifier, inputs, randomize
 from keras_reward import CategoricalPolicy, Reward, RewardTuning
 
 BACKEND = keras.config.backend()
-pytestmark = pytest.mark.slow
+# On JAX, it needs TensorFlow, which these processes do not have otherwise.
+pytestmark = [pytest.mark.slow] + [pytest.mark.hub] * (BACKEND == "jax")
 
 
 @keras.saving.register_keras_serializable(package="keras_reward_tests")
@@ -91,5 +92,4 @@ def check(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_export_returns_what_predict_does(hub, case):
-    # On JAX, it needs TensorFlow, which these processes do not have otherwise.
     hub(check, case) if BACKEND == "jax" else check(case)
