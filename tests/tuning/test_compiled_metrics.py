@@ -153,7 +153,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("metric", REFUSED, ids=str)
+@pytest.mark.parametrize("metric", REFUSED, ids=lambda metric: str(metric)[:24])
 @pytest.mark.parametrize("argument", ["given", "weighted"])
 def test_what_reads_scores_is_refused(metric, argument):
     tuned = tuner(classifier(), **{"given": None, argument: [metric]})
