@@ -56,9 +56,9 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
     `model.preprocessor = None`; token ids are not preprocessed again.
 
     Args:
-        model: a built or unbuilt `keras.Model`, trained as usual, that returns one
-            tensor of floats or is a sequence model. If omitted, call the result with a
-            model.
+        model: a built or unbuilt `keras.Model`, trained as usual, that returns a tensor
+            of floats, several of them, or is a sequence model. If omitted, call the
+            result with a model.
         reward: a `Reward`, a function `(y_true, y_pred) -> (rows,)`, or a name such as
             `"colorfulness"`.
         policy: how the model's output defines a distribution. `"auto"` (default): a
