@@ -351,7 +351,7 @@ def test_batches_beyond_the_end_are_refused():
 
 
 def test_a_missing_package_and_photograph_are_named(monkeypatch):
-    with pytest.raises(ImportError, match=r"keras-reward\[examples\]"):
+    with pytest.raises(ImportError, match="pip install scikit-learn scikit-image"):
         scenes.import_or_explain("keras_reward.no_such_module")
     monkeypatch.setitem(scenes.PHOTOGRAPHS["test"], "grey", ("no_such.png",))
     with pytest.raises(FileNotFoundError, match=r"Received: no no_such\.png in"):

@@ -101,7 +101,7 @@ def test_metrics_of_several_outputs(given):
 
 
 def test_what_compares_ids_or_numbers_is_left_alone():
-    tuned = tuner(classifier(), ["mae", metrics.MeanIoU(5)])
+    tuned = tuner(classifier(), ["mae", metrics.MeanIoU(5, name="iou")])
     outputs = tuned.predict(X, verbose=0)
     got = tuned.evaluate(X, Y, verbose=0, return_dict=True)
     assert got["mae"] == pytest.approx(np.abs(outputs - Y).mean())
@@ -109,7 +109,7 @@ def test_what_compares_ids_or_numbers_is_left_alone():
         ((outputs == k) & (k == Y)).sum() / ((outputs == k) | (k == Y)).sum()
         for k in set(outputs) | set(Y)
     ]
-    assert got["mean_io_u"] == pytest.approx(np.mean(ious))
+    assert got["iou"] == pytest.approx(np.mean(ious))
     y = np.arange(48.0).reshape(12, 2, 2, 1) % 2
     given = ["binary_accuracy", metrics.Precision(name="precision")]
     masks = tuner(pixels(1), given, BernoulliPolicy())

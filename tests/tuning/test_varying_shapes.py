@@ -48,7 +48,10 @@ def test_a_network_learns_from_images_of_any_size(policy, reward, channels, term
     eagerly = keras.config.backend() == "tensorflow"
 
     def make(eagerly=False):
-        layers = [keras.Input((None, None, 3)), keras.layers.Conv2D(channels, 1)]
+        # Images of a normal distribution stay near [0, 1].
+        activation = "sigmoid" if policy == "gaussian" else None
+        last = keras.layers.Conv2D(channels, 1, activation=activation)
+        layers = [keras.Input((None, None, 3)), last]
         model = randomize(keras.Sequential(layers))
         made = {"mle": kr.MaximumLikelihood(0.1), "kl": kr.KL("copy", 0.1)}
         tuned = kr.RewardTuning(
