@@ -167,6 +167,7 @@ class Reward:
             y_true: targets as the dataset yields them, or None.
             y_pred: outputs, `(rows, ...)`.
         """
+        return  # TensorFlow's AutoGraph cannot parse an empty body
 
     def evaluate(self, y_true, y_pred, inputs=None):
         """As `__call__`, but takes prepared targets and also returns the components.
