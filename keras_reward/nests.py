@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.ragged import dense
+
 
 def map_leaves(function, nest):
     """Applies `function` to the leaves of a nest, except those that are None."""
@@ -21,7 +23,7 @@ def map_leaves(function, nest):
 
 def to_numpy(nest):
     """Converts every tensor in a nest to a NumPy array."""
-    return map_leaves(ops.convert_to_numpy, nest)
+    return map_leaves(ops.convert_to_numpy, dense(nest))
 
 
 def to_arrays(nest):
@@ -36,6 +38,7 @@ def to_arrays(nest):
         return tuple(to_arrays(held) for held in nest)
     if nest is None or isinstance(nest, np.ndarray):
         return nest
+    nest = dense(nest)
     if ops.is_tensor(nest):
         return ops.convert_to_numpy(nest)
     return np.asarray(nest)

@@ -46,7 +46,8 @@ def is_exporting():
 
 
 def asks_for_values(error):
-    """Whether an exception was raised for values that a tensor has not. All have."""
+    """Whether an exception was raised for values that a tensor does not have."""
+    # Here, all have them.
     del error
     return False
 

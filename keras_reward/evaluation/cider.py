@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_reward.forms.captions import counted_lengths, counted_references
-from keras_reward.forms.ragged import as_array, is_ragged
+from keras_reward.ragged import as_array, is_ragged
 
 ORDERS = 4
 SIGMA = 6.0

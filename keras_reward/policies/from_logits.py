@@ -105,7 +105,7 @@ class FromLogits:
         if np.isnan(values).any():
             raise ValueError(
                 f"{name} cannot tell whether model {self.model.name!r} returns logits "
-                "or probabilities, since its first output has NaN in it. Mend that, or "
+                "or probabilities, since its first output has NaN in it. Fix that, or "
                 f"pass `{name}(from_logits=True)` or `{name}(from_logits=False)`. "
                 f"Received: {np.isnan(values).sum()} NaN of {values.size} numbers"
             )

@@ -158,7 +158,7 @@ class MultiOutputPolicy(Policy):
         return filled(output, context)
 
     def check_outputs(self, outputs):
-        """Raises if the model's outputs have not the structure of the policies."""
+        """Raises if the model's outputs do not have the structure of the policies."""
         kinds = dict if isinstance(self.policies, dict) else (list, tuple)
         received = f"from model {self.model.name!r}"
         if not isinstance(outputs, kinds):
@@ -272,8 +272,8 @@ class MultiOutputPolicy(Policy):
 
     def twin(self, model):
         twins = {key: policy.twin(model) for key, policy in self.by_key().items()}
-        twins = {"policies": filled(self.policies, twins)}
-        twin = type(self).from_config({**self.get_config(), **twins})
+        twins = filled(self.policies, twins)
+        twin = type(self).from_config({"policies": twins, "name": self.name})
         return twin.bind_output(model, self.output_path, self.temperature)
 
     def get_config(self):

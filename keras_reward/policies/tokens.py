@@ -139,11 +139,10 @@ class TokenPolicy(Policy):
     def target_log_prob(self, context, targets):
         """Mean log-probability `(batch,)` of the references of an input.
 
-        Padding at the end is ignored, and so are negative ids, such as -100, which are
-        padding too; before other tokens, the padding id is a token.
-        Tokens that are forbidden or not in the vocabulary are ignored, and so is a
-        reference that is all padding if there are several. If the policy has no end
-        token, a sequence of T tokens has no padding.
+        Padding at the end, which negative ids such as -100 are too, is ignored; before
+        other tokens, the padding id is a token. Tokens that are forbidden or not in the
+        vocabulary are ignored, and so is a reference that is all padding if there are
+        several. If the policy has no end token, a sequence of T tokens has no padding.
 
         Args:
             context: what `encode` returned.

@@ -109,7 +109,7 @@ def given_tokens(model, inputs, output, fewest=2):
         if hasattr(layer, "input_dim") and hasattr(layer, "output_dim")
     ]
     if words:
-        writes = any(abs(size - vocabulary) <= SPECIAL_TOKENS for size in words)
+        writes = abs(max(words) - vocabulary) <= SPECIAL_TOKENS
     else:
         writes = any(len(leaf.shape) >= 4 for leaf in leaves)
     return tokens[0] if writes else None

@@ -12,7 +12,7 @@ from keras_reward.forms.captions import (
     counted_references,
 )
 from keras_reward.forms.integers import refuse_beyond_int32
-from keras_reward.forms.ragged import as_array, rank_of
+from keras_reward.ragged import as_array, rank_of
 from keras_reward.rewards.ngrams import (
     build_table,
     count_matches,

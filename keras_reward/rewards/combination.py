@@ -3,8 +3,10 @@
 import numbers
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_reward.nests import are_arrays
 from keras_reward.rewards.reward import Reward, takes_inputs
 from keras_reward.saved_objects import deserialized, serialized
 
@@ -56,9 +58,9 @@ class Combination(Reward):
             reward.raise_failure()
 
     def narrow(self, argument, values):
-        for reward in self.rewards:
-            values = reward.narrow(argument, values)
-        return values
+        narrowed = [reward.narrow(argument, values) for reward in self.rewards]
+        # What is right for one reward may be wrong for another one.
+        return narrowed[0] if are_equal(narrowed) else values
 
     def check_values(self, y_true, y_pred):
         for reward in self.rewards:
@@ -228,6 +230,16 @@ class FunctionReward(Reward):
     def from_config(cls, config):
         function = deserialized(config["function"])
         return cls(**{**config, "function": function})
+
+
+def are_equal(nests):
+    """Whether nests are the same objects, or arrays with the same values."""
+    first, *others = map(keras.tree.flatten, nests)
+    return all(
+        one is other or (are_arrays([one, other]) and np.array_equal(one, other))
+        for leaves in others
+        for one, other in zip(first, leaves, strict=True)
+    )
 
 
 def as_reward(value):

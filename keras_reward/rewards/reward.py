@@ -5,8 +5,8 @@ import inspect
 import keras
 from keras import ops
 
-from keras_reward.forms.ragged import with_arrays
 from keras_reward.nests import check_floatx, map_leaves, rows_of, snake_case, to_tensor
+from keras_reward.ragged import with_arrays
 from keras_reward.symbolic import refuse_values
 
 

@@ -15,8 +15,8 @@ class OverlapReward(Reward):
     Args:
         num_classes: classes are 0 to `num_classes - 1`. With 1, maps are 0 and 1, and
             only class 1, the foreground, is rated.
-        ignore_class: label of the pixels of `y_true` that do not count. Labels outside
-            `[0, num_classes)` never count.
+        ignore_class: label of the pixels of `y_true` that do not count. Other labels,
+            such as 255 or -1, never count.
         name: optional name.
     """
 
@@ -213,8 +213,8 @@ class MeanIoUReward(OverlapReward):
             of 0 and 1, of which only the foreground, 1, is rated: an image without
             foreground earns 1 if none is predicted, else 0.
         ignore_class: label of the void pixels in `y_true`, as in
-            `keras.metrics.MeanIoU`. Labels outside `[0, num_classes)`, such as 255 or
-            -1, are void in any case. Default: none.
+            `keras.metrics.MeanIoU`. Other labels, such as 255 or -1,
+            are void in any case. Default: none.
         name: optional name.
 
     Call arguments: `y_true` labels `(rows, height, width)` or
@@ -262,8 +262,8 @@ class DiceReward(OverlapReward):
         num_classes: classes are 0 to `num_classes - 1`. With 1, maps are binary masks
             of 0 and 1, of which only the foreground, 1, is rated: an image without
             foreground earns 1 if none is predicted, else 0.
-        ignore_class: label of the void pixels in `y_true`. Labels outside
-            `[0, num_classes)`, such as 255 or -1, are void in any case. Default: none.
+        ignore_class: label of the void pixels in `y_true`. Other labels,
+            such as 255 or -1, are void in any case. Default: none.
         name: optional name.
 
     Call arguments: `y_true` labels `(rows, height, width)` or

@@ -36,11 +36,10 @@ def as_references(reader, targets, max_length=None):
 def tokens_of_references(targets, pad_id, end_ids, length):
     """Which tokens of references are not padding, and which references are present.
 
-    Padding is only at the end, and so are negative ids, which are padding too: before
-    other tokens, the padding id is a token. If the padding
-    id is also an end token, the first one is the end, and the caller must leave out the
-    rest. Without end tokens, all sequences have the full length, so that a row of this
-    length has no padding.
+    Padding, which negative ids are too, is only at the end: before other tokens, the
+    padding id is a token. If the padding id is also an end token, the first one is the
+    end, and the caller must leave out the rest. Without end tokens, all sequences have
+    the full length, so that a row of this length has no padding.
 
     A reference that is all padding is absent, unless there is room for only one.
 

@@ -128,8 +128,7 @@ class Term(keras.layers.Layer):
         """Called when training begins; raises if something that it needs is missing."""
 
     def before_saving(self):
-        """Called before the tuner's variables are written to a file, and after its
-        weights were read from one."""
+        """Called before the variables are written, and after weights are read."""
 
     def before_loading(self):
         """Called before `saved_variables` are read from a file."""

@@ -7,8 +7,8 @@ import warnings
 import keras
 
 from keras_reward.backend.keras_private import variables_of_optimizer
-from keras_reward.forms.ragged import dense
 from keras_reward.nests import are_arrays, refuse_cut_integers
+from keras_reward.ragged import dense
 from keras_reward.tuning.default_callbacks import with_callbacks
 from keras_reward.tuning.first_batch import show_first_batch
 
@@ -56,6 +56,7 @@ class CheckedFitting:
             arguments["y"] = self.read_targets(arguments["y"])
         held_out = arguments.get("validation_data")
         if isinstance(held_out, (tuple, list)) and len(held_out) > 1:
+            self.check_x(held_out[0])
             targets = self.read_targets(held_out[1])
             arguments["validation_data"] = (held_out[0], targets, *held_out[2:])
         return bound.args[1:], bound.kwargs
@@ -107,8 +108,10 @@ class CheckedFitting:
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
-        args, kwargs = self.with_targets(keras.Model.evaluate, args, kwargs)
-        self.check_x(*args, **kwargs)
+        # Within `fit`, the validation data have been seen already.
+        if not kwargs.get("_use_cached_eval_dataset", False):
+            args, kwargs = self.with_targets(keras.Model.evaluate, args, kwargs)
+            self.check_x(*args, **kwargs)
         args, kwargs = show_first_batch(keras.Model.evaluate, self, args, kwargs)
         args, kwargs = with_callbacks(keras.Model.evaluate, self, args, kwargs)
         return super().evaluate(*args, **kwargs)
@@ -128,9 +131,9 @@ class CheckedFitting:
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
+        args, kwargs = self.with_targets(keras.Model.train_on_batch, args, kwargs)
         self.check_x_and_y(*args, **kwargs)
         self.ready_terms()
-        args, kwargs = self.with_targets(keras.Model.train_on_batch, args, kwargs)
         args, kwargs = show_first_batch(keras.Model.train_on_batch, self, args, kwargs)
         result = super().train_on_batch(*args, **kwargs)
         self.reward.raise_failure()

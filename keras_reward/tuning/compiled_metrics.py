@@ -14,7 +14,9 @@ from keras_reward.backend.keras_private import (
     wrapped_function,
 )
 from keras_reward.nests import may_be_equal
+from keras_reward.policies.activations import symbolic_output
 from keras_reward.policies.factorized import CategoricalPolicy
+from keras_reward.policies.multi_output import MultiOutputPolicy
 from keras_reward.policies.tokens import TokenPolicy
 
 ACCURACY = "Use `keras.metrics.Accuracy()`, the share of equal ids"
@@ -91,7 +93,8 @@ def check_compiled_metrics(tuner, y, outputs):
         refuse_scores(metric, output)
         if isinstance(metric, keras.metrics.Accuracy):
             check_ids(metric, target, output)
-        if needs_zero_or_one(metric) and may_exceed_one(tuner):
+        policy = policy_of_output(tuner.policy, outputs, output)
+        if needs_zero_or_one(metric) and may_exceed_one(policy, tuner.model):
             raise ValueError(
                 f"Metric {metric.name!r} needs zeros and ones, which it compares with "
                 f"a threshold, and `predict` returns one of several ids. {ACCURACY}, "
@@ -172,14 +175,23 @@ def needs_zero_or_one(metric):
     return by_function or isinstance(metric, ZERO_OR_ONE)
 
 
-def may_exceed_one(tuner):
+def policy_of_output(policy, outputs, output):
+    """The policy of one of a tuner's outputs; None for an output without one."""
+    paths = keras.tree.flatten_with_path(outputs)
+    path = next(path for path, leaf in paths if leaf is output)
+    for key in path:
+        if isinstance(policy, MultiOutputPolicy):
+            policy = policy.by_key().get(key)
+    return policy
+
+
+def may_exceed_one(policy, model):
     """Whether outputs are one of more than two ids, as far as the policy says."""
-    policy = tuner.policy
-    if policy.codec is not None:
+    if policy is None or policy.codec is not None:
         return False
     if isinstance(policy, CategoricalPolicy):
-        shape = getattr(tuner.model, "output_shape", None)
-        return not isinstance(shape, tuple) or shape[-1] != 2
+        output = symbolic_output(model, policy.output_path)
+        return output is None or output.shape[-1] != 2
     return isinstance(policy, TokenPolicy)
 
 

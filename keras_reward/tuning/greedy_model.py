@@ -5,6 +5,9 @@ import keras
 from keras_reward.backend.keras_private import structure_of_inputs
 from keras_reward.nests import map_leaves
 from keras_reward.policies.factorized import FactorizedPolicy
+from keras_reward.policies.multi_output import MultiOutputPolicy
+
+CALL_THE_MODEL = (FactorizedPolicy, MultiOutputPolicy)  # policies that do
 
 
 class GreedyModel(keras.Model):
@@ -45,7 +48,7 @@ def known_inputs(tuner):
     are known once a tuner has been called.
     """
     own = structure_of_inputs(tuner.model)
-    if isinstance(tuner.policy, FactorizedPolicy) and own is not None:
+    if isinstance(tuner.policy, CALL_THE_MODEL) and own is not None:
         return own
     return tuner.seen_inputs
 

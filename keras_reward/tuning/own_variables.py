@@ -1,5 +1,7 @@
 """What a saved `RewardTuning` contains in addition to what Keras saves."""
 
+import re
+
 TERM = "term_"
 SEED = "seed_generator_state"
 
@@ -39,6 +41,10 @@ def read(tuner, store):
             f"path)`. Received: a file without {SEED!r}"
         )
     tuner.seed_generator.state.assign(store.pop(SEED))
+    for name in list(store):
+        of_term = re.fullmatch(rf"{TERM}\d+_(adapter_\d+)", name)
+        if of_term:  # in earlier files
+            store.setdefault(of_term[1], store.pop(name))
     tuner.adapters.read(store)
     for term in tuner.terms:
         term.before_loading()

@@ -8,10 +8,10 @@ from keras import ops
 
 from keras_reward import advantages, baselines, policies, rewards
 from keras_reward.backend import RewardTrainer
-from keras_reward.forms.ragged import dense
 from keras_reward.nests import are_arrays, check_floatx
 from keras_reward.objective import input_weights
 from keras_reward.policies.policy import refuse_truncation
+from keras_reward.ragged import dense
 from keras_reward.rewards.reward import check_shapes
 from keras_reward.saved_objects import deserialized, serialized
 from keras_reward.terms import Term
@@ -229,11 +229,12 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         if self.seen_inputs is None and are_arrays(inputs):
             object.__setattr__(self, "seen_inputs", symbolic(inputs))
 
-    @functools.wraps(keras.Model.export)
+    @functools.wraps(keras.Model.export, assigned=("__name__", "__qualname__"))
     def export(self, filepath, *args, **kwargs):
         """Exports what `predict` computes: greedy outputs, decoded, without the reward.
 
-        `tuned.model.export` exports the model itself.
+        `tuned.model.export` exports the model itself. Of a KerasHub task with a
+        preprocessor, the inputs are preprocessed ones.
 
         Args:
             filepath, format, verbose, **kwargs: as in `keras.Model.export`.
@@ -280,6 +281,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the metrics given to `compile`; omits those of training alone."""
+        y = dense(y)
         check_compiled_metrics(self, y, y_pred)
         results = super().compute_metrics(x, y, y_pred, sample_weight)
         hidden = (*metrics.TRAINING_ONLY, *self.term_names)

@@ -6,7 +6,6 @@ import keras
 from keras import ops
 
 from keras_reward import advantages
-from keras_reward.forms.ragged import dense
 from keras_reward.nests import (
     first_of,
     first_samples,
@@ -16,6 +15,7 @@ from keras_reward.nests import (
     with_sample,
 )
 from keras_reward.objective import input_weights, reward_loss
+from keras_reward.ragged import dense
 from keras_reward.rewards.reward import check_shapes
 from keras_reward.terms.update import Rollout, Update
 from keras_reward.tuning import metrics
@@ -49,7 +49,7 @@ class TrainingStep:
             self.built = True  # by this step; on TensorFlow, Keras has not seen a call
         # TensorFlow's first evaluation, which would say it, may come hours later.
         y = keras.utils.unpack_x_y_sample_weight(data)[1]
-        check_compiled_metrics(self, y, rollout.outputs)
+        check_compiled_metrics(self, dense(y), rollout.outputs)
         trackers = {"loss": self.loss_tracker, **self.trackers}
         metrics.record_losses(trackers, losses, ops.shape(rollout.rewards)[0])
         metrics.record_samples(trackers, rollout, likelihood)
