@@ -19,6 +19,7 @@ from keras_reward.forms.colors import (
     lightness_of,
     rgb_to_lab,
 )
+from keras_reward.forms.integers import refuse_beyond_int32
 
 AB_SCALE = 110.0  # Lab's a and b of sRGB colours are in [-1, 1] if divided by it
 COLOR_OUTPUTS = ("ab", "rgb")
@@ -212,6 +213,7 @@ class PanopticTask:
                 "The labels of PanopticTask are int maps of class and instance. "
                 f"Received: {labels.dtype}"
             )
+        refuse_beyond_int32("PanopticTask", "labels", labels, "classes and instances")
         largest = labels[..., 0].max(initial=0)
         if largest > self.num_classes:
             raise ValueError(

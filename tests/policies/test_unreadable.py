@@ -114,3 +114,12 @@ def test_a_diffusion_model_is_refused_at_once():
     for policy in ("auto", "gaussian", "bernoulli"):
         with pytest.raises(ValueError, match=r"a diffusion model.*many passes"):
             RewardTuning(Diffusion(), reward=some_reward, policy=policy)
+
+
+def test_a_model_that_labels_words_in_segments_is_read():
+    """The embedding of two segments is about as large as the number of labels."""
+    words, segments = (keras.Input((6,), dtype="int32") for _ in range(2))
+    hidden = keras.layers.Embedding(50, 4)(words)
+    hidden += keras.layers.Embedding(2, 4)(segments)
+    tagger = keras.Model([words, segments], keras.layers.Dense(5)(hidden))
+    assert policies.get("auto", tagger).from_logits is True

@@ -10,6 +10,7 @@ from keras_reward import (
     BoxCodec,
     CIDErReward,
     DiceReward,
+    FunctionReward,
     LengthReward,
     MeanIoUReward,
     PanopticQualityReward,
@@ -19,6 +20,7 @@ from keras_reward import (
 )
 from keras_reward.codecs import canonical_segments
 from keras_reward.evaluation import cider, coco_detection, panoptic_quality
+from keras_reward.models.uvim_tasks import PanopticTask
 
 CROWD = 900_100_448_263  # as COCO numbers annotations of crowds
 FAR = 2**32 + 5  # 5, if its upper half is cut off
@@ -182,6 +184,11 @@ def test_evaluators_tell_ids_of_any_size_apart():
     assert coco_detection(boxes(FAR), found(5))["map"] == 0.0
 
 
+def test_labels_of_a_uvim_task_beyond_int32_are_refused():
+    with pytest.raises(ValueError, match=r"PanopticTask computes in int32.*4294967301"):
+        PanopticTask(num_classes=3, max_segments=4).check_labels(halves(5, FAR))
+
+
 def test_boxes_alone_are_read_without_cutting_labels():
     with pytest.raises(ValueError, match="4294967301 in `y_true`"):
         matched_iou(boxes(FAR), boxes(5))
@@ -190,3 +197,21 @@ def test_boxes_alone_are_read_without_cutting_labels():
         codec.encode(boxes(2, dtype), seed=0)
         with pytest.raises(ValueError, match="below 3"):
             codec.encode(boxes(np.iinfo(dtype).max, dtype), seed=0)
+
+
+def test_a_part_of_a_sum_does_not_get_the_ids_of_another():
+    """The panoptic reward numbers instances anew, which a function must not see."""
+
+    def is_far(y_true, y_pred):
+        far = ops.cast(y_true[..., 1] == FAR, "float32")
+        return ops.cast(ops.max(far, axis=(1, 2)), "float32")
+
+    maps = halves(5, FAR)
+    total = PanopticQualityReward() + FunctionReward(is_far)
+    if keras.config.backend() == "jax":
+        with pytest.raises(ValueError, match=r"at most 32 bits.*4294967301"):
+            total(maps, maps)
+    else:
+        np.testing.assert_array_equal(to_numpy(total(maps, maps)), [3.0])
+    alike = PanopticQualityReward() + PanopticQualityReward(name="again")
+    np.testing.assert_array_equal(to_numpy(alike(maps, maps)), [4.0])

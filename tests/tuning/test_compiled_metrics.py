@@ -13,6 +13,7 @@ from keras_reward import (
     GaussianPolicy,
     RewardTuning,
 )
+from keras_reward.tuning.greedy_model import known_inputs
 
 X = inputs(12)
 Y = np.arange(12) % 5
@@ -176,3 +177,28 @@ def test_targets_that_are_no_ids_are_refused():
     with pytest.raises(ValueError, match=r"structure.*y of NoneType"):
         tuned.fit(X, verbose=0)
     tuner(classifier(), []).fit(X, verbose=0)
+
+
+def heads():
+    x = keras.Input((3,))
+    outputs = {"ids": keras.layers.Dense(5)(x), "yes": keras.layers.Dense(1)(x)}
+    return randomize(keras.Model(x, outputs))
+
+
+def test_metrics_of_an_output_fit_its_own_policy():
+    policy = {"ids": "categorical", "yes": "bernoulli"}
+    y = {"ids": Y, "yes": Y[:, None] % 2}
+    tuned = tuner(heads(), {"ids": metrics.Precision()}, policy)
+    with pytest.raises(ValueError, match="needs zeros and ones"):
+        logs(tuned, X, y)
+    given = {"yes": metrics.Precision(name="precision"), "ids": "accuracy"}
+    tuned = tuner(heads(), given, policy)
+    outputs, got = tuned.predict(X, verbose=0), logs(tuned, X, y)
+    said = outputs["yes"] == 1
+    assert got["yes_precision"] == pytest.approx(y["yes"][said].mean())
+    assert got["ids_accuracy"] == pytest.approx((outputs["ids"] == Y).mean())
+
+
+def test_inputs_of_several_outputs_are_known_before_a_run():
+    policy = {"ids": "categorical", "yes": "bernoulli"}
+    assert known_inputs(tuner(heads(), None, policy)).shape == (None, 3)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tiny import classifier, inputs, to_numpy
 
-from keras_reward import CIDErReward, MaximumLikelihood, Reward, RewardTuning
+from keras_reward import CIDErReward, MaximumLikelihood, Reward, RewardTuning, nests
 from keras_reward.evaluation import cider
 
 RAGGED = [[[3, 4, 1], [3, 1]], [[2, 4, 4, 1]]]
@@ -80,3 +80,10 @@ def test_other_ragged_targets_are_refused():
     tuned.compile("sgd")
     with pytest.raises(ValueError, match=r"no padding.*`to_tensor`.*ragged.*float32"):
         tuned.fit(inputs(2), tf.ragged.constant([[0.5], [1.0, 2.0]]), verbose=0)
+
+
+def test_ragged_tensors_are_padded_with_what_is_no_token():
+    ragged = tf.ragged.constant([[[5, 6], [7]], [[8]]], dtype="int64")
+    expected = [[[5, 6], [7, -1]], [[8, -1], [-1, -1]]]
+    for read in (nests.to_numpy, nests.to_arrays):
+        np.testing.assert_array_equal(read({"y": ragged})["y"], expected)
