@@ -31,17 +31,23 @@ class ColorReward(Reward):
     """
 
     def call(self, y_true, y_pred):
-        values = self.of_chroma(*self.chroma_plane(y_pred))
-        images = ops.cast(y_pred, "float32")
-        readable = ops.all(are_readable(images), axis=(1, 2, 3))
-        return map_leaves(lambda value: ops.where(readable, value, np.nan), values)
+        a, b = self.chroma_plane(y_pred)
+        *counted, readable = shares([*self.flags(a, b), a == a])
+        values = self.of_shares(*counted)
+        return map_leaves(
+            lambda value: ops.where(readable == 1.0, value, np.nan), values
+        )
 
-    def of_chroma(self, a, b):
-        """What `call` returns for readable images.
+    def flags(self, a, b):
+        """List of bools `(rows, H, W)` whose shares the reward is made of.
 
         Args:
             a, b: Lab coordinates, `(rows, H, W)`.
         """
+        raise NotImplementedError
+
+    def of_shares(self, *shares):
+        """What `call` returns for readable images, from the shares of the `flags`."""
         raise NotImplementedError
 
     def check_values(self, y_true, y_pred):
@@ -51,7 +57,7 @@ class ColorReward(Reward):
     def chroma_plane(self, images):
         """The Lab coordinates a and b of RGB images: two `(rows, H, W)` tensors.
 
-        What is grey but for rounding is exactly 0.
+        What is grey but for rounding is exactly 0. Pixels that cannot be read are NaN.
         """
         shape = tuple(getattr(images, "shape", ()))
         if len(shape) != 4 or shape[-1] not in (None, 3) or not _is_float(images):
@@ -63,7 +69,7 @@ class ColorReward(Reward):
                 "not images, give it a `codec` that turns them into images."
             )
         images = ops.cast(with_last_sizes(images, (3,)), "float32")
-        images = ops.clip(images, 0.0, 1.0)
+        images = ops.where(are_readable(images), ops.clip(images, 0.0, 1.0), np.nan)
         lightness, a, b = rgb_to_lab(images, stack=False)
         rounding = ops.square(GREY * (lightness + 16.0))
         is_grey = ops.square(a) + ops.square(b) < rounding
@@ -193,8 +199,10 @@ class VividnessReward(ColorReward):
         super().__init__(name=name)
         self.threshold = threshold
 
-    def of_chroma(self, a, b):
-        (vivid,) = shares([is_vivid(a, b, self.threshold)])
+    def flags(self, a, b):
+        return [is_vivid(a, b, self.threshold)]
+
+    def of_shares(self, vivid):
         return vivid
 
     def get_config(self):
@@ -241,8 +249,11 @@ class HueEntropyReward(ColorReward):
         super().__init__(name=name)
         self.bins = bins
 
-    def of_chroma(self, a, b):
-        return hue_entropy(shares(beyond_hues(a, b, self.bins)))
+    def flags(self, a, b):
+        return beyond_hues(a, b, self.bins)
+
+    def of_shares(self, *beyond):
+        return hue_entropy(beyond)
 
     def get_config(self):
         return {**super().get_config(), "bins": self.bins}
@@ -290,9 +301,10 @@ class ColorfulnessReward(ColorReward):
         self.threshold = threshold
         self.bins = bins
 
-    def of_chroma(self, a, b):
-        flags = [is_vivid(a, b, self.threshold), *beyond_hues(a, b, self.bins)]
-        vivid, *beyond = shares(flags)
+    def flags(self, a, b):
+        return [is_vivid(a, b, self.threshold), *beyond_hues(a, b, self.bins)]
+
+    def of_shares(self, vivid, *beyond):
         hues = hue_entropy(beyond)
         return vivid * hues, {"vividness": vivid, "hue_entropy": hues}
 
