@@ -208,7 +208,7 @@ def test_a_part_of_a_sum_does_not_get_the_ids_of_another():
 
     maps = halves(5, FAR)
     total = PanopticQualityReward() + FunctionReward(is_far)
-    if keras.config.backend() == "jax":
+    if keras.config.backend() in ("jax", "numpy"):
         with pytest.raises(ValueError, match=r"at most 32 bits.*4294967301"):
             total(maps, maps)
     else:
