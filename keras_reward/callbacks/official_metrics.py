@@ -70,9 +70,11 @@ class OfficialMetrics(keras.callbacks.Callback):
         bar = keras.utils.Progbar(count, verbose=verbose, unit_name="batch")
         self.evaluator.reset_state()
         for step, (x, y) in enumerate(batches):
-            predictions = self.model.predict_on_batch(x)
             if hasattr(self.model, "preprocessed"):  # which may change targets too
-                _, y, _ = self.model.preprocessed(x, y)
+                x, y, _ = self.model.preprocessed(x, y)
+                predictions = self.model.predict_preprocessed(x)
+            else:
+                predictions = self.model.predict_on_batch(x)
             self.evaluator.update_state(y, to_numpy(predictions))
             bar.update(step + 1)
         return self.evaluator.result()

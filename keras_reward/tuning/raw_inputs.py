@@ -79,7 +79,11 @@ class RawInputs:
 
     @functools.wraps(keras.Model.predict_on_batch)
     def predict_on_batch(self, x):
-        return super().predict_on_batch(self.preprocessed(x)[0])
+        return self.predict_preprocessed(self.preprocessed(x)[0])
+
+    def predict_preprocessed(self, x):
+        """As `predict_on_batch`, of inputs as `preprocessed` returns them."""
+        return super().predict_on_batch(x)
 
 
 def bind(method, tuner, args, kwargs):
