@@ -316,3 +316,30 @@ def test_a_file_of_the_model_alone_goes_into_the_model(tmp_path):
         with pytest.raises(ValueError, match=r"`tuned\.model\.load_weights\(path\)`"):
             tuned.load_weights(tmp_path / name)
         tuned.model.load_weights(tmp_path / name)
+
+
+class OfSmallNumbers:
+    """A codec that reads inputs up to 9."""
+
+    def check_inputs(self, x):
+        if np.max(x) > 9:
+            raise ValueError("Expected inputs up to 9.")
+
+    def decode(self, x, samples):
+        return samples
+
+
+@pytest.mark.parametrize("kind", ["fit", "validation", "evaluate", "predict"])
+def test_a_codec_refuses_inputs_wherever_they_come_in(kind):
+    tuned = RewardTuning(
+        classifier(),
+        reward=lambda y_true, y_pred: ops.cast(y_pred, "float32"),
+        policy=CategoricalPolicy(codec=OfSmallNumbers()),
+    )
+    tuned.compile("sgd")
+    x, large = inputs(4), inputs(4) + 100.0
+    with pytest.raises(ValueError, match="up to 9"):
+        if kind == "validation":
+            tuned.fit(x, validation_data=(large, np.zeros(4)), verbose=0)
+        else:
+            getattr(tuned, kind)(large, verbose=0)

@@ -11,7 +11,8 @@ from tiny import classifier, inputs, randomize, to_numpy, weights_of
 from keras_reward import KL, CategoricalPolicy, CausalLMPolicy, Reward, RewardTuning
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
 from keras_reward.saved_objects import NotRegisteredWarning
-from keras_reward.terms.lora_base import lora_layers
+from keras_reward.terms.lora_base import adapters_of, lora_layers
+from keras_reward.tuning import own_variables
 
 PACKAGE = "keras_reward_tests"
 
@@ -112,6 +113,25 @@ def test_adapters_go_on_without_a_reference_model(tmp_path):
     whole = tuner(adapted())
     fit(whole, inputs(8))
     check_goes_on(whole, reloaded(whole, tmp_path / "tuned.keras"), inputs(8))
+
+
+def test_adapters_in_an_earlier_file_are_found():
+    """They were those of the term, `term_0_adapter_0`."""
+    whole, other = (tuner(adapted(), [KL("lora_base", 0.1)]) for _ in range(2))
+    fit(whole, inputs(8))
+    store = {}
+    own_variables.write(whole, store)
+    store = {name: to_numpy(value) for name, value in store.items()}
+    adapters = [name for name in store if name.startswith("adapter_")]
+    assert len(adapters) == 2
+    for name in adapters:
+        store[f"term_0_{name}"] = store.pop(name)
+    own_variables.read(other, store)
+    own_variables.finish_reading(other)
+    for one, expected in zip(
+        adapters_of(other.model), adapters_of(whole.model), strict=True
+    ):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(expected))
 
 
 def test_adapters_that_a_file_does_not_have_are_new(tmp_path):
