@@ -240,13 +240,22 @@ def check_floatx():
         )
 
 
+def dtype_of(value):
+    """The name of the dtype of a tensor or array; "object" if Keras knows none."""
+    try:
+        return keras.backend.standardize_dtype(getattr(value, "dtype", "object"))
+    except ValueError:
+        return "object"
+
+
 def is_integer(value):
     """Whether a value is a tensor or array of an integer dtype, which bool is not."""
-    try:
-        dtype = keras.backend.standardize_dtype(getattr(value, "dtype", "object"))
-    except ValueError:  # no dtype that Keras knows
-        return False
-    return keras.backend.is_int_dtype(dtype)
+    return dtype_of(value).startswith(("int", "uint"))
+
+
+def is_float(value):
+    """Whether a value is a tensor or array of a float dtype."""
+    return dtype_of(value).startswith(("float", "bfloat"))
 
 
 def has_strings(nest):

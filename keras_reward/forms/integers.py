@@ -6,11 +6,10 @@ values can be seen, they are refused or renumbered. Within a compiled step they 
 value that does no harm.
 """
 
-import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.nests import host_array, is_integer
+from keras_reward.nests import dtype_of, host_array, is_integer
 
 SMALLEST, LARGEST = -(2**31), 2**31 - 1
 WIDE = ("int64", "uint32", "uint64")  # dtypes that can be beyond int32
@@ -19,10 +18,6 @@ WIDE = ("int64", "uint32", "uint64")  # dtypes that can be beyond int32
 def is_wide(values):
     """Whether a tensor or array is of an integer dtype with numbers beyond int32."""
     return is_integer(values) and dtype_of(values) in WIDE
-
-
-def dtype_of(values):
-    return keras.backend.standardize_dtype(values.dtype)
 
 
 def beyond_int32(values):

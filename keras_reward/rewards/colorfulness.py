@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.forms.colors import are_readable, check_range, rgb_to_lab
-from keras_reward.nests import map_leaves, with_last_sizes
+from keras_reward.nests import is_float, map_leaves, with_last_sizes
 from keras_reward.rewards.reward import Reward
 
 # Palettes have colours whose chroma is exactly the threshold, or whose hue is exactly
@@ -60,7 +60,7 @@ class ColorReward(Reward):
         What is grey but for rounding is exactly 0. Pixels that cannot be read are NaN.
         """
         shape = tuple(getattr(images, "shape", ()))
-        if len(shape) != 4 or shape[-1] not in (None, 3) or not _is_float(images):
+        if len(shape) != 4 or shape[-1] not in (None, 3) or not is_float(images):
             dtype = getattr(images, "dtype", type(images).__name__)
             raise ValueError(
                 f"Reward {self.name!r} needs float RGB images in [0, 1]. "
@@ -74,11 +74,6 @@ class ColorReward(Reward):
         rounding = ops.square(GREY * (lightness + 16.0))
         is_grey = ops.square(a) + ops.square(b) < rounding
         return ops.where(is_grey, 0.0, a), ops.where(is_grey, 0.0, b)
-
-
-def _is_float(tensor):
-    dtype = getattr(tensor, "dtype", "object")
-    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype))
 
 
 def is_vivid(a, b, threshold):

@@ -5,7 +5,13 @@ import numpy as np
 from keras import ops
 
 from keras_reward.forms.integers import array_beyond_int32, as_int32, beyond_int32
-from keras_reward.nests import host_array, is_integer, with_last_sizes
+from keras_reward.nests import (
+    dtype_of,
+    host_array,
+    is_float,
+    is_integer,
+    with_last_sizes,
+)
 from keras_reward.rewards.reward import Reward
 
 
@@ -160,22 +166,9 @@ class OverlapReward(Reward):
         return labels if is_target else as_int32(labels, -1)
 
 
-def is_float(tensor):
-    """Whether a tensor or array is of a float dtype."""
-    return keras.backend.is_float_dtype(dtype_of(tensor))
-
-
 def is_label_dtype(tensor):
     """Whether a tensor or array is of integers or bools."""
     return is_integer(tensor) or dtype_of(tensor) == "bool"
-
-
-def dtype_of(tensor):
-    dtype = getattr(tensor, "dtype", "object")
-    try:
-        return keras.backend.standardize_dtype(dtype)
-    except ValueError:  # no dtype that Keras knows
-        return "object"
 
 
 def histogram(values, size):

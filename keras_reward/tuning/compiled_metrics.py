@@ -13,7 +13,7 @@ from keras_reward.backend.keras_private import (
     has_compiled_metrics,
     wrapped_function,
 )
-from keras_reward.nests import may_be_equal
+from keras_reward.nests import dtype_of, is_float, may_be_equal
 from keras_reward.policies.activations import symbolic_output
 from keras_reward.policies.factorized import CategoricalPolicy
 from keras_reward.policies.multi_output import MultiOutputPolicy
@@ -87,7 +87,7 @@ def check_compiled_metrics(tuner, y, outputs):
     check_structure(y, outputs)
     metrics = build_compiled_metrics(tuner, y, outputs, named)
     for metric, target, output in metrics:
-        if keras.backend.is_float_dtype(dtype_of(output)):
+        if is_float(output):
             refuse_accuracy_of_numbers(metric, output)
             continue
         refuse_scores(metric, output)
@@ -210,7 +210,3 @@ def describe(metric, output):
     """A metric and an output, for an error message."""
     kind, shape = type(metric).__name__, tuple(output.shape)
     return f"{kind}, outputs of shape {shape}, dtype {dtype_of(output)}"
-
-
-def dtype_of(tensor):
-    return keras.backend.standardize_dtype(tensor.dtype)

@@ -163,8 +163,7 @@ def centred(model, x):
     return model
 
 
-def segmenter():
-    """Images of any size to maps of three classes; masks are resized too."""
+def segformer_backbone(max_drop_path_rate=0.0):
     encoder = keras_hub.models.MiTBackbone(
         image_shape=(32, 32, 3),
         num_layers=2,
@@ -174,9 +173,14 @@ def segmenter():
         layerwise_sr_ratios=[2, 1],
         layerwise_patch_sizes=[7, 3],
         layerwise_strides=[4, 2],
-        max_drop_path_rate=0.0,
+        max_drop_path_rate=max_drop_path_rate,
     )
-    backbone = keras_hub.models.SegFormerBackbone(encoder, projection_filters=16)
+    return keras_hub.models.SegFormerBackbone(encoder, projection_filters=16)
+
+
+def segmenter():
+    """Images of any size to maps of three classes; masks are resized too."""
+    backbone = segformer_backbone()
     converter = keras_hub.layers.SegFormerImageConverter(
         image_size=(32, 32), scale=1 / 255
     )

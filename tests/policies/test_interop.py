@@ -41,22 +41,12 @@ def tune(model, reward, x, y, epochs, learning_rate=3e-3, **arguments):
 
 
 def tune_keras_hub_segmenter():
+    import hub_models
     import keras_hub
 
     from keras_reward import MeanIoUReward
 
-    encoder = keras_hub.models.MiTBackbone(
-        image_shape=(32, 32, 3),
-        num_layers=2,
-        layerwise_depths=[1, 1],
-        hidden_dims=[8, 16],
-        layerwise_num_heads=[1, 2],
-        layerwise_sr_ratios=[2, 1],
-        layerwise_patch_sizes=[7, 3],
-        layerwise_strides=[4, 2],
-        max_drop_path_rate=0.1,
-    )
-    backbone = keras_hub.models.SegFormerBackbone(encoder, projection_filters=16)
+    backbone = hub_models.segformer_backbone(max_drop_path_rate=0.1)
     model = keras_hub.models.SegFormerImageSegmenter(backbone, num_classes=CLASSES)
     reward = MeanIoUReward(num_classes=CLASSES)
     return tune(model, reward, *images_and_labels(), epochs=30)
