@@ -1,5 +1,7 @@
 """Rewards for semantic segmentation: overlap of classes, image by image."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import ops
@@ -41,10 +43,23 @@ class OverlapReward(Reward):
         return max(2, self.num_classes)
 
     def narrow(self, argument, values):
+        if argument == "y_true" and self.num_classes <= 2:
+            self.warn_of_bytes(values)
         array = array_beyond_int32(values)
         if array is None:
             return values
         return np.where(beyond_int32(array), -1, array).astype("int32")
+
+    def warn_of_bytes(self, values):
+        """Warns of binary masks of 0 and 255, in which 255 would not count."""
+        labels = host_array(values) if hasattr(values, "shape") else None
+        if labels is None or not (labels == 255).any() or (labels == 1).any():
+            return
+        warnings.warn(
+            f"Reward {self.name!r} found the label 255, which does not count, and no "
+            "label 1 in `y_true`. If these are masks of 0 and 255, divide them by 255.",
+            stacklevel=2,
+        )
 
     def prepare(self, y_true):
         labels, readable = self._labels_of_targets(y_true)

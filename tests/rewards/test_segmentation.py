@@ -1,5 +1,7 @@
 """Mean IoU, Dice and PSNR against Keras, scikit-image and hand-worked numbers."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -289,3 +291,17 @@ def test_psnr_compiled_equals_eager():
 def test_psnr_does_not_broadcast():
     with pytest.raises(ValueError, match=r"'psnr'.*\(2, 3\).*\(2, 1\)"):
         PSNRReward()(np.zeros((2, 3)), np.zeros((2, 1)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_masks_of_0_and_255_are_warned_of(dtype):
+    mask = np.zeros((1, 2, 2), "int32")
+    mask[0, 0] = 255
+    for num_classes in (1, 2):
+        reward = DiceReward(num_classes)
+        with pytest.warns(UserWarning, match="divide them by 255"):
+            reward(mask.astype(dtype), mask // 255)
+        void = np.where(mask, [[1, 255]], 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            reward(void.astype(dtype), mask // 255)
