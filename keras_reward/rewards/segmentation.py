@@ -1,23 +1,14 @@
 """Rewards for semantic segmentation: overlap of classes, image by image."""
 
-import warnings
-
 import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.forms.integers import array_beyond_int32, as_int32, beyond_int32
-from keras_reward.nests import (
-    dtype_of,
-    host_array,
-    is_float,
-    is_integer,
-    with_last_sizes,
-)
-from keras_reward.rewards.reward import Reward
+from keras_reward.nests import is_float, with_last_sizes
+from keras_reward.rewards.label_maps import LabelMapReward
 
 
-class OverlapReward(Reward):
+class OverlapReward(LabelMapReward):
     """Base class: a mean over classes of a ratio of pixel counts.
 
     Args:
@@ -28,41 +19,27 @@ class OverlapReward(Reward):
         name: optional name.
     """
 
+    other_targets = ", or one-hot"
+
     def __init__(self, num_classes, ignore_class=None, name=None):
-        super().__init__(name=name)
+        super().__init__(ignore_class, name=name)
         if num_classes < 1:
             raise ValueError(
                 f"`num_classes` must be at least 1. Received: num_classes={num_classes}"
             )
         self.num_classes = num_classes
-        self.ignore_class = ignore_class
 
     @property
     def num_labels(self):
         """Number of labels that count: classes, and the background of class 1 alone."""
         return max(2, self.num_classes)
 
-    def narrow(self, argument, values):
-        if argument == "y_true" and self.num_classes <= 2:
-            self.warn_of_bytes(values)
-        array = array_beyond_int32(values)
-        if array is None:
-            return values
-        return np.where(beyond_int32(array), -1, array).astype("int32")
-
     def warn_of_bytes(self, values):
-        """Warns of binary masks of 0 and 255, in which 255 would not count."""
-        labels = host_array(values) if hasattr(values, "shape") else None
-        if labels is None or not (labels == 255).any() or (labels == 1).any():
-            return
-        warnings.warn(
-            f"Reward {self.name!r} found the label 255, which does not count, and no "
-            "label 1 in `y_true`. If these are masks of 0 and 255, divide them by 255.",
-            stacklevel=2,
-        )
+        if self.num_classes <= 2:
+            super().warn_of_bytes(values)
 
     def prepare(self, y_true):
-        labels, readable = self._labels_of_targets(y_true)
+        labels, readable = self.labels_of_targets(y_true)
         is_void = ops.logical_or(labels < 0, labels >= self.num_labels)
         if self.ignore_class is not None:
             is_void = ops.logical_or(is_void, labels == self.ignore_class)
@@ -72,15 +49,9 @@ class OverlapReward(Reward):
         return targets if readable is None else {**targets, "readable": readable}
 
     def call(self, y_true, y_pred):
-        labels = self._checked("y_pred", y_pred)
+        labels = self.checked_map("y_pred", y_pred)
         truth = y_true["labels"]
-        for true_size, size in zip(truth.shape[1:], labels.shape[1:], strict=True):
-            if None not in (true_size, size) and true_size != size:
-                raise ValueError(
-                    f"Reward {self.name!r} needs maps of the same size. Received: "
-                    f"y_true of {tuple(truth.shape[1:])} pixels, y_pred of "
-                    f"{tuple(labels.shape[1:])}"
-                )
+        self.check_same_size(truth, labels)
         classes = self.num_labels
         left_out = ops.logical_or(truth == classes, labels < 0)
         left_out = ops.logical_or(left_out, labels >= classes)
@@ -111,16 +82,8 @@ class OverlapReward(Reward):
         return ops.sum(ratios * present, axis=-1) / number
 
     def check_values(self, y_true, y_pred):
-        if not is_float(y_true) or self._is_one_hot(y_true):
-            return
-        labels = host_array(y_true)
-        if labels is not None and not np.array_equal(labels, np.round(labels)):
-            raise ValueError(
-                f"Reward {self.name!r} needs whole numbers as `y_true`, the labels of "
-                "pixels: round a soft mask first. "
-                f"Received: values from {labels.min():g} to {labels.max():g}, not all "
-                "of them whole"
-            )
+        if not self._is_one_hot(y_true):
+            super().check_values(y_true, y_pred)
 
     def ratio(self, overlap, area, predicted):
         """The ratio of each class from pixel counts, `(rows, num_classes)` float32.
@@ -133,29 +96,19 @@ class OverlapReward(Reward):
         raise NotImplementedError
 
     def get_config(self):
-        config = {"num_classes": self.num_classes, "ignore_class": self.ignore_class}
-        return {**super().get_config(), **config}
+        return {**super().get_config(), "num_classes": self.num_classes}
 
     def _is_one_hot(self, y_true):
         shape = tuple(getattr(y_true, "shape", ()))
         return len(shape) == 4 and shape[-1] == self.num_classes > 1
 
-    def _labels_of_targets(self, y_true):
-        """Labels `(rows, height, width)` in int32, and which rows are labels.
-
-        The latter, `(rows,)` bools, is None unless the targets are floats.
-        """
+    def labels_of_targets(self, y_true):
         shape = tuple(getattr(y_true, "shape", ()))
         if len(shape) == 4 and shape[-1] is None and is_float(y_true):
             # One-hot, or the one channel of a binary mask.
             y_true = with_last_sizes(y_true, (self.num_classes,))
         if not self._is_one_hot(y_true):
-            labels = self._checked("y_true", y_true)
-            if not is_float(labels):
-                return labels, None
-            is_whole = labels == ops.round(labels)  # NaN is not
-            labels = ops.cast(ops.where(is_whole, labels, -1.0), "int32")
-            return labels, ops.all(is_whole, axis=(1, 2))
+            return super().labels_of_targets(y_true)
         one_hot = ops.cast(y_true, "float32")
         largest = ops.max(one_hot, axis=-1)
         labels = ops.cast(ops.argmax(one_hot, axis=-1), "int32")
@@ -163,27 +116,6 @@ class OverlapReward(Reward):
         if is_float(y_true):
             readable = ops.all(largest == largest, axis=(1, 2))
         return ops.where(largest > 0.0, labels, -1), readable
-
-    def _checked(self, argument, labels):
-        """Label maps `(rows, height, width)` in int32; floats, of targets, as are."""
-        shape = tuple(getattr(labels, "shape", ()))
-        if len(shape) == 4 and shape[-1] == 1:
-            labels, shape = ops.squeeze(labels, -1), shape[:-1]
-        is_target = argument == "y_true" and is_float(labels)
-        if len(shape) != 3 or not (is_target or is_label_dtype(labels)):
-            hint = ", or one-hot" if argument == "y_true" else ""
-            raise ValueError(
-                f"Reward {self.name!r} needs integer label maps as `{argument}`{hint}. "
-                "Expected: shape (rows, height, width) or (rows, height, width, 1). "
-                f"Received: shape {shape}, "
-                f"dtype {getattr(labels, 'dtype', type(labels).__name__)}"
-            )
-        return labels if is_target else as_int32(labels, -1)
-
-
-def is_label_dtype(tensor):
-    """Whether a tensor or array is of integers or bools."""
-    return is_integer(tensor) or dtype_of(tensor) == "bool"
 
 
 def histogram(values, size):
