@@ -296,6 +296,26 @@ def as_text(string):
     return string.decode() if isinstance(string, bytes) else string
 
 
+def goes_with(kind, method, others):
+    """Whether a class has a method that was written for the others that it has.
+
+    A subclass that overwrites one of the others keeps a method that may not fit.
+
+    Args:
+        kind: a class.
+        method: name of the method.
+        others: names of the others.
+    """
+    place = {name: number_of_owner(kind, name) for name in (method, *others)}
+    return all(place[method] <= place[name] for name in others)
+
+
+def number_of_owner(kind, name):
+    """How many classes lie between a class and the base class with its attribute."""
+    owners = [name in vars(base) for base in kind.__mro__]
+    return owners.index(True) if any(owners) else len(owners)
+
+
 def are_arrays(nest):
     """Whether all leaves of a nest are NumPy arrays or tensors."""
     leaves = keras.tree.flatten(nest)

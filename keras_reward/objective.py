@@ -172,6 +172,61 @@ def reward_loss(likelihood, advantages, sample_weight=None):
     return weighted_likelihood_loss(log_probs, advantages, None, sample_weight)
 
 
+def gains(alternatives, samples):
+    """How much more each choice would have earned than the one that was drawn.
+
+    Args:
+        alternatives: `(batch, n, *positions, choices)`, the reward if this position
+            alone had taken this choice.
+        samples: `(batch, n, *positions)` int, the choices that were drawn.
+
+    Returns:
+        `(batch, n, *positions, choices)`; 0 at positions where a reward is not finite.
+    """
+    drawn = ops.expand_dims(ops.cast(samples, "int32"), -1)
+    alternatives = alternatives - ops.take_along_axis(alternatives, drawn, axis=-1)
+    known = ops.all(ops.isfinite(alternatives), axis=-1, keepdims=True)
+    return ops.where(known, alternatives, 0.0)
+
+
+def parts_loss(probabilities, gained, sample_weight=None):
+    """The loss of an update in which each part gets credit of its own.
+
+    Minus the mean over inputs and samples of the sum over positions i and choices c of
+    `p_i(c) * gained_i(c)`. If positions are independent, its gradient is an unbiased
+    estimate of that of minus the expected reward, for any number of samples and without
+    a baseline: the expectation over each position's own choice is exact (Titsias and
+    Lázaro-Gredilla 2015, "Local expectation gradients for black box variational
+    inference"; the counterfactual baseline of Foerster et al. 2018 for one agent).
+
+    Args:
+        probabilities: `(batch, *positions, choices)`, with gradient.
+        gained: `(batch, n, *positions, choices)`, what `gains` returned. No gradient
+            flows into it.
+        sample_weight: `(batch,)`, the weight of each input. Default: 1.
+
+    Returns:
+        Scalar: summed over positions, averaged over inputs and samples.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward import objective
+
+    alternatives = np.array([[[0.0, 1.0]]], "float32")  # choice 1 would have earned 1
+    gained = objective.gains(alternatives, np.array([[0]]))
+    objective.parts_loss(np.array([[0.75, 0.25]], "float32"), gained)  # -0.25
+    ```
+    """
+    gained = ops.mean(ops.stop_gradient(gained), axis=1)  # p does not depend on n
+    products = ops.reshape(probabilities * gained, (ops.shape(gained)[0], -1))
+    outputs = ops.sum(products, axis=-1)
+    if sample_weight is not None:
+        outputs = outputs * ops.cast(sample_weight, "float32")
+    return -ops.mean(outputs)
+
+
 def input_weights(sample_weight, like):
     """`sample_weight` as `(batch,)` float32, or None.
 

@@ -9,6 +9,7 @@ also test a few public but undocumented attributes: those of LoRA (`lora_enabled
 import inspect
 
 import keras
+from keras.src.utils import io_utils
 
 # The versions with which all of this was tested.
 SEEN_KERAS = ("3.12.0", "3.15.1")
@@ -55,6 +56,14 @@ class ReadsBatches:
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             return batch
         return (batch[0], self.read_targets(batch[1]), *batch[2:])
+
+
+def print_message(message):
+    """Prints a line where Keras's progress bar goes, or logs it if bars are turned off.
+
+    Keras has this in no public place.
+    """
+    io_utils.print_msg(message)
 
 
 def flatten_layers(layer):

@@ -171,6 +171,8 @@ class CategoricalPolicy(FromLogits, FactorizedPolicy):
     ```
     """
 
+    has_choices = True
+    independent_parts = True
     min_rank = 2
     expected_output = "(batch, ..., classes), classes in the last axis"
     known = {"softmax": False, "linear": True, "log_softmax": True}
@@ -253,6 +255,12 @@ class CategoricalPolicy(FromLogits, FactorizedPolicy):
         labelled = ops.logical_and(targets >= 0, targets < context.shape[-1])
         return ops.where(labelled, targets, 0), labelled
 
+    def choice_probabilities(self, context):
+        return ops.softmax(context, axis=-1)
+
+    def number_of_choices(self, context):
+        return context.shape[-1]
+
     def position_entropy(self, context):
         return objective.categorical_entropy(context)
 
@@ -293,6 +301,8 @@ class BernoulliPolicy(FromLogits, FactorizedPolicy):
     ```
     """
 
+    has_choices = True
+    independent_parts = True
     expected_output = "(batch, ...), one logit or probability per position"
     known = {"linear": True, "hard_sigmoid": False, "sigmoid": False}
     instead = (
@@ -318,6 +328,12 @@ class BernoulliPolicy(FromLogits, FactorizedPolicy):
     def position_log_probs(self, context, samples):
         logits = context[:, None]
         return -ops.softplus(ops.where(ops.cast(samples, "bool"), -logits, logits))
+
+    def choice_probabilities(self, context):
+        return ops.stack([ops.sigmoid(-context), ops.sigmoid(context)], axis=-1)
+
+    def number_of_choices(self, context):
+        return 2
 
     def position_entropy(self, context):
         # p * log(1 / p) + q * log(1 / q), with log(1 / p) = softplus(-logit).

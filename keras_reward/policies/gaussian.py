@@ -42,6 +42,7 @@ class GaussianPolicy(FactorizedPolicy):
     ```
     """
 
+    independent_parts = True
     expected_output = "(batch, ...), one mean per position"
 
     def __init__(self, stddev=0.1, learn_stddev=False, codec=None, name=None, **kwargs):

@@ -6,11 +6,13 @@ import warnings
 
 import keras
 
-from keras_reward.nests import as_samples, merge_rows
+from keras_reward.nests import as_samples, goes_with, merge_rows
 from keras_reward.saved_objects import NotRegisteredWarning, deserialized, serialized
 from keras_reward.symbolic import refuse_values
 
 TRUNCATIONS = ("top_k", "top_p", "sampler")
+# A subclass that overwrites one of these may not have independent parts.
+DRAWING = ("sample", "transform", "likelihood", "position_log_probs", "decode")
 
 
 def refuse_truncation(name, kwargs):
@@ -61,12 +63,17 @@ class Policy(keras.layers.Layer):
         ordered: whether the positions of a sample are drawn one after the other, each
             given the earlier ones. Default False: they are independent.
         takes_choices: whether `likelihood` takes `choices`. Default True.
+        has_choices: whether a sample has one of finitely many choices at each position.
+        independent_parts: whether it is known that positions are independent, so that
+            they can get credit of their own, see `Reward.alternatives`. Default False.
         output_path: tuple of the names and indices that lead to the output that the
             policy reads, if the model returns several. Default `()`.
     """
 
     ordered = False
     takes_choices = True
+    has_choices = False
+    independent_parts = False
     output_path = ()
 
     def __init__(self, codec=None, name=None, **kwargs):
@@ -207,6 +214,42 @@ class Policy(keras.layers.Layer):
 
     def check_targets(self, targets):
         """As `check_inputs`, for a `y` whose likelihood is needed in training."""
+
+    def choice_probabilities(self, context):
+        """The probability of each choice at each position, with gradient.
+
+        Only if `has_choices`.
+
+        Args:
+            context: what `encode` returned.
+
+        Returns:
+            `(batch, *positions, choices)` float32.
+        """
+        raise NotImplementedError
+
+    def number_of_choices(self, context):
+        """The number of choices at each position, if `has_choices`."""
+        raise NotImplementedError
+
+    def without_parts(self):
+        """Why the parts of an output cannot be credited; None if they can.
+
+        Their choices must be independent, and each must be decoded by itself: the codec
+        has an attribute `independent_positions` that is true.
+        """
+        if not self.independent_parts:
+            return f"{type(self).__name__} does not draw them independently"
+        own = ["independent_parts", *["choice_probabilities"] * self.has_choices]
+        if not all(goes_with(type(self), name, DRAWING) for name in own):
+            return f"{type(self).__name__} draws or decodes in a way of its own"
+        function = self.decode_function
+        if function is not None:
+            own = getattr(function, "independent_positions", False)
+            if not getattr(self.codec, "independent_positions", own):
+                name = getattr(self.codec, "__name__", type(self.codec).__name__)
+                return f"the codec {name} has no `independent_positions` that is true"
+        return None
 
     def mode(self, context):
         """The greedy output `(batch, ...)`, shaped like one sample of each input."""

@@ -18,11 +18,12 @@ from keras_reward.rewards.detection import (
     matched_iou,
 )
 from keras_reward.rewards.host import HostReward
+from keras_reward.rewards.map import MapReward
 from keras_reward.rewards.model import ModelReward
 from keras_reward.rewards.panoptic import PanopticQualityReward
 from keras_reward.rewards.psnr import PSNRReward
 from keras_reward.rewards.reward import Reward
-from keras_reward.rewards.segmentation import DiceReward, MeanIoUReward
+from keras_reward.rewards.segmentation import DiceReward, FBetaReward, MeanIoUReward
 from keras_reward.rewards.sequences import LengthReward, RepetitionReward
 from keras_reward.saved_objects import deserialized
 

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.nests import are_arrays
+from keras_reward.rewards.credit import positions_of, weighted_sum
 from keras_reward.rewards.reward import Reward, takes_inputs
 from keras_reward.saved_objects import deserialized, serialized
 
@@ -70,9 +71,13 @@ class Combination(Reward):
         return [reward.prepare(y_true) for reward in self.rewards]
 
     def call(self, y_true, y_pred, inputs=None):
+        pairs = zip(self.rewards, y_true, strict=True)
+        return self.collected([r.evaluate(t, y_pred, inputs) for r, t in pairs])
+
+    def collected(self, results):
+        """The combined reward and all components, from those of each reward."""
         values, components = [], {}
-        for reward, targets in zip(self.rewards, y_true, strict=True):
-            value, inner = reward.evaluate(targets, y_pred, inputs)
+        for reward, (value, inner) in zip(self.rewards, results, strict=True):
             values.append(value)
             if reward.name in reward.log_names():
                 components[reward.name] = value
@@ -127,6 +132,42 @@ class SumReward(Combination):
                 f"Received: {len(self.weights)} weights, {len(self.rewards)} rewards"
             )
 
+    @property
+    def influential(self):
+        """Indices of the rewards whose weight is not 0."""
+        return [i for i, weight in enumerate(self.weights) if weight != 0.0]
+
+    def without_alternatives(self):
+        chosen = self.influential or range(len(self.rewards))
+        return [n for i in chosen for n in self.rewards[i].without_alternatives()]
+
+    def without_credit(self, has_choices=True):
+        chosen = self.influential or range(len(self.rewards))
+        return [n for i in chosen for n in self.rewards[i].without_credit(has_choices)]
+
+    @property
+    def has_part_rewards(self):
+        return any(self.rewards[i].has_part_rewards for i in self.influential)
+
+    def alternatives(self, y_true, y_pred, choices, inputs=None):
+        given = y_pred, inputs, choices, positions_of(y_pred, choices)
+        _, _, credit = self.evaluate_parts(y_true, *given)
+        return credit.alternatives
+
+    def evaluate_parts(self, y_true, y_pred, inputs, choices, positions):
+        results, credits, chosen = [], [], self.influential
+        for i, (reward, targets) in enumerate(zip(self.rewards, y_true, strict=True)):
+            given = targets, y_pred, inputs
+            if i in chosen:
+                *result, credit = reward.evaluate_parts(*given, choices, positions)
+                credits.append(credit)
+            else:
+                result = reward.evaluate(*given)
+            results.append(result)
+        weights = [self.weights[i] for i in chosen]
+        credit = weighted_sum(credits, weights, self.offset)
+        return *self.collected(results), credit
+
     def merge(self, values):
         total = ops.zeros_like(values[0]) + self.offset
         for weight, value in zip(self.weights, values, strict=True):
@@ -157,6 +198,15 @@ class ProductReward(Combination):
         rewards: list of rewards, each logged under its name.
         name: optional name.
     """
+
+    def without_alternatives(self):
+        return [name for r in self.rewards for name in r.without_alternatives()]
+
+    def alternatives(self, y_true, y_pred, choices, inputs=None):
+        given = y_pred, inputs, choices, positions_of(y_pred, choices)
+        pairs = zip(self.rewards, y_true, strict=True)
+        credits = [reward.evaluate_parts(t, *given)[-1] for reward, t in pairs]
+        return self.merge([credit.alternatives for credit in credits])
 
     def merge(self, values):
         product = values[0]

@@ -1,6 +1,7 @@
 """Rewards in plain Python: any function of NumPy arrays, called in each step."""
 
 import concurrent.futures
+import math
 import multiprocessing
 import time
 
@@ -82,6 +83,19 @@ class HostReward(FunctionReward):
         self.pool = None
 
     def call(self, y_true, y_pred, inputs=None):
+        rewards, seconds = self.values(y_true, y_pred, inputs)
+        return rewards, {"reward_seconds": seconds}
+
+    def values(self, y_true, y_pred, inputs, shape=()):
+        """What the function returns, with NaN for rows that failed.
+
+        Args:
+            y_true, y_pred, inputs: as for `call`.
+            shape: shape of what it returns for a row. Default `()`: a number.
+
+        Returns:
+            `(rows, *shape)` float32, and the seconds that it took, `(rows,)`.
+        """
         arguments = (y_true, y_pred, inputs) if self.uses_inputs else (y_true, y_pred)
         leaves = keras.tree.flatten(arguments)
         tensors = [as_host_dtype(leaf) for leaf in leaves if leaf is not None]
@@ -89,29 +103,31 @@ class HostReward(FunctionReward):
         def run(*arrays):
             arrays = iter(arrays)
             own = [None if leaf is None else np.array(next(arrays)) for leaf in leaves]
-            return self.rewards_of(keras.tree.pack_sequence_as(arguments, own))
+            return self.rewards_of(keras.tree.pack_sequence_as(arguments, own), shape)
 
         rows = rows_of(y_pred)
-        result = host_call(run, tensors, (2, rows))
-        return result[0], {"reward_seconds": result[1]}
+        result = host_call(run, tensors, (math.prod(shape) + 1, rows))
+        values = ops.moveaxis(result[:-1], 0, -1)
+        return ops.reshape(values, (*ops.shape(values)[:1], *shape)), result[-1]
 
-    def rewards_of(self, arguments):
-        """Calls the function: rewards and seconds, `(2, rows)` in NumPy."""
+    def rewards_of(self, arguments, shape):
+        """Calls the function: values and, last, seconds, `(values + 1, rows)`."""
         start = time.perf_counter()
         rows = rows_of(arguments[1])
-        rewards = np.full((rows,), np.nan, "float32")
+        rewards = np.full((rows, *shape), np.nan, "float32")
         size = self.batch_size or max(1, -(-rows // self.workers))
         chunks = [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
         failed = []
         for chunk, call in zip(chunks, self.calls(arguments, chunks), strict=True):
             try:
-                rewards[chunk] = as_rewards(self.name, call(), chunk.stop - chunk.start)
+                expected = (chunk.stop - chunk.start, *shape)
+                rewards[chunk] = as_rewards(self.name, call(), expected)
             except BaseException as error:  # an interrupt must not lose weights either
                 failed.append((chunk, error))
         if failed:
             self.keep_failure(failed, rows)
         seconds = np.full((rows,), time.perf_counter() - start, "float32")
-        return np.stack([rewards, seconds])
+        return np.concatenate([rewards.reshape(rows, -1), seconds[:, None]], 1).T
 
     def calls(self, arguments, chunks):
         """A list of functions without arguments that return the rewards of a chunk."""
@@ -167,12 +183,13 @@ def as_host_dtype(tensor):
     return ops.cast(tensor, "float32") if half else tensor
 
 
-def as_rewards(name, rewards, rows):
-    """What a host function returned, as `(rows,)` float32; None becomes NaN."""
+def as_rewards(name, rewards, shape):
+    """What a host function returned, in float32; None becomes NaN."""
     rewards = np.asarray(rewards, "float32")
-    if rewards.shape != (rows,):
+    if rewards.shape != shape:
+        what = "number" if len(shape) == 1 else "map"
         raise ValueError(
-            f"Reward {name!r} must return one number per row. "
-            f"Expected: shape ({rows},). Received: shape {rewards.shape}"
+            f"Reward {name!r} must return one {what} per row. "
+            f"Expected: shape {shape}. Received: shape {rewards.shape}"
         )
     return rewards

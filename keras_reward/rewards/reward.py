@@ -1,12 +1,11 @@
-"""The base class of rewards, and the checks that every reward must pass."""
+"""The base class of rewards."""
 
 import inspect
 
-import keras
-from keras import ops
-
-from keras_reward.nests import check_floatx, map_leaves, rows_of, snake_case, to_tensor
+from keras_reward.nests import check_floatx, goes_with, rows_of, snake_case, to_tensor
 from keras_reward.ragged import with_arrays
+from keras_reward.rewards.checks import as_alternatives, as_rows
+from keras_reward.rewards.credit import Credit, number_of
 from keras_reward.symbolic import refuse_values
 
 
@@ -130,6 +129,73 @@ class Reward:
         raise NotImplementedError(
             f"{type(self).__name__} must implement `call(self, y_true, y_pred)`."
         )
+
+    def alternatives(self, y_true, y_pred, choices):
+        """What each part of an output was worth: the rewards of other choices.
+
+        Optional, for rewards of outputs whose positions are drawn independently, such
+        as the pixels of a map. With it, `RewardTuning` gives each part credit of its
+        own, which lowers the variance of the gradient by orders of magnitude. It pays
+        where the reward depends on counts, which one part changes by one.
+
+        Args:
+            y_true: the prepared targets, `(rows, ...)`, or None if the data has none.
+            y_pred: outputs as the policy decodes them, `(rows, ...)`.
+            choices: what each choice decodes to. Without a codec, the choices
+                themselves: `(choices,)` int32, and the positions are those of
+                `y_pred`. With a codec, a `DecodedChoices`.
+            inputs: only if the signature has it: the model's inputs, `(rows, ...)`.
+
+        Returns:
+            `(rows, *positions, choices)` floats: the reward of the whole output if this
+            position alone had taken this choice. For the choice that it took, this is
+            the reward of the row. NaN has no influence.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what each part of an output was "
+            "worth: it has no method `alternatives(self, y_true, y_pred, choices)`."
+        )
+
+    def without_alternatives(self):
+        """Names of the rewards in this one that have no `alternatives`.
+
+        `alternatives` that a class inherits do not count if its own `call` is another
+        one.
+        """
+        has_own = type(self).alternatives is not Reward.alternatives
+        if has_own and goes_with(type(self), "alternatives", ("call", "evaluate")):
+            return []
+        return [self.name]
+
+    def without_credit(self, has_choices=True):
+        """Names of the rewards in this one that cannot credit parts.
+
+        Args:
+            has_choices: whether the policy chooses from a finite set at each position.
+        """
+        return self.without_alternatives() if has_choices else [self.name]
+
+    @property
+    def has_part_rewards(self):
+        """Whether parts have rewards of their own, which need a baseline."""
+        return False
+
+    def evaluate_parts(self, y_true, y_pred, inputs, choices, positions):
+        """As `evaluate`, and also returns what each part was worth, checked.
+
+        Args:
+            y_true, y_pred, inputs: as for `evaluate`.
+            choices: as for `alternatives`, or None.
+            positions: shape of the parts of an output.
+
+        Returns:
+            `(rewards, components, credit)`, the last a `Credit`.
+        """
+        arguments = {"inputs": inputs} if takes_inputs(self.alternatives) else {}
+        worth = self.alternatives(y_true, y_pred, choices, **arguments)
+        expected = (rows_of(y_pred), *positions, number_of(choices))
+        credit = Credit(as_alternatives(self.name, worth, expected), None)
+        return *self.evaluate(y_true, y_pred, inputs), credit
 
     def __call__(self, y_true, y_pred, inputs=None):
         """Computes the rewards of outputs, one per row.
@@ -276,87 +342,3 @@ def combine():
 def takes_inputs(function):
     """Whether a reward function has an argument `inputs`."""
     return "inputs" in inspect.signature(function).parameters
-
-
-def as_rows(name, rewards, rows):
-    """Checks that a reward is one float per row, and returns it in float32.
-
-    Args:
-        name: the reward's name, for the message.
-        rewards: what the reward returned.
-        rows: the expected length, or None if it is unknown while tracing.
-
-    Returns:
-        `(rows,)` float32.
-    """
-    rewards = ops.convert_to_tensor(rewards)
-    shape = tuple(rewards.shape)
-    if len(shape) != 1 or (None not in (rows, shape[0]) and shape[0] != rows):
-        hint = ""
-        if shape == ():
-            hint = (
-                " One number for the whole batch cannot tell good samples from bad "
-                "ones: give each row a number of its own (a Keras loss does with "
-                "`reduction=None`)."
-            )
-        raise ValueError(
-            f"Reward {name!r} must return one number per row: a row is one sample of "
-            f"one input, and nothing is broadcast.{hint} "
-            f"Expected: shape ({'rows' if rows is None else rows},). "
-            f"Received: shape {shape}"
-        )
-    dtype = keras.backend.standardize_dtype(rewards.dtype)
-    if not keras.backend.is_float_dtype(dtype):
-        raise ValueError(
-            f"Reward {name!r} must return floats; cast it with "
-            '`keras.ops.cast(reward, "float32")`. '
-            f"Expected: a float dtype. Received: {dtype}"
-        )
-    return ops.cast(rewards, "float32")
-
-
-def check_shapes(reward, y_true, y_pred, inputs, multiple=1):
-    """Checks a reward's result if the number of rows is unknown while tracing.
-
-    TensorFlow traces a step for batches of any size, so a result of the wrong length
-    would fail only when the step runs, or not at all. Here the reward is traced once
-    more, for a known number of rows.
-
-    Args:
-        reward: a `Reward`.
-        y_true, y_pred, inputs: as for `Reward.evaluate`.
-        multiple: the number of rows is a multiple of this.
-    """
-    if rows_of(y_pred) is not None:
-        return
-    specs = map_leaves(
-        lambda tensor: keras.KerasTensor(
-            (PROBE_INPUTS * multiple, *tensor.shape[1:]),
-            keras.backend.standardize_dtype(tensor.dtype),
-        ),
-        (y_true, y_pred, inputs),
-    )
-    operation = RewardOperation(reward)
-    try:
-        operation.compute_output_spec(*specs)
-    except Exception as error:
-        raise operation.error or error from None
-
-
-class RewardOperation(keras.Operation):
-    """A reward as an operation, so that Keras can infer its output shape."""
-
-    def __init__(self, reward):
-        super().__init__()
-        self.reward = reward
-        self.error = None
-
-    def call(self, y_true, y_pred, inputs):
-        try:
-            return self.reward.evaluate(y_true, y_pred, inputs)[0]
-        except Exception as error:
-            self.error = error  # Keras raises another one, about shapes
-            raise
-
-
-PROBE_INPUTS = 13  # an arbitrary number that a reward is unlikely to return

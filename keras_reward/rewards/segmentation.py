@@ -49,37 +49,116 @@ class OverlapReward(LabelMapReward):
         return targets if readable is None else {**targets, "readable": readable}
 
     def call(self, y_true, y_pred):
-        labels = self.checked_map("y_pred", y_pred)
-        truth = y_true["labels"]
-        self.check_same_size(truth, labels)
-        classes = self.num_labels
-        left_out = ops.logical_or(truth == classes, labels < 0)
-        left_out = ops.logical_or(left_out, labels >= classes)
-        # Correct and wrong pixels of each predicted class, in one histogram.
-        kinds = ops.where(labels == truth, labels, labels + classes)
-        counts = histogram(ops.where(left_out, 2 * classes, kinds), 2 * classes + 1)
-        overlap = counts[:, :classes]
-        predicted = overlap + counts[:, classes : 2 * classes]
-        ratios = self.ratio(overlap, y_true["area"], predicted)
-        reward = self.mean_ratio(ratios, y_true["area"] + predicted > 0)
+        truth, area = y_true["labels"], y_true["area"]
+        overlap, predicted = self.counts(truth, self.predicted_labels(truth, y_pred))
+        ratios, present = self.of_classes(overlap, area, predicted)
+        reward = mean_over(ratios, present, self.without_classes(area))
         if "readable" in y_true:
             reward = ops.where(y_true["readable"], reward, np.nan)
         return reward
 
-    def mean_ratio(self, ratios, present):
-        """The mean over classes that are present; 0 for an image that is all void.
+    def alternatives(self, y_true, y_pred, choices):
+        truth, area = y_true["labels"], y_true["area"]
+        drawn = self.predicted_labels(truth, y_pred)
+        counts = self.counts(truth, drawn)
+        now = self.of_classes(counts[0], area, counts[1])
+        empty = self.without_classes(area)
+        reward = mean_over(*now, empty)[:, None, None, None]
+        # A part that changes takes one pixel from the class that was drawn, and gives
+        # one to the class that is chosen, each of which was right or wrong there.
+        lost = self.changes(now, counts, area, -1)
+        won = self.changes(now, counts, area, 1)
+        chosen = self.chosen_labels(choices)
+        drawn, truth = drawn[..., None], truth[..., None]
+        sums = [
+            ops.sum(before, axis=-1)[:, None, None, None]
+            + of_labels(before_lost, drawn, drawn == truth)
+            + of_labels(before_won, chosen, chosen == truth)
+            for before, before_lost, before_won in zip(now, lost, won, strict=True)
+        ]
+        worth = ratio_of_sums(*sums, empty[:, None, None, None])
+        same = ops.logical_or(chosen == drawn, truth == self.num_labels)
+        worth = ops.where(same, reward, worth)
+        if "readable" in y_true:
+            worth = ops.where(y_true["readable"][:, None, None, None], worth, np.nan)
+        return ops.reshape(worth, (*ops.shape(y_pred), worth.shape[-1]))
+
+    def predicted_labels(self, truth, y_pred):
+        """Labels `(rows, height, width)`; `num_labels` for those outside the classes"""
+        labels = self.checked_map("y_pred", y_pred)
+        self.check_same_size(truth, labels)
+        return self.within_classes(labels)
+
+    def chosen_labels(self, choices):
+        """As `predicted_labels`, of choices: `(choices,)` or `(rows, ..., choices)`.
 
         Args:
-            ratios: `(rows, num_labels)`.
-            present: bools, which classes are in the ground truth or the prediction.
+            choices: as for `alternatives`.
         """
+        if hasattr(choices, "map"):
+            choices = choices.map(lambda labels: self.checked_map("y_pred", labels))
+        return self.within_classes(choices)
+
+    def within_classes(self, labels):
+        outside = ops.logical_or(labels < 0, labels >= self.num_labels)
+        return ops.where(outside, self.num_labels, labels)
+
+    def counts(self, truth, labels):
+        """Pixels of each class in both maps, and in the prediction outside void.
+
+        Args:
+            truth: labels `(rows, height, width)`, `num_labels` for void.
+            labels: likewise, `num_labels` for labels outside the classes.
+
+        Returns:
+            Two int32 tensors `(rows, num_labels)`.
+        """
+        classes = self.num_labels
+        left_out = ops.logical_or(truth == classes, labels == classes)
+        # Correct and wrong pixels of each predicted class, in one histogram.
+        kinds = ops.where(labels == truth, labels, labels + classes)
+        counts = histogram(ops.where(left_out, 2 * classes, kinds), 2 * classes + 1)
+        overlap = counts[:, :classes]
+        return overlap, overlap + counts[:, classes : 2 * classes]
+
+    def of_classes(self, overlap, area, predicted):
+        """The ratio of each class that is rated, and whether it is present.
+
+        Returns:
+            Two float32 tensors `(rows, num_labels)`: ratios, 0 for classes that are not
+            in the ground truth or the prediction, and 1 or 0 for whether they are.
+        """
+        present = area + predicted > 0
         if self.num_classes == 1:
-            # Rightly no foreground is as good as can be.
-            reward = ops.where(present[:, 1], ratios[:, 1], 1.0)
-            return ops.where(ops.any(present, axis=-1), reward, 0.0)
-        present = ops.cast(present, "float32")
-        number = ops.maximum(ops.sum(present, axis=-1), 1.0)
-        return ops.sum(ratios * present, axis=-1) / number
+            present = ops.logical_and(present, np.array([False, True]))
+        ratios = ops.where(present, self.ratio(overlap, area, predicted), 0.0)
+        return ratios, ops.cast(present, "float32")
+
+    def changes(self, now, counts, area, step):
+        """How `of_classes` changes if a class gets or loses a predicted pixel.
+
+        Args:
+            now: what `of_classes` returned.
+            counts: what `counts` returned.
+            area: pixels of each class in the ground truth.
+            step: 1 or -1.
+
+        Returns:
+            For both tensors of `of_classes`, a pair `(rows, num_labels)`: the change
+            by a pixel that is wrong, and by one that is right.
+        """
+        overlap, predicted = counts
+        wrong = self.of_classes(overlap, area, predicted + step)
+        right = self.of_classes(overlap + step, area, predicted + step)
+        return [(wrong[i] - now[i], right[i] - now[i]) for i in range(2)]
+
+    def without_classes(self, area):
+        """The reward of a row in which no class that is rated is present: `(rows,)`.
+
+        Rightly no foreground is as good as can be; an image that is all void earns 0.
+        """
+        has_pixels = ops.any(area > 0, axis=-1)
+        return ops.cast(ops.logical_and(has_pixels, self.num_classes == 1), "float32")
 
     def check_values(self, y_true, y_pred):
         if not self._is_one_hot(y_true):
@@ -116,6 +195,36 @@ class OverlapReward(LabelMapReward):
         if is_float(y_true):
             readable = ops.all(largest == largest, axis=(1, 2))
         return ops.where(largest > 0.0, labels, -1), readable
+
+
+def mean_over(ratios, present, empty):
+    """The mean over the classes that are present, `(rows,)`; `empty` if none is."""
+    sums = ops.sum(ratios, axis=-1), ops.sum(present, axis=-1)
+    return ratio_of_sums(*sums, empty)
+
+
+def ratio_of_sums(total, number, empty):
+    """`total / number`, of classes; `empty` if their number is 0."""
+    return ops.where(number > 0.5, total / ops.maximum(number, 1.0), empty)
+
+
+def of_labels(changes, labels, is_right):
+    """The changes at labels: `(rows, height, width, n)`.
+
+    Args:
+        changes: pair of `(rows, num_labels)`, for labels that are wrong and right.
+        labels: `(n,)` or `(rows, height, width, n)`; `num_labels` changes nothing.
+        is_right: bools of that shape, or that it broadcasts to.
+    """
+    tables = [ops.pad(change, ((0, 0), (0, 1))) for change in changes]
+    if len(labels.shape) == 1:
+        wrong, right = (ops.take(t, labels, axis=1)[:, None, None] for t in tables)
+        return ops.where(is_right, right, wrong)
+    shape = ops.shape(labels)
+    places = ops.where(is_right, labels + tables[0].shape[1], labels)
+    places = ops.reshape(places, (shape[0], -1))
+    found = ops.take_along_axis(ops.concatenate(tables, axis=1), places, axis=1)
+    return ops.reshape(found, shape)
 
 
 def histogram(values, size):
@@ -231,3 +340,60 @@ class DiceReward(OverlapReward):
     def ratio(self, overlap, area, predicted):
         both = ops.maximum(area + predicted, 1)
         return 2.0 * ops.cast(overlap, "float32") / ops.cast(both, "float32")
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class FBetaReward(OverlapReward):
+    """F-measure of pixels: the weighted harmonic mean of precision and recall.
+
+    `(1 + beta^2) * overlap / (beta^2 * area + predicted)`, from the numbers of pixels
+    of a class in both maps, in the ground truth and in the prediction. With `beta` of
+    1, this is the Dice coefficient. By default of the foreground of binary masks; with
+    more classes, the mean over those in the ground truth or the prediction of an image.
+    Void pixels of the ground truth do not count; an image that is all void earns 0.
+
+    Does not punish: anything on void pixels; errors of a few pixels in large classes;
+    with a large `beta`, too much foreground, with a small one, too little.
+
+    Args:
+        num_classes: classes are 0 to `num_classes - 1`. Default 1: binary masks of 0
+            and 1, of which only the foreground, 1, is rated: an image without
+            foreground earns 1 if none is predicted, else 0.
+        beta: how many times as much recall counts as precision. Default 1.0.
+        ignore_class: label of the void pixels in `y_true`. Other labels,
+            such as 255 or -1, are void in any case. Default: none.
+        name: optional name.
+
+    Call arguments: as those of `DiceReward`. Returns `(rows,)` in [0, 1].
+
+    Raises:
+        ValueError: if `beta` is not positive.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_reward import FBetaReward
+
+    y_true = np.array([[[0, 1, 1, 1]]])
+    y_pred = np.array([[[1, 1, 0, 0]]])  # precision 1/2, recall 1/3
+    FBetaReward(beta=2.0)(y_true, y_pred)  # [0.357]: 5 / (4 * 3 + 2)
+    ```
+
+    Reference: van Rijsbergen 1979, "Information retrieval", chapter 7.
+    """
+
+    def __init__(self, num_classes=1, beta=1.0, ignore_class=None, name=None):
+        super().__init__(num_classes, ignore_class, name=name)
+        if not beta > 0.0:
+            raise ValueError(f"`beta` must be positive. Received: beta={beta}")
+        self.beta = beta
+
+    def ratio(self, overlap, area, predicted):
+        weight = self.beta**2
+        both = weight * ops.cast(area, "float32") + ops.cast(predicted, "float32")
+        share = ops.cast(overlap, "float32") / ops.maximum(both, min(weight, 1.0))
+        return (1.0 + weight) * share
+
+    def get_config(self):
+        return {**super().get_config(), "beta": self.beta}

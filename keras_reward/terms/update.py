@@ -13,9 +13,12 @@ class Rollout(NamedTuple):
         samples: nest of `(batch, n, ...)`.
         outputs: what the samples decode to, a nest of `(batch * n, ...)`.
         advantages: `(batch, n)`, or one for each position, `(batch, n, ...)`, as in
-            `Likelihood`.
+            `Likelihood`. None if only `alternatives` count.
         rewards: `(batch, num_samples)` of all samples, NaN where there is no reward.
         components: dict of `(batch, num_samples)` by the name of the component.
+        alternatives: `(batch, n, *positions, choices)`, how much more each choice would
+            have earned than the one that was drawn, 0 where that is not known. None
+            unless parts get credit of their own, see `Reward.alternatives`.
     """
 
     samples: Any
@@ -23,6 +26,7 @@ class Rollout(NamedTuple):
     advantages: Any
     rewards: Any
     components: dict
+    alternatives: Any = None
 
 
 class Update(NamedTuple):

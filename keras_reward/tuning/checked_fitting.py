@@ -9,6 +9,7 @@ import keras
 from keras_reward.backend.keras_private import variables_of_optimizer
 from keras_reward.nests import are_arrays, refuse_cut_integers
 from keras_reward.ragged import dense
+from keras_reward.tuning.credit import described
 from keras_reward.tuning.default_callbacks import with_callbacks
 from keras_reward.tuning.first_batch import show_first_batch
 
@@ -23,6 +24,7 @@ class CheckedFitting:
     """
 
     has_warned = False  # that nothing is trainable
+    has_said_credit = False  # in the log of `fit`
 
     def check_x(self, x=None, *args, **kwargs):
         """Has the policy check inputs that are arrays or tensors."""
@@ -88,6 +90,13 @@ class CheckedFitting:
                 f"Received: {len(weights)} trainable variables, of which the optimizer "
                 f"knows {len({id(v) for v in known} & {id(v) for v in weights})}"
             )
+
+    def credit_line(self):
+        """What the log of `fit` says about credit: once, then None."""
+        if self.has_said_credit:
+            return None
+        self.has_said_credit = True
+        return described(self.by_parts, self.reward, self.policy)
 
     def warn_untrainable(self):
         """Warns, once for each `compile`, that a step has nothing to train."""

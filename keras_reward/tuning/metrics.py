@@ -45,8 +45,21 @@ def record_samples(trackers, rollout, likelihood):
     trackers["entropy"].update_state(likelihood.entropy)
     if "reward_std" in trackers:
         trackers["reward_std"].update_state(advantages.reward_std(rollout.rewards))
-        trackers["no_signal"].update_state(advantages.no_signal(rollout.rewards))
+        trackers["no_signal"].update_state(no_signal(rollout))
     record_rewards(trackers, rollout.rewards, rollout.components)
+
+
+def no_signal(rollout):
+    """Which inputs of a `Rollout` give no gradient: `(batch,)` bools."""
+    if rollout.alternatives is None and len(rollout.advantages.shape) == 2:
+        return advantages.no_signal(rollout.rewards)
+    given = [rollout.advantages, rollout.alternatives]
+    still = [
+        ops.all(ops.reshape(each == 0.0, (ops.shape(each)[0], -1)), axis=1)
+        for each in given
+        if each is not None
+    ]
+    return ops.all(ops.stack(still), axis=0)
 
 
 def record_rewards(trackers, rewards, components):

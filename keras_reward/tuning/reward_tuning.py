@@ -12,13 +12,14 @@ from keras_reward.nests import are_arrays, check_floatx
 from keras_reward.objective import input_weights
 from keras_reward.policies.policy import refuse_truncation
 from keras_reward.ragged import dense
-from keras_reward.rewards.reward import check_shapes
+from keras_reward.rewards.checks import check_shapes
 from keras_reward.saved_objects import deserialized, serialized
 from keras_reward.terms import Term
 from keras_reward.terms.lora_base import SavedAdapters
 from keras_reward.tuning import metrics, model_state, own_variables
 from keras_reward.tuning.checked_fitting import CheckedFitting
 from keras_reward.tuning.compiled_metrics import check_compiled_metrics
+from keras_reward.tuning.credit import check_credit, check_samples, is_by_parts
 from keras_reward.tuning.greedy_model import GreedyModel, input_signature, symbolic
 from keras_reward.tuning.raw_inputs import RawInputs
 from keras_reward.tuning.renamed import refuse_renamed
@@ -88,6 +89,12 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         model_training: the `training` flag of the model in a step. Default False, so
             that dropout is off and batch normalisation uses its moving averages.
         seed: int, seed of the samples' random numbers. Default: random.
+        credit: `"parts"`: each part of an output, such as a pixel, is credited with
+            what it was worth, where the policy draws parts independently and the reward
+            says it, see `Reward.alternatives`. Then one sample is enough, and no
+            baseline is used, except for a `MapReward`. `"output"`: all parts are
+            credited with the reward of the whole. `"auto"` (default): by parts where
+            that is possible, else by outputs; the log of `fit` says which.
         name: optional name.
 
     Raises:
@@ -136,6 +143,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         terms=(),
         model_training=False,
         seed=None,
+        credit="auto",
         name=None,
     ):
         if not isinstance(model, keras.Model):
@@ -144,13 +152,18 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
                 f"(of type {type(model).__name__})"
             )
         check_floatx()
-        self.check_arguments(num_samples, baseline, update, temperature, terms)
+        self.check_arguments(num_samples, baseline, update, temperature, terms, credit)
         # The model's dtype policy decides on loss scaling. The model casts its inputs.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
         self.reward = rewards.get(reward)
         self.supports_jit = self.reward.supports_jit
         self.policy = policies.get(policy, model, temperature)
+        self.credit = credit
+        self.by_parts = is_by_parts(credit, self.reward, self.policy)
+        self.uses_baseline = not self.by_parts or self.reward.has_part_rewards
+        if self.uses_baseline:
+            check_samples(num_samples, baseline)
         self.num_samples = num_samples
         self.baseline = baselines.get(baseline)
         self.update = update
@@ -177,6 +190,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         update="all",
         temperature=1.0,
         terms=(),
+        credit="auto",
     ):
         """Raises a ValueError for arguments that `RewardTuning` cannot use."""
         if not isinstance(num_samples, int) or num_samples < 1:
@@ -184,14 +198,10 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
                 "`num_samples` must be a positive int. "
                 f"Received: num_samples={num_samples!r}"
             )
-        baseline = baselines.get(baseline)
-        if num_samples < baseline.min_samples:
-            raise ValueError(
-                f"A {type(baseline).__name__} compares the samples of an input: "
-                f"`num_samples` must be at least {baseline.min_samples}. For a single "
-                'sample, use `baseline="greedy"` or `"moving_average"`. '
-                f"Received: num_samples={num_samples}"
-            )
+        baselines.get(baseline)
+        check_credit(credit)
+        if credit == "output":
+            check_samples(num_samples, baseline)
         if update not in UPDATES:
             raise ValueError(
                 f"`update` must be one of {UPDATES}. Received: update={update!r}"
@@ -325,6 +335,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
             "terms": [serialized(term) for term in self.terms],
             "model_training": self.model_training,
             "seed": self.seed,
+            "credit": self.credit,
             "name": self.name,
             "model_state": model_state.state_of(self),
         }
@@ -332,7 +343,8 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
     @classmethod
     def from_config(cls, config, custom_objects=None):
         refuse_renamed(config, "The file or config")
-        config = dict(config)
+        # Earlier files, of whole outputs alone, go on as they began.
+        config = {"credit": "output", **config}
         config["model"] = model_state.made_again(config["model"], custom_objects)
         for name in ("reward", "policy", "baseline"):
             config[name] = deserialized(config[name], custom_objects)

@@ -9,14 +9,15 @@ from keras_reward import advantages
 from keras_reward.nests import (
     first_of,
     first_samples,
-    leaves_of,
     repeat_rows,
     samples_per_input,
+    split_rows,
     with_sample,
 )
-from keras_reward.objective import input_weights, reward_loss
+from keras_reward.objective import gains, input_weights, parts_loss, reward_loss
+from keras_reward.policies.choices import choices_for, positions_in
 from keras_reward.ragged import dense
-from keras_reward.rewards.reward import check_shapes
+from keras_reward.rewards.checks import check_shapes
 from keras_reward.terms.update import Rollout, Update
 from keras_reward.tuning import metrics
 from keras_reward.tuning.compiled_metrics import check_compiled_metrics
@@ -93,17 +94,25 @@ class TrainingStep:
         n = self.num_samples
         samples = self.policy.sample(context, n, seed=self.seed_generator)
         drawn = samples
-        if self.baseline.uses_greedy:
+        if self.uses_baseline and self.baseline.uses_greedy:
             drawn = with_sample(samples, self.policy.mode(context))
-        outputs, earned, components = self.reward_samples(context, x, y, drawn)
-        advantage = self.advantages(earned, samples)
+        outputs, earned, components, credit = self.reward_samples(context, x, y, drawn)
+        advantage = alternatives = None
+        if credit is None:
+            advantage = self.advantages(earned, samples)
+        elif credit.part_rewards is not None:
+            advantage = self.part_advantages(credit.part_rewards)
         kept = 1 if self.update == "first" else n
+        first = first_of(samples, kept)
+        if credit is not None and credit.alternatives is not None:
+            alternatives = gains(credit.alternatives[:, :kept], first)
         return Rollout(
-            first_of(samples, kept),
+            first,
             first_samples(outputs, samples_per_input(drawn), kept),
-            advantage[:, :kept],
+            None if advantage is None else advantage[:, :kept],
             earned[:, :n],
             {name: values[:, :n] for name, values in components.items()},
+            alternatives,
         )
 
     def reward_samples(self, context, x, y, samples):
@@ -116,18 +125,24 @@ class TrainingStep:
             samples: nest of `(batch, n, ...)`.
 
         Returns:
-            Outputs, a nest of `(batch * n, ...)`, rewards `(batch, n)`, and a dict of
-            components, `(batch, n)` each.
+            Outputs, a nest of `(batch * n, ...)`, rewards `(batch, n)`, a dict of
+            components, `(batch, n)` each, and, if parts get credit of their own, a
+            `Credit`, `(batch, n, ...)`, else None.
         """
         n = samples_per_input(samples)
         outputs = self.policy.sampled_outputs(x, context, samples)
         targets = repeat_rows(self.reward.prepare(y), n)
         inputs = repeat_rows(x, n) if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, outputs, inputs, multiple=n)
-        earned, components = self.reward.evaluate(targets, outputs, inputs)
-        shape = (ops.shape(leaves_of(samples)[0])[0], n)
-        components = {k: ops.reshape(v, shape) for k, v in components.items()}
-        return outputs, ops.reshape(earned, shape), components
+        given = targets, outputs, inputs
+        if self.by_parts:
+            choices = choices_for(self.policy, x, context, samples)
+            parts = choices, positions_in(samples)
+            results = self.reward.evaluate_parts(*given, *parts)
+        else:
+            results = (*self.reward.evaluate(*given), None)
+        earned, components, credit = split_rows(results, n)
+        return outputs, earned, components, credit
 
     def advantages(self, earned, samples):
         """The advantages of samples, from the baseline.
@@ -141,6 +156,24 @@ class TrainingStep:
         greedy = {"greedy_rewards": earned[:, -1]} if self.baseline.uses_greedy else {}
         result = self.baseline.advantages(own, **greedy)
         return advantages.checked(self.baseline.name, result, own, samples)
+
+    def part_advantages(self, part_rewards):
+        """The advantages of parts: the baseline compares those at the same position.
+
+        Args:
+            part_rewards: `(batch, num_samples, *positions)`; if the baseline uses the
+                greedy outputs, theirs come last.
+
+        Returns:
+            `(batch, num_samples, *positions)`.
+        """
+        batch, n, *positions = ops.shape(part_rewards)
+        parts = ops.moveaxis(ops.reshape(part_rewards, (batch, n, -1)), 1, 2)
+        parts = ops.reshape(parts, (-1, n))
+        parts = self.advantages(parts, parts[:, : self.num_samples])
+        parts = ops.reshape(parts, (batch, -1, self.num_samples))
+        shape = (batch, self.num_samples, *positions)
+        return ops.reshape(ops.moveaxis(parts, 2, 1), shape)
 
     def update_losses(self, rollout, context, x, y, sample_weight, no_gradient):
         """The loss of an update: the loss of the reward plus the terms.
@@ -157,7 +190,7 @@ class TrainingStep:
         """
         likelihood, choices = self.likelihood(context, rollout.samples)
         weights = input_weights(sample_weight, likelihood.log_prob)
-        loss, losses = reward_loss(likelihood, rollout.advantages, weights), {}
+        loss, losses = self.loss_of_reward(rollout, context, likelihood, weights), {}
         for term, own in zip(self.terms, choices, strict=True):
             given = likelihood._replace(choice_log_probs=own)
             value, logged = term.evaluate(
@@ -169,6 +202,23 @@ class TrainingStep:
         for penalty in self.losses:  # regularisers of the model's layers
             loss = loss + ops.cast(ops.sum(penalty), "float32")
         return likelihood, {"loss": loss, **losses}
+
+    def loss_of_reward(self, rollout, context, likelihood, sample_weight):
+        """The part of the loss that raises the reward.
+
+        Args:
+            rollout: a `Rollout`, with advantages, alternatives or both.
+            context: what `policy.encode(x)` returned, with gradient.
+            likelihood: the `Likelihood` of the samples.
+            sample_weight: `(batch,)` or None.
+        """
+        loss = 0.0
+        if rollout.advantages is not None:
+            loss += reward_loss(likelihood, rollout.advantages, sample_weight)
+        if rollout.alternatives is not None:
+            probabilities = self.policy.choice_probabilities(context)
+            loss += parts_loss(probabilities, rollout.alternatives, sample_weight)
+        return loss
 
     def likelihood(self, context, samples):
         """The likelihood of samples, computed once for all terms.

@@ -1,0 +1,69 @@
+"""What each choice at a position decodes to, for rewards that credit parts."""
+
+import keras
+from keras import ops
+
+from keras_reward.nests import leaves_of, repeat_rows, samples_per_input
+
+
+class DecodedChoices:
+    """The choices of a policy with a codec, as `Reward.alternatives` gets them.
+
+    `len(choices)` is their number. `choices[c]`, with an int or an int32 scalar tensor,
+    is what an output decodes to in which every part takes choice c, in rows: at each
+    part, what this choice decodes to there.
+
+    Args:
+        policy: a `Policy` whose codec has `independent_positions`.
+        x: the model's inputs, `(batch, ...)`.
+        context: what `policy.encode(x)` returned.
+        samples: `(batch, n, *positions)`.
+
+    Attributes:
+        positions: shape of the parts of an output, such as (rows, columns) of a grid.
+    """
+
+    def __init__(self, policy, x, context, samples):
+        self.policy, self.x, self.context = policy, x, context
+        self.samples = samples
+        self.number = policy.number_of_choices(context)
+        self.positions = tuple(samples.shape[2:])
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, choice):
+        dtype = keras.backend.standardize_dtype(self.samples.dtype)
+        same = ops.zeros_like(self.samples[:, :1]) + ops.cast(choice, dtype)
+        decoded = self.policy.sampled_outputs(self.x, self.context, same)
+        return repeat_rows(decoded, samples_per_input(self.samples))
+
+    def map(self, function):
+        """The results of a function of each choice, in a new last axis.
+
+        One choice after the other, so that memory holds one decoded output at a time.
+
+        Args:
+            function: takes `choices[c]` and returns a tensor.
+        """
+        numbers = ops.arange(len(self), dtype="int32")
+        stacked = ops.map(lambda number: function(self[number]), numbers)
+        return ops.moveaxis(stacked, 0, -1)
+
+
+def choices_for(policy, x, context, samples):
+    """What `Reward.alternatives` gets as `choices`; None if there are no choices.
+
+    Args:
+        policy, x, context, samples: as for `DecodedChoices`.
+    """
+    if not policy.has_choices:
+        return None
+    if policy.decode_function is not None:
+        return DecodedChoices(policy, x, context, samples)
+    return ops.arange(policy.number_of_choices(context), dtype="int32")
+
+
+def positions_in(samples):
+    """The shape of the parts of an output, from samples `(batch, n, *positions)`."""
+    return tuple(leaves_of(samples)[0].shape[2:])
