@@ -18,7 +18,7 @@ from keras_reward.rewards.detection import (
     matched_iou,
 )
 from keras_reward.rewards.host import HostReward
-from keras_reward.rewards.map import MapReward
+from keras_reward.rewards.map_reward import MapReward
 from keras_reward.rewards.model import ModelReward
 from keras_reward.rewards.panoptic import PanopticQualityReward
 from keras_reward.rewards.psnr import PSNRReward
