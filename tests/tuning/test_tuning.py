@@ -489,7 +489,8 @@ def test_progress_bar_leads_with_the_reward(monkeypatch):
     tuned.fit(inputs(), validation_data=inputs(), verbose=2)
     tuned.evaluate(inputs(), verbose=1)
     lines = [line for line in re.split(r"[\r\n\x08]", shown.getvalue()) if ":" in line]
-    assert re.search(r"step - reward: \S+ - val_reward: \S+ - entropy", lines[0])
+    assert lines[0].startswith("Credit by outputs")
+    assert re.search(r"step - reward: \S+ - val_reward: \S+ - entropy", lines[1])
     assert re.search(r"step - reward: \S+ - loss", lines[-1])
 
 
