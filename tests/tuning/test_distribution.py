@@ -19,10 +19,11 @@ devices = int(sys.argv[1])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 import keras
 import numpy as np
+import test_credit
 from test_train_step import GivenNoise, data, match, noise
 from tiny import classifier, weights_of
 
-from keras_reward import RewardTuning
+from keras_reward import MeanIoUReward, RewardTuning
 
 scope = contextlib.nullcontext()
 if keras.config.backend() == "jax":
@@ -44,7 +45,16 @@ with scope:
     tuned = RewardTuning(model, reward=match, policy=GivenNoise(), num_samples=3)
     tuned.compile(keras.optimizers.Adam(0.05))
     tuned.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    np.savez(sys.argv[2], *weights_of(model))
+    # The same with credit by parts.
+    x, y = test_credit.data(16)
+    x = {"features": x, "noise": noise(16, 1, 4).reshape(16, 1, 2, 2)}
+    maps = test_credit.segmenter()
+    policy = test_credit.GivenNoise()
+    tuned = RewardTuning(maps, MeanIoUReward(3), policy, num_samples=1)
+    tuned.compile(keras.optimizers.Adam(0.05))
+    tuned.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert tuned.by_parts
+    np.savez(sys.argv[2], *weights_of(model), *weights_of(maps))
 """
 
 
