@@ -23,6 +23,7 @@ from keras_reward.policies import (
     Policy,
 )
 from keras_reward.rewards import (
+    BoundaryReward,
     CIDErReward,
     ColorfulnessReward,
     DiceReward,
@@ -61,6 +62,7 @@ __all__ = [
     "AutoregressivePolicy",
     "Baseline",
     "BernoulliPolicy",
+    "BoundaryReward",
     "BoxCodec",
     "CIDErReward",
     "CategoricalPolicy",

@@ -1,5 +1,6 @@
 """Rewards: what a model is tuned for."""
 
+from keras_reward.rewards.boundary import BoundaryReward
 from keras_reward.rewards.captioning import CIDErReward
 from keras_reward.rewards.colorfulness import (
     ColorfulnessReward,

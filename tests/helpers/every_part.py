@@ -79,6 +79,16 @@ REWARDS = {
         np.eye(4, dtype="float32")[labels(2, 5, 7)],
         labels(2, 5, 7, seed=1),
     ),
+    "boundary": (
+        lambda: kr.BoundaryReward(1.5),
+        labels(2, 5, 7, classes=2),
+        labels(2, 5, 7, classes=2, seed=1),
+    ),
+    "boundary of masks": (
+        lambda: kr.BoundaryReward(1, masks=True),
+        labels(2, 5, 7),
+        labels(2, 5, 7, seed=1),
+    ),
     "panoptic": (
         lambda: kr.PanopticQualityReward(max_segments=4),
         panoptic_maps(0),
@@ -122,10 +132,21 @@ def of_reward(make):
     return evaluate
 
 
+def boundary_alternatives(y_true, y_pred):
+    reward = kr.BoundaryReward(1, masks=True)
+    choices = keras.ops.arange(4, dtype="int32")
+    return reward.alternatives(reward.prepare(y_true), y_pred, choices)
+
+
 PALETTE = codecs.ColorPalette(40.0)
 BOX_CODEC = kr.BoxCodec(num_classes=2, image_size=8, max_boxes=2, num_buckets=9)
 BOX_TOKENS = np.stack([BOX_CODEC.encode(BOXES, seed=seed)[0] for seed in range(2)], 1)
 FUNCTIONS = {
+    "boundary alternatives": (
+        boundary_alternatives,
+        labels(2, 5, 7),
+        labels(2, 5, 7, seed=1),
+    ),
     "matched_iou": (kr.matched_iou, BOXES, MORE_BOXES),
     "palette of pixels": (PALETTE.encode, photos(2, 5, 7, 3)),
     "painted": (PALETTE.decode, photos(2, 9, 7, 1), labels(2, 3, 4, 3, classes=8)),

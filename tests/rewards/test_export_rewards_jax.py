@@ -10,6 +10,7 @@ from tiny import randomize
 
 import keras_reward
 from keras_reward import (
+    BoundaryReward,
     CIDErReward,
     ColorfulnessReward,
     DiceReward,
@@ -46,6 +47,7 @@ def critic():
 
 
 CASES = {
+    BoundaryReward: (lambda: BoundaryReward(2, masks=True), LABELS, LABELS),
     CIDErReward: (adapted, REFERENCES, CAPTIONS),
     ColorfulnessReward: (ColorfulnessReward, None, IMAGES),
     DiceReward: (lambda: DiceReward(3), LABELS, LABELS),

@@ -9,6 +9,7 @@ from keras import ops
 from tiny import compiled, inputs, randomize, to_numpy, weights_of
 
 from keras_reward import (
+    BoundaryReward,
     CategoricalPolicy,
     CIDErReward,
     DiceReward,
@@ -77,6 +78,7 @@ CASES = {
     "panoptic": (lambda: PanopticQualityReward(max_segments=8), MAPS, as_panoptic_map),
     "miou": (lambda: MeanIoUReward(3), MAPS[..., 0], as_label_map),
     "dice": (lambda: DiceReward(3), MAPS[..., 0], as_label_map),
+    "boundary": (lambda: BoundaryReward(1, masks=True), MAPS[..., 0], as_label_map),
     "psnr": (PSNRReward, VALUES, None),
     "cider": (adapted, CAPTIONS, None),
     "sum": (
