@@ -181,10 +181,16 @@ def lab_to_rgb(lightness, a, b, gamut_steps=7):
         high = functools.reduce(ops.maximum, planes)
         return ops.logical_and(low >= -GAMUT_SLACK, high <= 1.0 + GAMUT_SLACK)
 
-    scale = ops.cast(fits(1.0), "float32")
-    for step in range(1, gamut_steps + 1):
-        larger = scale + 2.0**-step
-        scale = ops.where(ops.logical_and(larger <= 1.0, fits(larger)), larger, scale)
+    def bisect(_, state):
+        scale, step = state
+        larger = scale + step
+        larger_fits = ops.logical_and(larger <= 1.0, fits(larger))
+        return ops.where(larger_fits, larger, scale), 0.5 * step
+
+    # As a loop: unrolled, XLA on a CPU computes each step once for each later use.
+    state = (ops.cast(fits(1.0), "float32"), ops.convert_to_tensor(0.5, "float32"))
+    scale, _ = ops.fori_loop(0, gamut_steps, bisect, state)
+    scale = ops.stop_gradient(scale)  # piecewise constant
     planes = lab_to_linear(lightness, scale * a, scale * b)
     return linear_to_srgb(ops.clip(ops.stack(planes, axis=-1), 0.0, 1.0))
 

@@ -3,12 +3,9 @@
 import math
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_reward.forms.colors import are_readable, check_range, rgb_to_lab
-from keras_reward.nests import is_float, map_leaves, with_last_sizes
-from keras_reward.rewards.reward import Reward
+from keras_reward.rewards.color_reward import ColorReward
 
 # Palettes have colours whose chroma is exactly the threshold, or whose hue is exactly
 # on the boundary of two bins, such as those with b = 0. In float32, a and b of what was
@@ -16,64 +13,6 @@ from keras_reward.rewards.reward import Reward
 # little higher, the boundaries are turned by a little, and painted grey counts as grey.
 CHROMA_MARGIN = 5e-4
 TURN = 5e-5  # radians: 1e-3 at a chroma of 20
-# Chroma over (L + 16): painted grey stays below, 1.7e-6, and the greys of 8-bit images,
-# whose hue is that of white, above, 2.2e-6.
-GREY = 2e-6
-
-
-class ColorReward(Reward):
-    """Base class of rewards that are computed from the (a, b) plane of images.
-
-    Images are clipped to [0, 1], as a screen does. An image has no reward, NaN, if a
-    value is NaN or further than 2 outside: it may be in 0 to 255. `reward(...)`, which
-    sees the values, raises an error for such images; in `fit` they count in the metric
-    `no_reward`.
-    """
-
-    def call(self, y_true, y_pred):
-        a, b = self.chroma_plane(y_pred)
-        *counted, readable = shares([*self.flags(a, b), a == a])
-        values = self.of_shares(*counted)
-        return map_leaves(
-            lambda value: ops.where(readable == 1.0, value, np.nan), values
-        )
-
-    def flags(self, a, b):
-        """List of bools `(rows, H, W)` whose shares the reward is made of.
-
-        Args:
-            a, b: Lab coordinates, `(rows, H, W)`.
-        """
-        raise NotImplementedError
-
-    def of_shares(self, *shares):
-        """What `call` returns for readable images, from the shares of the `flags`."""
-        raise NotImplementedError
-
-    def check_values(self, y_true, y_pred):
-        del y_true
-        check_range(f"Reward {self.name!r}", y_pred)
-
-    def chroma_plane(self, images):
-        """The Lab coordinates a and b of RGB images: two `(rows, H, W)` tensors.
-
-        What is grey but for rounding is exactly 0. Pixels that cannot be read are NaN.
-        """
-        shape = tuple(getattr(images, "shape", ()))
-        if len(shape) != 4 or shape[-1] not in (None, 3) or not is_float(images):
-            dtype = getattr(images, "dtype", type(images).__name__)
-            raise ValueError(
-                f"Reward {self.name!r} needs float RGB images in [0, 1]. "
-                "Expected: shape (rows, height, width, 3). "
-                f"Received: shape {shape}, dtype {dtype}. If the policy's samples are "
-                "not images, give it a `codec` that turns them into images."
-            )
-        images = ops.cast(with_last_sizes(images, (3,)), "float32")
-        images = ops.where(are_readable(images), ops.clip(images, 0.0, 1.0), np.nan)
-        lightness, a, b = rgb_to_lab(images, stack=False)
-        rounding = ops.square(GREY * (lightness + 16.0))
-        is_grey = ops.square(a) + ops.square(b) < rounding
-        return ops.where(is_grey, 0.0, a), ops.where(is_grey, 0.0, b)
 
 
 def is_vivid(a, b, threshold):
@@ -115,48 +54,16 @@ def beyond_hues(a, b, bins):
     return beyond
 
 
-def shares(flags):
-    """Share of the pixels at which each flag is set.
-
-    Several flags are counted in one sum over the width, each in its own bits of an
-    integer, so that the pixels are read fewer times.
-
-    Args:
-        flags: list of bools `(rows, H, W)`.
-
-    Returns:
-        A list of `(rows,)` float32.
-    """
-    width = flags[0].shape[2] or LARGEST_WIDTH
-    bits = width.bit_length()
-    together = max(1, 31 // bits)
-    counts = []
-    for start in range(0, len(flags), together):
-        group = flags[start : start + together]
-        packed = sum(
-            ops.cast(flag, "int32") * 2 ** (bits * place)
-            for place, flag in enumerate(group)
-        )
-        packed = ops.cast(ops.sum(packed, axis=2), "int32")  # int64 on PyTorch
-        for place in range(len(group)):
-            count = ops.right_shift(packed, bits * place)
-            counts.append(ops.bitwise_and(count, 2**bits - 1))
-    pixels = ops.cast(ops.shape(flags[0])[1] * ops.shape(flags[0])[2], "float32")
-    return [ops.sum(ops.cast(count, "float32"), axis=1) / pixels for count in counts]
-
-
-LARGEST_WIDTH = 2**15 - 1  # of images whose width is unknown while tracing
-
-
 def hue_entropy(beyond):
-    """Entropy in nats of the distribution of hues: `(rows,)`.
+    """Entropy in nats of the distribution of hues: `(rows, ...)`.
 
     Args:
-        beyond: list of `(rows,)`: shares of pixels in bin 1 or above, 2 or above, ...
+        beyond: list of `(rows, ...)`: shares of pixels in bin 1 or above, 2 or above,
+            and so on.
     """
     ones = ops.ones_like(beyond[0])
     edges = ops.stack([ones, *beyond, ops.zeros_like(ones)], axis=-1)
-    in_bins = ops.maximum(edges[:, :-1] - edges[:, 1:], 0.0)
+    in_bins = ops.maximum(edges[..., :-1] - edges[..., 1:], 0.0)
     return -ops.sum(in_bins * ops.log(ops.maximum(in_bins, 1e-12)), axis=-1)
 
 

@@ -18,7 +18,8 @@ from keras_reward import (
     VividnessReward,
 )
 from keras_reward.forms import colors
-from keras_reward.rewards.colorfulness import beyond_hues, hue_entropy, shares
+from keras_reward.rewards.color_reward import shares
+from keras_reward.rewards.colorfulness import beyond_hues, hue_entropy
 
 
 def rgb_grid(points=33):
