@@ -392,7 +392,7 @@ class FBetaReward(OverlapReward):
     def ratio(self, overlap, area, predicted):
         weight = self.beta**2
         both = weight * ops.cast(area, "float32") + ops.cast(predicted, "float32")
-        share = ops.cast(overlap, "float32") / ops.maximum(both, min(weight, 1.0))
+        share = ops.cast(overlap, "float32") / ops.maximum(both, 1.0)
         return (1.0 + weight) * share
 
     def get_config(self):

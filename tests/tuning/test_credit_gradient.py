@@ -216,6 +216,41 @@ def test_a_step_with_several_samples_is_their_mean():
         np.testing.assert_allclose(estimate, exact, atol=2e-6)
 
 
+def test_the_first_sample_alone_counts_if_asked_for():
+    samples = np.random.default_rng(5).integers(0, 2, (3, 2, 2, 2)).astype("int32")
+    features, weights = INPUTS.astype("float32"), np.ones(3, "float32")
+    moved = []
+    for n, update in ((2, "first"), (1, "all")):
+        tuned = RewardTuning(
+            linear_model(2, 2),
+            reward=DiceReward(1),
+            policy=given(BernoulliPolicy)(),
+            num_samples=n,
+            update=update,
+        )
+        x = {"features": features, "samples": samples[:, :n]}
+        moved.append(step_gradient(tuned, x, MASKS.astype("float32"), weights))
+    np.testing.assert_allclose(*moved, atol=1e-6)
+
+
+def test_a_map_with_nan_credits_no_place_of_its_row():
+    y = np.where(MASKS == 255, 1, MASKS).astype("float32")
+    samples = np.random.default_rng(5).integers(0, 2, (3, 1, 2, 2)).astype("int32")
+    x = {"features": INPUTS.astype("float32"), "samples": samples}
+    moved = []
+    for row, weights in ((np.nan, [1.0, 1.0, 1.0]), (0.0, [1.0, 1.0, 0.0])):
+        y[2, 1, 1] = row
+        tuned = RewardTuning(
+            linear_model(2, 2),
+            MapReward(lambda t, p: t * ops.cast(p, "float32")),
+            given(BernoulliPolicy)(),
+            num_samples=1,
+            baseline=None,
+        )
+        moved.append(step_gradient(tuned, x, y, np.array(weights, "float32")))
+    np.testing.assert_allclose(*moved, atol=1e-7)
+
+
 # Rewards that are maps
 
 
