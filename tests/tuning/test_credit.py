@@ -270,7 +270,11 @@ def test_mixed_precision(dtype):
 def test_no_signal_where_no_other_choice_would_earn_anything_else():
     x, y = data(4)
     y[:2] = 255  # all void
-    tuned = RewardTuning(segmenter(), MeanIoUReward(3), num_samples=2, seed=0)
+    # Both samples of an input are the same, and earn the same.
+    noise = np.random.default_rng(0).random((4, 1, 2, 2)).repeat(2, axis=1)
+    x = {"features": x, "noise": noise.astype("float32")}
+    tuned = RewardTuning(segmenter(), MeanIoUReward(3), GivenNoise(), num_samples=2)
     tuned.compile(keras.optimizers.SGD(0.0))
     logs = tuned.train_on_batch(x, y, return_dict=True)
     assert float(logs["no_signal"]) == 0.5
+    assert float(logs["reward_std"]) == 0.0
