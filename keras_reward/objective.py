@@ -183,6 +183,7 @@ def gains(alternatives, samples):
     Returns:
         `(batch, n, *positions, choices)`; 0 at positions where a reward is not finite.
     """
+    alternatives = ops.convert_to_tensor(alternatives)
     drawn = ops.expand_dims(ops.cast(samples, "int32"), -1)
     alternatives = alternatives - ops.take_along_axis(alternatives, drawn, axis=-1)
     known = ops.all(ops.isfinite(alternatives), axis=-1, keepdims=True)
@@ -220,7 +221,8 @@ def parts_loss(probabilities, gained, sample_weight=None):
     ```
     """
     gained = ops.mean(ops.stop_gradient(gained), axis=1)  # p does not depend on n
-    products = ops.reshape(probabilities * gained, (ops.shape(gained)[0], -1))
+    products = ops.cast(probabilities, "float32") * gained
+    products = ops.reshape(products, (ops.shape(products)[0], -1))
     outputs = ops.sum(products, axis=-1)
     if sample_weight is not None:
         outputs = outputs * ops.cast(sample_weight, "float32")

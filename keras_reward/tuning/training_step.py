@@ -96,7 +96,8 @@ class TrainingStep:
         drawn = samples
         if self.uses_baseline and self.baseline.uses_greedy:
             drawn = with_sample(samples, self.policy.mode(context))
-        outputs, earned, components, credit = self.reward_samples(context, x, y, drawn)
+        given = context, x, y, drawn
+        outputs, earned, components, credit = self.credit_samples(*given, self.by_parts)
         advantage = alternatives = None
         if credit is None:
             advantage = self.advantages(earned, samples)
@@ -125,9 +126,16 @@ class TrainingStep:
             samples: nest of `(batch, n, ...)`.
 
         Returns:
-            Outputs, a nest of `(batch * n, ...)`, rewards `(batch, n)`, a dict of
-            components, `(batch, n)` each, and, if parts get credit of their own, a
-            `Credit`, `(batch, n, ...)`, else None.
+            Outputs, a nest of `(batch * n, ...)`, rewards `(batch, n)`, and a dict of
+            components, `(batch, n)` each.
+        """
+        return self.credit_samples(context, x, y, samples, by_parts=False)[:-1]
+
+    def credit_samples(self, context, x, y, samples, by_parts):
+        """As `reward_samples`, and also returns what parts were worth, if `by_parts`.
+
+        Returns:
+            Outputs, rewards and components, and a `Credit`, `(batch, n, ...)`, or None.
         """
         n = samples_per_input(samples)
         outputs = self.policy.sampled_outputs(x, context, samples)
@@ -135,7 +143,7 @@ class TrainingStep:
         inputs = repeat_rows(x, n) if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, outputs, inputs, multiple=n)
         given = targets, outputs, inputs
-        if self.by_parts:
+        if by_parts:
             choices = choices_for(self.policy, x, context, samples)
             parts = choices, positions_in(samples)
             results = self.reward.evaluate_parts(*given, *parts)
