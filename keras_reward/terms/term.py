@@ -97,7 +97,16 @@ class Term(keras.layers.Layer):
 
     def evaluate(self, update):
         """The loss of an update, and a dict of what to log."""
-        result = self.loss(update)
+        try:
+            result = self.loss(update)
+        except (TypeError, AttributeError, ValueError) as error:
+            if update.rollout.advantages is not None:
+                raise
+            raise ValueError(
+                f"Term {self.name!r} failed, and there are no advantages where each "
+                "part of an output gets credit of its own. If it uses them, pass "
+                f'`credit="output"`. Received: {type(error).__name__}: {error}'
+            ) from error
         value, logged = result if isinstance(result, tuple) else (result, None)
         logged = {self.name: value} if logged is None else logged
         shapes = {name: tuple(v.shape) for name, v in {"": value, **logged}.items()}

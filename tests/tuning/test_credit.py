@@ -20,6 +20,7 @@ from keras_reward import (
     MeanIoUReward,
     Reward,
     RewardTuning,
+    Term,
 )
 
 # Which it is
@@ -170,6 +171,24 @@ def test_wrong_arguments_of_map_rewards():
         MapReward(far_away, reduction="max")
     with pytest.raises(ValueError, match="function=3"):
         MapReward(3)
+
+
+class UsesAdvantages(Term):
+    def loss(self, update):
+        good = ops.cast(update.rollout.advantages > 0, "float32")
+        return -ops.mean(good * update.likelihood.log_prob)
+
+
+def test_a_term_that_needs_advantages_is_told_to_go_by_outputs():
+    x, y = INPUTS.astype("float32"), MASKS
+    for credit in ("auto", "output"):
+        tuned = tuner(DiceReward(1), terms=[UsesAdvantages()], credit=credit)
+        tuned.compile(keras.optimizers.SGD(0.1))
+        if credit == "output":
+            tuned.train_on_batch(x, y)
+            continue
+        with pytest.raises(ValueError, match="'uses_advantages'.*`credit=\"output\"`"):
+            tuned.train_on_batch(x, y)
 
 
 # Steps
