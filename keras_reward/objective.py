@@ -12,7 +12,14 @@ the model's own samples with their advantages as weights
 import keras
 from keras import ops
 
-from keras_reward.nests import leaves_of, may_be_equal
+from keras_reward.nests import (
+    leaves_of,
+    may_be_equal,
+    merge_rows,
+    samples_per_input,
+    split_rows,
+    to_tensor,
+)
 
 
 def categorical_log_prob(logits, indices):
@@ -183,11 +190,13 @@ def gains(alternatives, samples):
     Returns:
         `(batch, n, *positions, choices)`; 0 at positions where a reward is not finite.
     """
-    alternatives = ops.convert_to_tensor(alternatives)
+    n = samples_per_input(samples)
+    # In rows, as rewards return them: then XLA writes the result where they were.
+    alternatives, samples = merge_rows(to_tensor((alternatives, samples)))
     drawn = ops.expand_dims(ops.cast(samples, "int32"), -1)
-    alternatives = alternatives - ops.take_along_axis(alternatives, drawn, axis=-1)
-    known = ops.all(ops.isfinite(alternatives), axis=-1, keepdims=True)
-    return ops.where(known, alternatives, 0.0)
+    gained = alternatives - ops.take_along_axis(alternatives, drawn, axis=-1)
+    known = ops.isfinite(ops.sum(alternatives, axis=-1, keepdims=True))
+    return split_rows(ops.where(known, gained, 0.0), n)
 
 
 def parts_loss(probabilities, gained, sample_weight=None):
