@@ -1,7 +1,6 @@
 """A reward for boundaries: those that a model draws, or those of its regions."""
 
 import math
-import operator
 
 import keras
 import numpy as np
@@ -12,10 +11,8 @@ from keras_reward.rewards.label_maps import LabelMapReward
 from keras_reward.rewards.mask_boundaries import (
     DECIDED,
     found_alone,
-    meet,
+    numbers_with,
     of_each_label,
-    of_pattern,
-    patterns,
     steps,
 )
 from keras_reward.rewards.neighbors import count, disc_sum, moved
@@ -120,16 +117,8 @@ class BoundaryReward(LabelMapReward):
     def alternatives(self, y_true, y_pred, choices):
         choices = self._chosen_labels(choices)
         labels, predicted = self._predicted(y_true, y_pred)
-        counted = counts_by_pattern if self.masks else counts_off_and_on
-        rewards = [
-            self._rewards(y_true, labels, *counts)
-            for counts in counted(y_true, predicted, self.tolerance)
-        ]
-        if self.masks:
-            worth = of_each_label(labels, y_true["counts"], choices, rewards)
-        else:
-            off, on = rewards
-            worth = ops.where(choices == 1, on[..., None], off[..., None])
+        worth = self._worth_of_masks if self.masks else self._worth_of_maps
+        worth = worth(y_true, labels, predicted, choices)
         return ops.reshape(worth, (*ops.shape(y_pred), worth.shape[-1]))
 
     def check_values(self, y_true, y_pred):
@@ -170,6 +159,29 @@ class BoundaryReward(LabelMapReward):
                 f"Received: {choices.shape[0]} choices"
             )
         return choices
+
+    def _worth_of_maps(self, y_true, labels, predicted, choices):
+        off, on = (
+            self._rewards(y_true, labels, *numbers)[..., None]
+            for numbers in numbers_off_and_on(y_true, predicted, self.tolerance)
+        )
+        return ops.where(choices == 1, on, off)
+
+    def _worth_of_masks(self, y_true, labels, predicted, choices):
+        finders = disc_sum(predicted, self.tolerance)
+        numbers = of_each_pixel(numbers_of(y_true, predicted, finders))
+        now = [moved(predicted, *place) for place in DECIDED]
+        is_near = [moved(y_true["near"], *place) for place in DECIDED]
+        alone = found_alone(y_true["boundary"], finders, now, self.tolerance)
+        removed = numbers_with(now, is_near, alone)
+        others = [a - b for a, b in zip(numbers, removed, strict=True)]
+
+        def worth(masks):
+            added = numbers_with(masks, is_near, alone)
+            numbers = (a + b for a, b in zip(others, added, strict=True))
+            return self._rewards(y_true, labels, *numbers)
+
+        return of_each_label(labels, y_true["counts"], choices, worth)
 
     def _rewards(self, y_true, labels, near, predicted, found):
         """The rewards from numbers of pixels, `(rows,)` or `(rows, height, width)`."""
@@ -221,7 +233,7 @@ def numbers_of(y_true, predicted, finders):
     return near, count(predicted), count(y_true["boundary"] & (finders > 0))
 
 
-def counts_off_and_on(y_true, predicted, tolerance):
+def numbers_off_and_on(y_true, predicted, tolerance):
     """`numbers_of` boundary maps with one pixel off, and with this pixel on.
 
     Args:
@@ -247,35 +259,6 @@ def counts_off_and_on(y_true, predicted, tolerance):
         (near - less * is_near, number - less, found - less * lost),
         (near + more * is_near, number + more, found + more * gained),
     )
-
-
-def counts_by_pattern(y_true, predicted, tolerance):
-    """`numbers_of` masks in which one pixel makes or unmakes boundary pixels.
-
-    Args:
-        y_true, predicted, tolerance: as for `counts_off_and_on`.
-
-    Returns:
-        Eight triples of `(rows, height, width)` int32, for each pattern of `patterns`.
-    """
-    finders = disc_sum(predicted, tolerance)
-    numbers = of_each_pixel(numbers_of(y_true, predicted, finders))
-    now = [moved(predicted, *place) for place in DECIDED]
-    is_near = [ops.cast(moved(y_true["near"], *place), "int32") for place in DECIDED]
-    alone = found_alone(y_true["boundary"], finders, now, tolerance)
-    added = [
-        (
-            sum(map(operator.mul, is_near, pattern)),
-            sum(pattern),
-            sum(alone[reach] for reach in alone if meet(reach, pattern)),
-        )
-        for pattern in patterns()
-    ]
-    others = [
-        number - ops.cast(of_pattern(now, each), "int32")
-        for number, each in zip(numbers, zip(*added, strict=True), strict=True)
-    ]
-    return [tuple(map(operator.add, others, each)) for each in added]
 
 
 def of_each_pixel(numbers):

@@ -2,11 +2,13 @@
 
 A pixel is a boundary pixel if its label differs from that of its right or its lower
 neighbour. So a pixel decides about itself, its left and its upper neighbour, and
-nothing else. A *pattern* says which of the three are boundary pixels: three bools.
+nothing else. Of these three positions are the lists of masks here, in this order.
 """
 
+import functools
 import itertools
 import math
+import operator
 
 from keras import ops
 
@@ -14,7 +16,8 @@ from keras_reward.forms.integers import SMALLEST
 from keras_reward.rewards.neighbors import moved, padded, window
 
 DECIDED = ((0, 0), (0, -1), (-1, 0))  # rows down and columns to the right
-NO_LABEL = SMALLEST  # no pixel has it
+# Labels that no pixel and no choice has.
+NO_LABEL, ANOTHER_LABEL = SMALLEST, SMALLEST + 1
 
 
 def steps(labels):
@@ -24,30 +27,6 @@ def steps(labels):
         moved(exists, *place) & (moved(labels, *place) != labels)
         for place in ((0, 1), (1, 0))
     ]
-
-
-def patterns():
-    return list(itertools.product((False, True), repeat=len(DECIDED)))
-
-
-def meet(reach, pattern):
-    return any(a and b for a, b in zip(reach, pattern, strict=True))
-
-
-def of_pattern(bits, values):
-    """At each pixel, the value that belongs to its pattern.
-
-    Args:
-        bits: three masks.
-        values: eight tensors or numbers, in the order of `patterns`.
-    """
-    if not bits:
-        return values[0]
-    half = len(values) // 2
-    without, with_it = (
-        of_pattern(bits[1:], part) for part in (values[:half], values[half:])
-    )
-    return ops.where(bits[0], with_it, without)
 
 
 def found_alone(boundary, finders, now, tolerance):
@@ -83,14 +62,35 @@ def found_alone(boundary, finders, now, tolerance):
     return alone
 
 
-def of_each_label(labels, counts, choices, values):
-    """What each label is worth at each pixel, by the pattern that it makes.
+def numbers_with(masks, is_near, alone):
+    """Numbers of pixels that positions add: near, predicted, and true ones found.
+
+    Args:
+        masks: which of the positions in `DECIDED` become predicted boundary pixels.
+        is_near: whether each of them is near a true boundary pixel.
+        alone: what `found_alone` returned.
+
+    Returns:
+        Three times `(rows, height, width)` int32.
+    """
+    numbers = [ops.cast(mask, "int32") for mask in masks]
+    near = [ops.cast(a & b, "int32") for a, b in zip(masks, is_near, strict=True)]
+    found = []
+    for reach, number in alone.items():
+        finders = [mask for mask, reaches in zip(masks, reach, strict=True) if reaches]
+        found.append(ops.where(functools.reduce(operator.or_, finders), number, 0))
+    return sum(near), sum(numbers), sum(found)
+
+
+def of_each_label(labels, counts, choices, worth):
+    """What each label is worth at each pixel.
 
     Args:
         labels: `(rows, height, width)`.
         counts: mask of the positions that count.
         choices: labels, `(choices,)` or `(rows, height, width, choices)`.
-        values: eight `(rows, height, width)`, in the order of `patterns`.
+        worth: takes three masks, which of the positions in `DECIDED` are boundary
+            pixels, and returns `(rows, height, width)`.
 
     Returns:
         `(rows, height, width, choices)`.
@@ -107,15 +107,14 @@ def of_each_label(labels, counts, choices, values):
     may_be = [moved(counts, *place) for place in DECIDED]
     may_be[0] = may_be[0] & (has_right | has_below)
 
-    def worth(label):
-        bits = [
-            allowed & (label != other)
-            for allowed, other in zip(may_be, inner, strict=True)
-        ]
-        return of_pattern(bits, values)[..., None]
+    def of_label(label):
+        return worth([a & (label != b) for a, b in zip(may_be, inner, strict=True)])
 
-    # All labels but these three are worth the same.
-    result = of_pattern(may_be, values)[..., None]
-    for label in inner:
-        result = ops.where(label[..., None] == choices, worth(label), result)
+    # All labels but these three are worth the same. In a loop, since XLA would count
+    # anew for each of them.
+    others = ops.full_like(labels, ANOTHER_LABEL)
+    worths = ops.map(of_label, ops.stack([others, *inner]))[..., None]
+    result = worths[0]
+    for number, label in enumerate(inner, start=1):
+        result = ops.where(label[..., None] == choices, worths[number], result)
     return result

@@ -189,6 +189,28 @@ def test_alternatives_of_maps_with_a_channel(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_alternatives_of_decoded_choices(kind):
+    classes, masks = KINDS[kind]
+    y_true, y_pred = map(
+        ops.convert_to_tensor, random_maps((2, 5, 4), classes, masks, 8)
+    )
+    reward, order = BoundaryReward(1, masks), list(range(classes))[::-1]
+
+    class Choices:
+        """A codec that decodes to the classes in reverse, and to one twice."""
+
+        def map(self, function):
+            maps = [ops.full_like(y_pred, label) for label in [*order, order[0]]]
+            return ops.stack([function(labels) for labels in maps], axis=-1)
+
+    prepared = reward.prepare(y_true)
+    plain = reward.alternatives(prepared, y_pred, ops.arange(classes, dtype="int32"))
+    result = to_numpy(reward.alternatives(prepared, y_pred, Choices()))
+    expected = to_numpy(plain)[..., [*order, order[0]]]
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_compiled_equals_eager(kind):
     classes, masks = KINDS[kind]
     data = [ops.convert_to_tensor(d) for d in random_maps((4, 6, 7), classes, masks, 4)]
