@@ -51,7 +51,8 @@ def steps_of_fit(tuned, make_images, batch_size):
 
     Args:
         tuned: a compiled Keras model.
-        make_images: returns as many images as it is asked for.
+        make_images: returns as many images as it is asked for, or a tuple of images
+            and targets.
         batch_size: images in a step.
     """
     import keras
@@ -65,8 +66,9 @@ def steps_of_fit(tuned, make_images, batch_size):
     def run(steps):
         ends.clear()
         # One step more: seconds are those from the end of one to the end of the next.
+        data = make_images(batch_size * (steps + 1))
         tuned.fit(
-            make_images(batch_size * (steps + 1)),
+            *(data if isinstance(data, tuple) else (data,)),
             batch_size=batch_size,
             callbacks=[Times()],
             shuffle=False,
