@@ -59,6 +59,9 @@ class BoundaryReward(LabelMapReward):
     is not a whole number, and for a boundary map `y_pred` with labels other than 0
     and 1.
 
+    Raises:
+        ValueError: if `tolerance` is negative or not finite.
+
     Example:
 
     ```python
