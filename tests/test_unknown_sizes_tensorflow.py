@@ -19,7 +19,9 @@ from keras_reward.nests import map_leaves, to_tensor
 CLASSES = {
     "categorical policy": 4,
     "categorical_likelihood": 5,
-    "painted": 1,  # and the number of channels, one or three
+    **dict.fromkeys(
+        ("painted", "painted in blocks", "colours by parts"), 1
+    ),  # channels
     "to_gray": 3,
 }
 

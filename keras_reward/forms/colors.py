@@ -173,26 +173,34 @@ def lab_to_rgb(lightness, a, b, gamut_steps=7):
     lab_to_rgb(zero + 50.0, zero, zero)  # [[0.466, 0.466, 0.466]], middle grey
     ```
     """
-    lightness, a, b = (ops.cast(plane, "float32") for plane in (lightness, a, b))
-
-    def fits(scale):
-        planes = lab_to_linear(lightness, scale * a, scale * b)
-        low = functools.reduce(ops.minimum, planes)
-        high = functools.reduce(ops.maximum, planes)
-        return ops.logical_and(low >= -GAMUT_SLACK, high <= 1.0 + GAMUT_SLACK)
-
-    def bisect(_, state):
-        scale, step = state
-        larger = scale + step
-        larger_fits = ops.logical_and(larger <= 1.0, fits(larger))
-        return ops.where(larger_fits, larger, scale), 0.5 * step
-
-    # As a loop: unrolled, XLA on a CPU computes each step once for each later use.
-    state = (ops.cast(fits(1.0), "float32"), ops.convert_to_tensor(0.5, "float32"))
-    scale, _ = ops.fori_loop(0, gamut_steps, bisect, state)
+    planes = tuple(ops.cast(plane, "float32") for plane in (lightness, a, b))
+    # A loop, since XLA on a CPU computes unrolled steps once for each later use. Its
+    # function is always the same one, so that JAX compiles it once for eager calls.
+    state = (
+        ops.cast(fits_gamut(1.0, *planes), "float32"),
+        ops.convert_to_tensor(0.5, "float32"),
+    )
+    scale = ops.fori_loop(0, gamut_steps, bisect_gamut, (*state, *planes))[0]
     scale = ops.stop_gradient(scale)  # piecewise constant
+    lightness, a, b = planes
+    linear = ops.stack(lab_to_linear(lightness, scale * a, scale * b), axis=-1)
+    return linear_to_srgb(ops.clip(linear, 0.0, 1.0))
+
+
+def fits_gamut(scale, lightness, a, b):
+    """Whether sRGB can show Lab planes whose chroma is multiplied by `scale`."""
     planes = lab_to_linear(lightness, scale * a, scale * b)
-    return linear_to_srgb(ops.clip(ops.stack(planes, axis=-1), 0.0, 1.0))
+    low = functools.reduce(ops.minimum, planes)
+    high = functools.reduce(ops.maximum, planes)
+    return ops.logical_and(low >= -GAMUT_SLACK, high <= 1.0 + GAMUT_SLACK)
+
+
+def bisect_gamut(_, state):
+    """One step of the search for the largest scale of the chroma that fits."""
+    scale, step, *planes = state
+    larger = scale + step
+    larger_fits = ops.logical_and(larger <= 1.0, fits_gamut(larger, *planes))
+    return ops.where(larger_fits, larger, scale), 0.5 * step, *planes
 
 
 GAMUT_SLACK = 2e-4  # grey itself misses the gamut by rounding at L = 0 and 100

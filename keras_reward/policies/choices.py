@@ -20,14 +20,15 @@ class DecodedChoices:
         samples: `(batch, n, *positions)`.
 
     Attributes:
-        positions: shape of the parts of an output, such as (rows, columns) of a grid.
+        positions: shape of the parts of an output, such as (rows, columns) of a grid:
+            ints, or tensors where they are unknown while tracing.
     """
 
     def __init__(self, policy, x, context, samples):
         self.policy, self.x, self.context = policy, x, context
         self.samples = samples
         self.number = policy.number_of_choices(context)
-        self.positions = tuple(samples.shape[2:])
+        self.positions = tuple(ops.shape(samples)[2:])
 
     def __len__(self):
         return self.number

@@ -74,7 +74,9 @@ class ColorReward(Reward):
         """Rows and columns of the blocks of `(rows, H, W)` that parts paint."""
         grid = getattr(choices, "positions", None)
         if grid is None or len(grid) != 2:
-            received = "choices that are not decoded" if grid is None else tuple(grid)
+            received = "choices that are not decoded"
+            if grid is not None:
+                received = f"parts of shape {tuple(grid)}"
             raise ValueError(
                 f"Reward {self.name!r} can credit parts that paint blocks of an image, "
                 "in a grid of rows and columns. Give the policy such a codec, as "

@@ -22,8 +22,12 @@ def number_of(choices):
 
 
 def positions_of(y_pred, choices):
-    """The shape of the parts of an output, from what `alternatives` are given."""
-    return tuple(getattr(choices, "positions", y_pred.shape[1:]))
+    """The shape of the parts of an output, from what `alternatives` are given.
+
+    None stands for a size that is unknown while tracing.
+    """
+    sizes = getattr(choices, "positions", y_pred.shape[1:])
+    return tuple(size if isinstance(size, int) else None for size in sizes)
 
 
 def weighted_sum(credits, weights, offset=0.0):

@@ -10,6 +10,7 @@ from tiny import classifier, randomize
 import keras_reward as kr
 from keras_reward import advantages, baselines, codecs, objective
 from keras_reward.models import VisionEncoderDecoder, VisionTransformer
+from keras_reward.policies.choices import DecodedChoices
 from keras_reward.terms import kl
 
 
@@ -139,6 +140,19 @@ def boundary_alternatives(y_true, y_pred):
 
 
 PALETTE = codecs.ColorPalette(40.0)
+BLOCKS = codecs.ColorPalette(40.0, interpolation="nearest")
+
+
+def colors_by_parts(inputs, samples):
+    policy = kr.CategoricalPolicy(codec=BLOCKS)
+    context = keras.ops.zeros((1, 1, 1, BLOCKS.num_colors))
+    # The number of samples is always known.
+    samples = keras.ops.reshape(samples, (-1, 3, *keras.ops.shape(samples)[2:]))
+    choices = DecodedChoices(policy, inputs, context, samples)
+    images = policy.decode(inputs, samples)
+    return kr.ColorfulnessReward().alternatives(None, images, choices)
+
+
 BOX_CODEC = kr.BoxCodec(num_classes=2, image_size=8, max_boxes=2, num_buckets=9)
 BOX_TOKENS = np.stack([BOX_CODEC.encode(BOXES, seed=seed)[0] for seed in range(2)], 1)
 FUNCTIONS = {
@@ -150,6 +164,16 @@ FUNCTIONS = {
     "matched_iou": (kr.matched_iou, BOXES, MORE_BOXES),
     "palette of pixels": (PALETTE.encode, photos(2, 5, 7, 3)),
     "painted": (PALETTE.decode, photos(2, 9, 7, 1), labels(2, 3, 4, 3, classes=8)),
+    "painted in blocks": (
+        BLOCKS.decode,
+        photos(2, 9, 8, 1),
+        labels(2, 3, 3, 4, classes=8),
+    ),
+    "colours by parts": (
+        colors_by_parts,
+        photos(2, 9, 8, 1),
+        labels(2, 3, 3, 4, classes=8),
+    ),
     "to_gray": (codecs.to_gray, photos(2, 5, 7, 3)),
     "rgb_to_lab": (codecs.rgb_to_lab, photos(2, 5, 7, 3)),
     "lab_to_rgb": (
