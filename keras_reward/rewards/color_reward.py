@@ -43,8 +43,8 @@ class ColorReward(Reward):
                 The part in cell (i, j) paints that block of the image and nothing else.
 
         Returns:
-            `(rows, grid rows, grid columns, choices)` float32. NaN for images without a
-            reward, and for choices that would make such ones.
+            `(rows, grid rows, grid columns, choices)` float32. NaN where the changed
+            image has no reward.
 
         Raises:
             ValueError: if parts do not paint blocks of the images, by the sizes.
@@ -53,8 +53,7 @@ class ColorReward(Reward):
         planes = self.chroma_plane(y_pred)
         grid = self.grid_of(choices, planes[0])
         own = self.counts(planes, grid)
-        total = [ops.sum(count, axis=(1, 2), keepdims=True) for count in own]
-        others = [all_ - count for all_, count in zip(total, own, strict=True)]
+        others = [ops.sum(count, axis=(1, 2), keepdims=True) - count for count in own]
         pixels = pixels_of(planes[0])
 
         def reward_with(images):
@@ -65,8 +64,7 @@ class ColorReward(Reward):
             )
             value = self.of_shares(*counted)
             value = value[0] if isinstance(value, tuple) else value
-            is_readable = ops.logical_and(readable == 1.0, total[-1] == pixels)
-            return ops.where(is_readable, value, np.nan)
+            return ops.where(readable == 1.0, value, np.nan)
 
         return choices.map(reward_with)
 
