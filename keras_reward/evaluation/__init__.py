@@ -1,5 +1,6 @@
 """Official metrics of a dataset, and analyses of tuned models."""
 
+from keras_reward.evaluation.boundaries import BoundaryDetection, boundary_detection
 from keras_reward.evaluation.cider import Cider, cider
 from keras_reward.evaluation.coco_detection import CocoDetection, coco_detection
 from keras_reward.evaluation.distribution_figure import findings, plot
