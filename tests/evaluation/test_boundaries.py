@@ -209,7 +209,7 @@ def test_thick_lines_are_thinned_before_the_thresholds_too():
         for suppress in (True, False)
     }
     # At 0.25 the middle of the whole is elsewhere. At the border ridges fade.
-    np.testing.assert_allclose(found[False], [0, 1, 1])
+    assert found[False][0] < 0.1 and (found[False][1:] > 0.8).all()
     assert (found[True] > 0.6).all()
 
 
