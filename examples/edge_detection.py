@@ -148,7 +148,7 @@ class Task:
     """
 
     def __init__(self, args, preset, model):
-        self.preset, self.seed, self.use_ridges = preset, args.seed, False
+        self.preset, self.seed = preset, args.seed
         is_hed = args.model == "hed" or args.model.endswith(".weights.h5")
         self.to_input = hed_input if is_hed else lambda images: images
         if args.data == "scenes":
@@ -270,19 +270,22 @@ class OnePerson(keras.utils.PyDataset):
     Args:
         data: `(x, y)` of the task.
         task: a `Task`.
+        steps: batches in an epoch. Default: as many as the images fill.
     """
 
-    def __init__(self, data, task):
+    def __init__(self, data, task, steps=None):
         super().__init__()
         self.x, self.y = data
+        self.steps = steps or -(-len(self.x) // task.preset.batch)
         self.task, self.rng = task, np.random.default_rng(task.seed)
         self.on_epoch_end()
 
     def __len__(self):
-        return -(-len(self.x) // self.task.preset.batch)
+        return self.steps
 
     def on_epoch_end(self):
-        self.order = self.rng.permutation(len(self.x))
+        count = max(len(self.x), self.steps * self.task.preset.batch)
+        self.order = np.resize(self.rng.permutation(len(self.x)), count)
 
     def __getitem__(self, batch):
         size = self.task.preset.batch
@@ -317,8 +320,7 @@ def tune(model, task, args):
         f"val_{task.metric}", mode="max", patience=10**6, restore_best_weights=True
     )
     history = tuned.fit(
-        OnePerson(task.train, task),
-        steps_per_epoch=preset.epoch_steps,
+        OnePerson(task.train, task, preset.epoch_steps),
         epochs=-(-preset.tuning["steps"] // preset.epoch_steps),
         validation_data=OnePerson(task.held_out, task),
         callbacks=[watch, best],

@@ -24,6 +24,7 @@ MOST_LINES = {
     "colorization": 450,
     "colorization_uvim": 450,
     "panoptic_segmentation": 400,
+    "edge_detection": 430,
 }
 
 
