@@ -18,10 +18,12 @@ pytestmark = pytest.mark.slow
 def edges():
     """The example with few images and few steps."""
     example = load_example("edge_detection")
-    example.TINY.update(
-        scenes={"train": 8, "held_out": 4, "test": 6}, batch=4, epoch_steps=2
-    )
-    example.TINY["tuning"] = {"rate": 0.01, "warmup": 1, "last": 0.1, "steps": 4}
+    example.TINY["scenes"] = {"train": 8, "held_out": 4, "test": 6}
+    for kind in ("scenes", "bsds"):  # two epochs
+        example.TINY["batch"][kind], example.TINY["epoch_steps"][kind] = 4, 2
+        schedule = {"rate": 0.01, "warmup": 1, "last": 0.1, "steps": 4}
+        example.TINY["tuning"][kind] = schedule
+    example.TINY["piece"] = (32, 40)
     example.WATCHED_PHOTOS = 2
     return example
 
@@ -103,10 +105,29 @@ def test_photographs_are_read_with_their_people(tmp_path):
     assert [image.shape[:2] for image, _ in read] == [(33, 49), (49, 33)] * 3
     assert [people.shape[-1] for _, people in read] == [1, 2, 3] * 2
     np.testing.assert_array_equal(np.moveaxis(read[-1][1], -1, 0), last)
-    image, people = example.shrink(*example.lying(*read[-1]), 2)
-    assert image.shape == (16, 24, 3) and people.shape == (16, 24, 3)
-    turned = np.rot90(last[0])[:32, :48]
-    assert people[3, 5, 0] == turned[6:8, 10:12].max()
+    image, people = example.lying(*read[-1])
+    assert image.shape == (33, 49, 3)
+    np.testing.assert_array_equal(people[..., 1], np.rot90(last[1]))
+
+
+def test_pieces_have_the_edges_of_one_person_who_drew_some():
+    example = edges()
+    y = np.zeros((1, 8, 12, 3), "uint8")
+    y[0, :, 3, 0] = y[0, 5, :, 1] = 1  # two people, and a map that pads
+    x = np.arange(96.0).reshape(1, 8, 12, 1).repeat(3, axis=-1)
+    task = example.types.SimpleNamespace(
+        batch=1, seed=0, size=(6, 8), thinner=None, to_input=lambda images: images
+    )
+    data, seen = example.OnePerson((x, y), task, steps=1), set()
+    for _ in range(40):
+        (image,), (drawn,) = data[0]
+        top, left = divmod(int(image[0, 0, 0]), 12)
+        place = np.s_[top : top + 6, left : left + 8]
+        np.testing.assert_array_equal(image, x[0][place])
+        matches = [np.array_equal(drawn[..., 0], y[0][place][..., j]) for j in (0, 1)]
+        assert any(matches)
+        seen.add((top, left, matches[0]))
+    assert len(seen) > 15
 
 
 def test_outlines_are_one_pixel_wide():
