@@ -198,6 +198,16 @@ def test_ridges_are_where_a_blurred_line_is_highest(angle):
     assert length * 0.7 <= found.sum() <= 2.1 * length
 
 
+def test_ridges_are_smoothed_and_fade_along_the_border():
+    found = ridges(line(24, height=48, width=48))
+    expected = np.zeros((48, 48))
+    expected[:, 24] = 0.5  # the middle of 1/4, 1/2, 1/4
+    expected[[0, 47]] = 0.0
+    for step in range(1, 5):
+        expected[[step, 47 - step]] *= step / 5
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_thick_lines_are_thinned_before_the_thresholds_too():
     people = line(20, height=32, width=48)
     # A second, lower line on the shoulder of the first: not a ridge of its own.
