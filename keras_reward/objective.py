@@ -188,15 +188,14 @@ def gains(alternatives, samples):
         samples: `(batch, n, *positions)` int, the choices that were drawn.
 
     Returns:
-        `(batch, n, *positions, choices)`; 0 at positions where a reward is not finite.
+        `(batch, n, *positions, choices)`; 0 for choices without a finite reward.
     """
     n = samples_per_input(samples)
     # In rows, as rewards return them: then XLA writes the result where they were.
     alternatives, samples = merge_rows(to_tensor((alternatives, samples)))
     drawn = ops.expand_dims(ops.cast(samples, "int32"), -1)
     gained = alternatives - ops.take_along_axis(alternatives, drawn, axis=-1)
-    known = ops.isfinite(ops.sum(alternatives, axis=-1, keepdims=True))
-    return split_rows(ops.where(known, gained, 0.0), n)
+    return split_rows(ops.where(ops.isfinite(gained), gained, 0.0), n)
 
 
 def parts_loss(probabilities, gained, sample_weight=None):

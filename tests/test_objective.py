@@ -91,3 +91,12 @@ def test_sample_weight_weighs_inputs():
         log_probs, [[1.0], [1.0]], sample_weight=np.array([3.0, 0.5])
     )
     assert float(loss) == (3.0 * 1.0 + 0.5 * 2.0) / 2
+
+
+def test_gains_are_over_what_was_drawn_and_0_where_that_is_unknown():
+    nan = np.nan
+    worth = np.array([[[0.5, 0.75, nan], [nan, nan, nan], [1.0, nan, 2.0]]])
+    drawn = np.array([[[1, 0, 1]]])
+    gained = objective.gains(worth[:, None].astype("float32"), drawn)
+    expected = [[-0.25, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(to_numpy(gained)[0, 0], expected)

@@ -12,7 +12,7 @@ from keras_reward.symbolic import refuse_values
 
 TRUNCATIONS = ("top_k", "top_p", "sampler")
 # A subclass that overwrites one of these may not have independent parts.
-DRAWING = ("sample", "transform", "likelihood", "position_log_probs", "decode")
+DRAWING = ("sample", "noise", "transform", "likelihood", "position_log_probs", "decode")
 
 
 def refuse_truncation(name, kwargs):
@@ -34,6 +34,16 @@ def takes_context(function):
         return "context" in inspect.signature(function).parameters
     except (TypeError, ValueError):  # of some built-in functions none is known
         return False
+
+
+def decodes_parts(codec):
+    """Whether a codec says of itself that it decodes each position alone."""
+    if not getattr(codec, "independent_positions", False):
+        return False
+    said_by_itself = "independent_positions" in getattr(codec, "__dict__", {})
+    return said_by_itself or goes_with(
+        type(codec), "independent_positions", ("decode", "__call__")
+    )
 
 
 class Policy(keras.layers.Layer):
@@ -243,12 +253,9 @@ class Policy(keras.layers.Layer):
         own = ["independent_parts", *["choice_probabilities"] * self.has_choices]
         if not all(goes_with(type(self), name, DRAWING) for name in own):
             return f"{type(self).__name__} draws or decodes in a way of its own"
-        function = self.decode_function
-        if function is not None:
-            own = getattr(function, "independent_positions", False)
-            if not getattr(self.codec, "independent_positions", own):
-                name = getattr(self.codec, "__name__", type(self.codec).__name__)
-                return f"the codec {name} has no `independent_positions` that is true"
+        if self.decode_function is not None and not decodes_parts(self.codec):
+            name = getattr(self.codec, "__name__", type(self.codec).__name__)
+            return f"the codec {name} has no `independent_positions` that is true"
         return None
 
     def mode(self, context):

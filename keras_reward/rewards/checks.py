@@ -49,7 +49,8 @@ def as_alternatives(name, worth, expected):
     if not may_be_equal(shape, expected):
         raise ValueError(
             f"`alternatives` of reward {name!r} must return the reward of each row for "
-            "each choice at each position: (rows, *positions, choices). "
+            "each choice at each position: (rows, *positions, choices). If positions "
+            'are others than those of samples, pass `credit="output"`. '
             f"Expected: shape {expected}. Received: shape {shape}"
         )
     return as_floats(f"`alternatives` of reward {name!r}", worth)

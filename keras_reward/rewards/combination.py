@@ -6,10 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.nests import are_arrays
+from keras_reward.nests import are_arrays, goes_with
 from keras_reward.rewards.credit import positions_of, weighted_sum
 from keras_reward.rewards.reward import Reward, takes_inputs
 from keras_reward.saved_objects import deserialized, serialized
+
+# A subclass of a sum that overwrites one of these does not credit parts as a sum does.
+MERGING = ("call", "evaluate", "merge")
 
 
 class Combination(Reward):
@@ -138,12 +141,16 @@ class SumReward(Combination):
         return [i for i, weight in enumerate(self.weights) if weight != 0.0]
 
     def without_alternatives(self):
-        chosen = self.influential or range(len(self.rewards))
-        return [n for i in chosen for n in self.rewards[i].without_alternatives()]
+        if not self.influential or not goes_with(type(self), "alternatives", MERGING):
+            return [self.name]
+        chosen = [self.rewards[i] for i in self.influential]
+        return [name for r in chosen for name in r.without_alternatives()]
 
     def without_credit(self, has_choices=True):
-        chosen = self.influential or range(len(self.rewards))
-        return [n for i in chosen for n in self.rewards[i].without_credit(has_choices)]
+        if not self.influential or not goes_with(type(self), "evaluate_parts", MERGING):
+            return [self.name]
+        chosen = [self.rewards[i] for i in self.influential]
+        return [name for r in chosen for name in r.without_credit(has_choices)]
 
     @property
     def has_part_rewards(self):
@@ -200,6 +207,8 @@ class ProductReward(Combination):
     """
 
     def without_alternatives(self):
+        if not goes_with(type(self), "alternatives", ("call", "evaluate")):
+            return [self.name]
         return [name for r in self.rewards for name in r.without_alternatives()]
 
     def alternatives(self, y_true, y_pred, choices, inputs=None):

@@ -149,7 +149,7 @@ class Reward:
         Returns:
             `(rows, *positions, choices)` floats: the reward of the whole output if this
             position alone had taken this choice. For the choice that it took, this is
-            the reward of the row. NaN has no influence.
+            the reward of the row. A choice that is NaN has no influence.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not say what each part of an output was "

@@ -18,8 +18,10 @@ from keras_reward import (
     GaussianPolicy,
     MapReward,
     MeanIoUReward,
+    ProductReward,
     Reward,
     RewardTuning,
+    SumReward,
     Term,
 )
 
@@ -46,6 +48,28 @@ class OtherDice(DiceReward):
         return super().call(y_true, y_pred) ** 2
 
 
+class OtherSum(SumReward):
+    def merge(self, values):
+        return super().merge(values) ** 2
+
+
+class OtherProduct(ProductReward):
+    def call(self, y_true, y_pred, inputs=None):
+        reward, components = super().call(y_true, y_pred, inputs)
+        return reward**2, components
+
+
+class MixesAfterAll(KeepsApart):
+    def decode(self, inputs, samples):
+        return ops.flip(samples, axis=-1)
+
+
+class OneNumberForAll(BernoulliPolicy):
+    def noise(self, context, num_samples, seed):
+        noise = super().noise(context, num_samples, seed)
+        return ops.broadcast_to(noise[..., :1, :1], ops.shape(noise))
+
+
 class DrawsAnew(BernoulliPolicy):
     def sample(self, context, num_samples, seed=None, noise=None):
         return super().sample(2.0 * context, num_samples, seed, noise)
@@ -62,9 +86,14 @@ def test_auto_credits_parts_where_both_can():
     for reward in (unknown, dice * unknown, dice + unknown, OtherDice(1)):
         assert not tuner(reward).by_parts
     assert not tuner(dice * MapReward(neighbours_agree)).by_parts
+    assert not tuner(0.0 * dice).by_parts
+    assert not tuner(OtherSum([dice])).by_parts
+    assert not tuner(OtherProduct([dice, MeanIoUReward(1)])).by_parts
     # No choices, or not independent ones.
     assert not tuner(dice, GaussianPolicy()).by_parts
     assert not tuner(dice, BernoulliPolicy(codec=Mixes())).by_parts
+    assert not tuner(dice, BernoulliPolicy(codec=MixesAfterAll())).by_parts
+    assert not tuner(dice, OneNumberForAll()).by_parts
     assert not tuner(dice, DrawsAnew()).by_parts
 
 
@@ -212,6 +241,9 @@ def data(batch=24):
 @keras.saving.register_keras_serializable(package="keras_reward_tests")
 class GivenNoise(CategoricalPolicy):
     """Takes its random numbers from the data: `x = {"features", "noise"}`."""
+
+    independent_parts = True  # although it draws in a way of its own
+    choice_probabilities = CategoricalPolicy.choice_probabilities
 
     def encode(self, x, training=False):
         self.given = x["noise"]
