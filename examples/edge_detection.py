@@ -396,10 +396,10 @@ def measure(model, task):
 
 
 def save_gallery(path, task, before, after, count=6):
-    """Images, people's edges and the probabilities before and after."""
+    """Images, their true edges and the probabilities before and after."""
     images, people = (each[:count] for each in task.test)
     drawn = [each.mean(-1) for each in people]
-    rows = {"image": images, "people": drawn, "before": before, "after": after}
+    rows = {"image": images, "truth": drawn, "before": before, "after": after}
     size = (3 * len(images), 12)
     _, axes = matplotlib.pyplot.subplots(4, len(images), squeeze=False, figsize=size)
     for row, (title, maps) in zip(axes, rows.items(), strict=True):
