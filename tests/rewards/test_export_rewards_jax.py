@@ -11,12 +11,16 @@ from tiny import randomize
 import keras_reward
 from keras_reward import (
     BoundaryReward,
+    CategoricalPolicy,
     CIDErReward,
     ColorfulnessReward,
+    ColorPalette,
     DiceReward,
+    FBetaReward,
     FunctionReward,
     HueEntropyReward,
     LengthReward,
+    MapReward,
     MeanAveragePrecisionReward,
     MeanIoUReward,
     ModelReward,
@@ -26,6 +30,7 @@ from keras_reward import (
     RepetitionReward,
     VividnessReward,
 )
+from keras_reward.policies.choices import DecodedChoices
 
 BOXES = {"boxes": np.ones((2, 3, 4), "float32"), "labels": np.ones((2, 3), "int32")}
 MAPS = np.ones((2, 8, 8, 2), "int32")
@@ -33,6 +38,10 @@ IMAGES = np.ones((2, 8, 8, 3), "float32")
 LABELS = np.ones((2, 8, 8), "int32")
 CAPTIONS = np.full((2, 6), 5, "int32")
 REFERENCES = np.full((2, 3, 6), 5, "int32")
+
+
+def agreement(y_true, y_pred):
+    return keras.ops.cast(y_true == y_pred, "float32")
 
 
 def adapted():
@@ -51,8 +60,10 @@ CASES = {
     CIDErReward: (adapted, REFERENCES, CAPTIONS),
     ColorfulnessReward: (ColorfulnessReward, None, IMAGES),
     DiceReward: (lambda: DiceReward(3), LABELS, LABELS),
+    FBetaReward: (FBetaReward, LABELS, LABELS),
     HueEntropyReward: (HueEntropyReward, None, IMAGES),
     LengthReward: (LengthReward, None, CAPTIONS),
+    MapReward: (lambda: MapReward(agreement, reach=1), LABELS, LABELS),
     MeanAveragePrecisionReward: (
         lambda: MeanAveragePrecisionReward(class_counts="coco"),
         BOXES,
@@ -72,13 +83,17 @@ CASES = {
 }
 
 
-def lowered(reward, y_true, y_pred):
+def evaluated(reward, y_true, y_pred):
+    return reward.evaluate(y_true, y_pred)[0]
+
+
+def lowered(reward, y_true, y_pred, compute=evaluated):
     """The text of a reward that is lowered for three platforms, and its variables."""
 
     def score(variables, y_true, y_pred):
         mapping = list(zip(reward.variables, variables, strict=True))
         with keras.StatelessScope(mapping):
-            return reward.evaluate(reward.prepare(y_true), y_pred)[0]
+            return compute(reward, reward.prepare(y_true), y_pred)
 
     arguments = ([v.value for v in reward.variables], y_true, y_pred)
     exported = jax.export.export(jax.jit(score), platforms=["cpu", "cuda", "tpu"])(
@@ -96,6 +111,29 @@ def test_it_lowers_for_every_platform_without_host_callback(case):
     assert not [name for name in calls if "callback" in name]
     # 64-bit integers and floats are slow or missing on accelerators.
     assert not re.findall(r"tensor<[\dx]*(?:i64|f64|ui64)>", text)
+
+
+def evaluate_choices(reward, y_true, y_pred):
+    """What each choice at each position would have earned."""
+    choices = keras.ops.arange(3, dtype="int32")
+    if y_true is None:
+        codec = ColorPalette(60.0, interpolation="nearest")
+        samples = keras.ops.zeros((2, 1, 4, 4), "int32")
+        context = keras.ops.zeros((2, 4, 4, codec.num_colors))
+        policy = CategoricalPolicy(codec=codec)
+        choices = DecodedChoices(policy, y_pred[..., :1], context, samples)
+    return reward.alternatives(y_true, y_pred, choices)
+
+
+CREDITING = [case for case in CASES if not CASES[case][0]().without_alternatives()]
+
+
+@pytest.mark.parametrize("case", CREDITING, ids=lambda case: case.__name__)
+def test_what_parts_were_worth_lowers_for_every_platform(case):
+    make, y_true, y_pred = CASES[case]
+    text = lowered(make(), y_true, y_pred, evaluate_choices)
+    assert not re.findall(r"tensor<[\dx]*(?:i64|f64|ui64)>", text)
+    assert len(CREDITING) == 7
 
 
 def test_no_reward_is_left_out():
