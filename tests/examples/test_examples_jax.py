@@ -25,6 +25,7 @@ MOST_LINES = {
     "colorization_uvim": 450,
     "panoptic_segmentation": 400,
     "edge_detection": 430,
+    "semantic_segmentation": 400,
 }
 
 
