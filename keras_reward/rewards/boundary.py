@@ -43,7 +43,8 @@ class BoundaryReward(LabelMapReward):
     Does not punish: thick boundaries, as long as they stay within `tolerance` (several
     predicted pixels may share one true pixel, unlike in the benchmark of BSDS500);
     gaps shorter than twice `tolerance`; in masks, wrong classes on either side of a
-    boundary. Add `MeanIoUReward` for these.
+    boundary. Add `MeanIoUReward` for these. In masks, dots where a boundary is likely,
+    since each dot has a boundary of its own: look at the masks.
 
     Args:
         tolerance: distance in pixels, at least 0. Papers take 0.75 % of the image's
