@@ -2,8 +2,6 @@
 
 import keras
 
-from keras_reward.backend.keras_private import print_message
-
 
 class RewardProgress(keras.callbacks.ProgbarLogger):
     """Keras's progress bar with `reward` and `val_reward` first.
@@ -12,12 +10,6 @@ class RewardProgress(keras.callbacks.ProgbarLogger):
     """
 
     async_safe = True  # like the progress bar that Keras adds
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        line = self.model.credit_line()
-        if line is not None:
-            print_message(line)
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, reward_first(logs))

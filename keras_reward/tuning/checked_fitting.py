@@ -6,7 +6,7 @@ import warnings
 
 import keras
 
-from keras_reward.backend.keras_private import variables_of_optimizer
+from keras_reward.backend.keras_private import print_message, variables_of_optimizer
 from keras_reward.nests import are_arrays, refuse_cut_integers
 from keras_reward.ragged import dense
 from keras_reward.tuning.credit import described
@@ -91,12 +91,11 @@ class CheckedFitting:
                 f"knows {len({id(v) for v in known} & {id(v) for v in weights})}"
             )
 
-    def credit_line(self):
-        """What the log of `fit` says about credit: once, then None."""
-        if self.has_said_credit:
-            return None
-        self.has_said_credit = True
-        return described(self.by_parts, self.reward, self.policy)
+    def say_credit(self):
+        """Says in the log of `fit`, once, what gets credit."""
+        if not self.has_said_credit:
+            self.has_said_credit = True
+            print_message(described(self.by_parts, self.reward, self.policy))
 
     def warn_untrainable(self):
         """Warns, once for each `compile`, that a step has nothing to train."""

@@ -19,6 +19,8 @@ def with_callbacks(method, model, args, kwargs):
             "row for each input; the reward need not use it. "
             "Received: sample_weight, and y=None"
         )
+    if method is keras.Model.fit and bound.arguments.get("verbose") != 0:
+        model.say_credit()
     callbacks = bound.arguments.get("callbacks")
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []

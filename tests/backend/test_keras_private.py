@@ -18,6 +18,7 @@ from keras_reward.backend.keras_private import (
     build_compiled_metrics,
     flatten_layers,
     has_compiled_metrics,
+    print_message,
     producer_of,
     structure_of_inputs,
     variables_of_optimizer,
@@ -348,3 +349,15 @@ def test_functional_models_know_the_structure_of_their_inputs():
     assert found["a"][1].shape == (None, 4), message
     assert structure_of_inputs(classifier()).shape == (None, 3), message
     assert structure_of_inputs(keras.Sequential()) is None, message
+
+
+def test_lines_go_where_the_progress_bar_goes(capsys):
+    message = changed("`io_utils.print_msg`, which prints or logs.")
+    print_message("a line")
+    assert "a line" in capsys.readouterr().out, message
+    keras.config.disable_interactive_logging()
+    try:
+        print_message("another line")
+    finally:
+        keras.config.enable_interactive_logging()
+    assert not capsys.readouterr().out, message
