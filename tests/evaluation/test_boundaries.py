@@ -8,7 +8,7 @@ import skimage.morphology
 from scipy import ndimage
 
 from keras_reward.evaluation import BoundaryDetection, boundary_detection
-from keras_reward.evaluation.boundaries import Pixels, ridges, thin
+from keras_reward.evaluation.boundaries import Pixels, ridges
 
 SHOULDER = {
     17: 0.3,
@@ -176,16 +176,6 @@ def test_batches_add_up_and_can_be_forgotten():
     assert boundaries.result()["ods"] == boundaries.result()["ois"] == 0.0
 
 
-@pytest.mark.parametrize("roughness", [0, 1, 2, 3])
-def test_thinning_is_that_of_scikit_image(roughness):
-    rng = np.random.default_rng(roughness)
-    for _ in range(4):
-        above = ndimage.gaussian_filter(rng.random((30, 40)), roughness) > 0.5
-        thinned = np.zeros_like(above)
-        thinned[thin(above)] = True
-        np.testing.assert_array_equal(thinned, skimage.morphology.thin(above))
-
-
 @pytest.mark.parametrize("angle", [0.0, 30.0, 45.0, 90.0, 120.0])
 def test_ridges_are_where_a_blurred_line_is_highest(angle):
     down, right = np.indices((48, 48)) - 23.5
@@ -250,7 +240,8 @@ def test_maps_that_do_not_fit(people, maps, message):
         boundary_detection(people, maps)
 
 
-def test_a_missing_scipy_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
-    with pytest.raises(ImportError, match="pip install scipy"):
+@pytest.mark.parametrize("module", ["scipy.ndimage", "skimage.morphology"])
+def test_a_missing_library_is_said(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match="pip install scikit-image"):
         BoundaryDetection()
