@@ -1,7 +1,6 @@
 """A palette of colour bins, from which a colorizer chooses."""
 
 import math
-import numbers
 
 import keras
 import numpy as np
@@ -13,6 +12,7 @@ from keras_reward.forms.colors import (
     WHITE,
     XYZ_TO_RGB,
     check_range,
+    check_whole_cells,
     lab_to_rgb,
     lightness_of,
     rgb_to_lab,
@@ -172,25 +172,6 @@ class ColorPalette:
 
 
 INTERPOLATIONS = ("bilinear", "nearest")
-
-
-def check_whole_cells(size, grid):
-    """Raises unless images are a whole number of cells high and wide.
-
-    Args:
-        size: height and width of the images. Not checked if these are tensors:
-            unknown while tracing.
-        grid: rows and columns of cells.
-    """
-    sizes = (*size, *grid)
-    is_known = all(isinstance(length, numbers.Integral) for length in sizes)
-    if is_known and (size[0] % grid[0] or size[1] % grid[1]):
-        height, width = size
-        raise ValueError(
-            "The image must be a whole number of cells high and wide. Resize the "
-            "images, or choose another grid. "
-            f"Received: images of {height}x{width} pixels, grid={tuple(grid)}"
-        )
 
 
 def resize(planes, height, width, interpolation):

@@ -5,6 +5,7 @@ the 2 degree observer: L in [0, 100], a and b in about [-110, 110].
 """
 
 import functools
+import numbers
 
 import numpy as np
 from keras import ops
@@ -233,6 +234,25 @@ def lightness_of(images):
             for channel, weight in enumerate(RGB_TO_XYZ[1])
         )
     return 116.0 * lab_curve(luminance) - 16.0
+
+
+def check_whole_cells(size, grid):
+    """Raises unless images are a whole number of cells high and wide.
+
+    Args:
+        size: height and width of the images. Not checked if these are tensors:
+            unknown while tracing.
+        grid: rows and columns of cells.
+    """
+    sizes = (*size, *grid)
+    is_known = all(isinstance(length, numbers.Integral) for length in sizes)
+    if is_known and (size[0] % grid[0] or size[1] % grid[1]):
+        height, width = size
+        raise ValueError(
+            "The image must be a whole number of cells high and wide. Resize the "
+            "images, or choose another grid. "
+            f"Received: images of {height}x{width} pixels, grid={tuple(grid)}"
+        )
 
 
 def to_gray(images):

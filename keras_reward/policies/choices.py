@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_reward.nests import leaves_of, repeat_rows, samples_per_input
+from keras_reward.nests import repeat_rows, samples_per_input
 
 
 class DecodedChoices:
@@ -63,8 +63,3 @@ def choices_for(policy, x, context, samples):
     if policy.decode_function is not None:
         return DecodedChoices(policy, x, context, samples)
     return ops.arange(policy.number_of_choices(context), dtype="int32")
-
-
-def positions_in(samples):
-    """The shape of the parts of an output, from samples `(batch, n, *positions)`."""
-    return tuple(leaves_of(samples)[0].shape[2:])

@@ -3,7 +3,12 @@
 import numpy as np
 from keras import ops
 
-from keras_reward.forms.colors import are_readable, check_range, rgb_to_lab
+from keras_reward.forms.colors import (
+    are_readable,
+    check_range,
+    check_whole_cells,
+    rgb_to_lab,
+)
 from keras_reward.nests import is_float, map_leaves, with_last_sizes
 from keras_reward.rewards.reward import Reward
 
@@ -81,15 +86,7 @@ class ColorReward(Reward):
                 '`ColorPalette(interpolation="nearest")`, or pass `credit="output"`. '
                 f"Received: {received}"
             )
-        size = ops.shape(plane)[1:]
-        is_known = all(isinstance(length, int) for length in (*size, *grid))
-        if is_known and (size[0] % grid[0] or size[1] % grid[1]):
-            raise ValueError(
-                f"Reward {self.name!r} can credit parts that paint blocks of an image, "
-                "so it must be a whole number of parts high and wide. Resize the "
-                'images, or pass `credit="output"`. '
-                f"Received: images of {size[0]}x{size[1]} pixels, parts {tuple(grid)}"
-            )
+        check_whole_cells(ops.shape(plane)[1:], grid)
         return grid
 
     def counts(self, planes, grid):

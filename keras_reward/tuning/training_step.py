@@ -15,7 +15,7 @@ from keras_reward.nests import (
     with_sample,
 )
 from keras_reward.objective import gains, input_weights, parts_loss, reward_loss
-from keras_reward.policies.choices import choices_for, positions_in
+from keras_reward.policies.choices import choices_for
 from keras_reward.ragged import dense
 from keras_reward.rewards.checks import check_shapes
 from keras_reward.terms.update import Rollout, Update
@@ -145,8 +145,8 @@ class TrainingStep:
         given = targets, outputs, inputs
         if by_parts:
             choices = choices_for(self.policy, x, context, samples)
-            parts = choices, positions_in(samples)
-            results = self.reward.evaluate_parts(*given, *parts)
+            positions = tuple(samples.shape[2:])
+            results = self.reward.evaluate_parts(*given, choices, positions)
         else:
             results = (*self.reward.evaluate(*given), None)
         earned, components, credit = split_rows(results, n)

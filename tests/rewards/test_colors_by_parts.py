@@ -15,7 +15,7 @@ from keras_reward import (
     VividnessReward,
 )
 from keras_reward.codecs import to_gray
-from keras_reward.policies.choices import DecodedChoices, positions_in
+from keras_reward.policies.choices import DecodedChoices
 
 REWARDS = {
     "vividness": VividnessReward(),
@@ -54,7 +54,7 @@ def alternatives(palette, inputs, samples, rewards):
         choices = DecodedChoices(policy, inputs, context, samples)
         images, found = policy.decode(inputs, samples), {}
         for name, reward in rewards.items():
-            given = reward.prepare(None), images, None, choices, positions_in(samples)
+            given = reward.prepare(None), images, None, choices, samples.shape[2:]
             earned, _, credit = reward.evaluate_parts(*given)
             found[name] = earned, credit.alternatives
         return found
@@ -168,7 +168,7 @@ def test_parts_that_do_not_paint_blocks_are_refused():
     ):
         with pytest.raises(ValueError, match=f"paint blocks.*nearest.*{received}"):
             reward.alternatives(None, images, choices)
-    with pytest.raises(ValueError, match=r"Resize.*of 6x8 pixels, parts \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"Resize.*of 6x8 pixels, grid=\(4, 2\)"):
         reward.alternatives(None, images, Choices([images], (4, 2)))
     with pytest.raises(ValueError, match="needs float RGB images"):
         reward.alternatives(None, keras.ops.ones((2, 6, 8), "int32"), None)
