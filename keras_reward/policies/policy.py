@@ -249,7 +249,7 @@ class Policy(keras.layers.Layer):
         has an attribute `independent_positions` that is true.
         """
         if not self.independent_parts:
-            return f"{type(self).__name__} does not draw them independently"
+            return f"{type(self).__name__} is not known to draw them independently"
         own = ["independent_parts", *["choice_probabilities"] * self.has_choices]
         if not all(goes_with(type(self), name, DRAWING) for name in own):
             return f"{type(self).__name__} draws or decodes in a way of its own"

@@ -7,12 +7,12 @@ import numpy as np
 from keras import ops
 
 from keras_reward.nests import are_arrays, goes_with
-from keras_reward.rewards.credit import positions_of, weighted_sum
+from keras_reward.rewards.credit import Credit, positions_of, weighted_sum
 from keras_reward.rewards.reward import Reward, takes_inputs
 from keras_reward.saved_objects import deserialized, serialized
 
-# A subclass of a sum that overwrites one of these does not credit parts as a sum does.
-MERGING = ("call", "evaluate", "merge")
+# A subclass that overwrites one of the last credits parts in another way.
+COMBINING = ("merged_credit", ("call", "evaluate", "merge"))
 
 
 class Combination(Reward):
@@ -92,6 +92,44 @@ class Combination(Reward):
         """Combines a list of rewards, `(rows,)` each, into one."""
         raise NotImplementedError
 
+    def merged_credit(self, credits):
+        """Combines the `Credit` of each of the `influential` rewards into one."""
+        raise NotImplementedError
+
+    @property
+    def influential(self):
+        """Indices of the rewards that have an influence."""
+        return range(len(self.rewards))
+
+    def lacking(self, names_of):
+        """Names that a function gives for the influential rewards.
+
+        Or the own name if there are none, or if this combines credit as a base class
+        does, but not rewards.
+        """
+        if not self.influential or not goes_with(type(self), *COMBINING):
+            return [self.name]
+        return [n for i in self.influential for n in names_of(self.rewards[i])]
+
+    def without_alternatives(self):
+        return self.lacking(lambda reward: reward.without_alternatives())
+
+    def alternatives(self, y_true, y_pred, choices, inputs=None):
+        given = y_pred, inputs, choices, positions_of(y_pred, choices)
+        return self.evaluate_parts(y_true, *given)[-1].alternatives
+
+    def evaluate_parts(self, y_true, y_pred, inputs, choices, positions):
+        results, credits = [], []
+        for i, (reward, targets) in enumerate(zip(self.rewards, y_true, strict=True)):
+            given = targets, y_pred, inputs
+            if i in self.influential:
+                *result, credit = reward.evaluate_parts(*given, choices, positions)
+                credits.append(credit)
+            else:
+                result = reward.evaluate(*given)
+            results.append(result)
+        return *self.collected(results), self.merged_credit(credits)
+
     def get_config(self):
         rewards = [serialized(reward) for reward in self.rewards]
         return {**super().get_config(), "rewards": rewards}
@@ -140,40 +178,16 @@ class SumReward(Combination):
         """Indices of the rewards whose weight is not 0."""
         return [i for i, weight in enumerate(self.weights) if weight != 0.0]
 
-    def without_alternatives(self):
-        if not self.influential or not goes_with(type(self), "alternatives", MERGING):
-            return [self.name]
-        chosen = [self.rewards[i] for i in self.influential]
-        return [name for r in chosen for name in r.without_alternatives()]
-
     def without_credit(self, has_choices=True):
-        if not self.influential or not goes_with(type(self), "evaluate_parts", MERGING):
-            return [self.name]
-        chosen = [self.rewards[i] for i in self.influential]
-        return [name for r in chosen for name in r.without_credit(has_choices)]
+        return self.lacking(lambda reward: reward.without_credit(has_choices))
 
     @property
     def has_part_rewards(self):
         return any(self.rewards[i].has_part_rewards for i in self.influential)
 
-    def alternatives(self, y_true, y_pred, choices, inputs=None):
-        given = y_pred, inputs, choices, positions_of(y_pred, choices)
-        _, _, credit = self.evaluate_parts(y_true, *given)
-        return credit.alternatives
-
-    def evaluate_parts(self, y_true, y_pred, inputs, choices, positions):
-        results, credits, chosen = [], [], self.influential
-        for i, (reward, targets) in enumerate(zip(self.rewards, y_true, strict=True)):
-            given = targets, y_pred, inputs
-            if i in chosen:
-                *result, credit = reward.evaluate_parts(*given, choices, positions)
-                credits.append(credit)
-            else:
-                result = reward.evaluate(*given)
-            results.append(result)
-        weights = [self.weights[i] for i in chosen]
-        credit = weighted_sum(credits, weights, self.offset)
-        return *self.collected(results), credit
+    def merged_credit(self, credits):
+        weights = [self.weights[i] for i in self.influential]
+        return weighted_sum(credits, weights, self.offset)
 
     def merge(self, values):
         total = ops.zeros_like(values[0]) + self.offset
@@ -206,16 +220,8 @@ class ProductReward(Combination):
         name: optional name.
     """
 
-    def without_alternatives(self):
-        if not goes_with(type(self), "alternatives", ("call", "evaluate")):
-            return [self.name]
-        return [name for r in self.rewards for name in r.without_alternatives()]
-
-    def alternatives(self, y_true, y_pred, choices, inputs=None):
-        given = y_pred, inputs, choices, positions_of(y_pred, choices)
-        pairs = zip(self.rewards, y_true, strict=True)
-        credits = [reward.evaluate_parts(t, *given)[-1] for reward, t in pairs]
-        return self.merge([credit.alternatives for credit in credits])
+    def merged_credit(self, credits):
+        return Credit(self.merge([credit.alternatives for credit in credits]), None)
 
     def merge(self, values):
         product = values[0]

@@ -4,10 +4,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.nests import goes_with, is_float, may_be_equal
+from keras_reward.nests import goes_with, is_float, may_be_equal, rows_of
 from keras_reward.rewards.combination import FunctionReward
 from keras_reward.rewards.credit import Credit
 from keras_reward.rewards.host import HostReward
+from keras_reward.symbolic import refuse_values
 
 REDUCTIONS = ("mean", "sum")
 
@@ -65,6 +66,8 @@ class MapReward(FunctionReward):
     ```
     """
 
+    host_form = "MapReward(HostReward({}))"
+
     def __init__(self, function, reach=0, reduction="mean", name=None):
         if not callable(function):
             raise ValueError(
@@ -83,30 +86,31 @@ class MapReward(FunctionReward):
             )
         self.reach = reach
         self.reduction = reduction
-        self.on_host = isinstance(function, HostReward)
-
-    @property
-    def name(self):
-        return self._name or self.function.name if self.on_host else super().name
-
-    @property
-    def uses_inputs(self):
-        return self.function.uses_inputs if self.on_host else super().uses_inputs
 
     @property
     def runs_on_host(self):
-        return self.on_host
+        return isinstance(self.function, HostReward)
+
+    @property
+    def name(self):
+        if self.runs_on_host:
+            return self._name or self.function.name
+        return super().name
+
+    @property
+    def uses_inputs(self):
+        return self.function.uses_inputs if self.runs_on_host else super().uses_inputs
 
     @property
     def supports_jit(self):
-        return self.function.supports_jit if self.on_host else True
+        return self.function.supports_jit if self.runs_on_host else True
 
     @property
     def component_names(self):
-        return self.function.component_names if self.on_host else ()
+        return self.function.component_names if self.runs_on_host else ()
 
     def raise_failure(self):
-        if self.on_host:
+        if self.runs_on_host:
             self.function.raise_failure()
 
     def call(self, y_true, y_pred, inputs=None):
@@ -116,18 +120,21 @@ class MapReward(FunctionReward):
     def places(self, y_true, y_pred, inputs):
         """The map in float32, `(rows, height, width)`, and a dict of components."""
         components = {}
-        if self.on_host:
+        if self.runs_on_host:
             shape = tuple(y_pred.shape[1:3])
             places, seconds = self.function.values(y_true, y_pred, inputs, shape)
             components = dict.fromkeys(self.component_names, seconds)
         else:
             given = {"inputs": inputs} if self.uses_inputs else {}
             places = ops.convert_to_tensor(self.function(y_true, y_pred, **given))
-        shape = tuple(places.shape)
-        if len(shape) != 3 or not is_float(places):
+        shape, rows = tuple(places.shape), rows_of(y_pred)
+        has_rows = len(shape) == 3 and may_be_equal(shape[:1], (rows,))
+        if not has_rows or not is_float(places):
             raise ValueError(
                 f"The function of MapReward {self.name!r} must return floats of shape "
-                f"(rows, height, width). Received: shape {shape}, dtype {places.dtype}"
+                "(rows, height, width), and nothing is broadcast. "
+                f"Expected: {'rows' if rows is None else rows} rows. "
+                f"Received: shape {shape}, dtype {places.dtype}"
             )
         if None not in shape and self.reach >= max(shape[1:]):
             raise ValueError(
@@ -161,7 +168,11 @@ class MapReward(FunctionReward):
         return True
 
     def evaluate_parts(self, y_true, y_pred, inputs, choices, positions):
-        places, components = self.places(y_true, y_pred, inputs)
+        try:
+            places, components = self.places(y_true, y_pred, inputs)
+        except Exception as error:
+            refuse_values(f"Reward {self.name!r}", error, self.on_host_instead)
+            raise
         shape = tuple(places.shape[1:])
         if not may_be_equal(tuple(positions[:2]), shape) or len(positions) > 3:
             raise ValueError(

@@ -48,6 +48,7 @@ class Reward:
 
     component_names = ()
     function_name = "function"  # of this reward, in messages
+    host_form = "HostReward({})"  # the same function of NumPy arrays as a reward
     runs_on_host = False  # whether `call` leaves the compiled step for Python
     supports_jit = True  # as in `keras.Layer`: if False, steps do not use XLA
 
@@ -130,6 +131,12 @@ class Reward:
             f"{type(self).__name__} must implement `call(self, y_true, y_pred)`."
         )
 
+    @property
+    def on_host_instead(self):
+        """Advice for messages: how to call what is written in NumPy."""
+        form = self.host_form.format(self.function_name)
+        return f", or have it run on the host, on NumPy arrays: `reward={form}`"
+
     def alternatives(self, y_true, y_pred, choices):
         """What each part of an output was worth: the rewards of other choices.
 
@@ -191,11 +198,15 @@ class Reward:
         Returns:
             `(rewards, components, credit)`, the last a `Credit`.
         """
+        evaluated = self.evaluate(y_true, y_pred, inputs)
         arguments = {"inputs": inputs} if takes_inputs(self.alternatives) else {}
-        worth = self.alternatives(y_true, y_pred, choices, **arguments)
+        try:
+            worth = self.alternatives(y_true, y_pred, choices, **arguments)
+        except Exception as error:
+            refuse_values(f"`alternatives` of reward {self.name!r}", error)
+            raise
         expected = (rows_of(y_pred), *positions, number_of(choices))
-        credit = Credit(as_alternatives(self.name, worth, expected), None)
-        return *self.evaluate(y_true, y_pred, inputs), credit
+        return *evaluated, Credit(as_alternatives(self.name, worth, expected), None)
 
     def __call__(self, y_true, y_pred, inputs=None):
         """Computes the rewards of outputs, one per row.
@@ -256,11 +267,7 @@ class Reward:
         try:
             result = self.call(y_true, y_pred, **arguments)
         except Exception as error:
-            on_host = (
-                ", or have it run on the host, on NumPy arrays: "
-                f"`reward=HostReward({self.function_name})`"
-            )
-            refuse_values(f"Reward {self.name!r}", error, on_host)
+            refuse_values(f"Reward {self.name!r}", error, self.on_host_instead)
             if y_true is not None:
                 raise
             raise ValueError(

@@ -172,6 +172,19 @@ def one_number(y_true, y_pred):
     return ops.mean(ops.cast(y_pred, "float32"), axis=(1, 2))
 
 
+def one_row(y_true, y_pred):
+    return ops.mean(ops.cast(y_pred, "float32"), axis=0, keepdims=True)
+
+
+def in_numpy(y_true, y_pred):
+    return y_pred.astype("float32").numpy()
+
+
+class AlternativesInNumPy(WrongShape):
+    def alternatives(self, y_true, y_pred, choices):
+        return y_pred.numpy()[..., None]
+
+
 def larger(y_true, y_pred):
     return ops.repeat(ops.cast(y_pred, "float32"), 2, axis=1)
 
@@ -184,6 +197,12 @@ def larger(y_true, y_pred):
         (MapReward(far_away, reach=2), r"`reach`.*'far_away'.*reach=2, a map of 2x2"),
         (MapReward(one_number), r"'one_number'.*\(rows, height, width\)"),
         (MapReward(larger), r"'larger'.*a map of shape \(4, 2\)"),
+        (MapReward(one_row), r"'one_row'.*Expected: 6 rows.*shape \(1, 2, 2\)"),
+        (MapReward(in_numpy), r"`reward=MapReward\(HostReward\(in_numpy\)\)`"),
+        (
+            AlternativesInNumPy(),
+            "`alternatives` of reward 'alternatives_in_num",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(reward, message):
