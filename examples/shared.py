@@ -109,7 +109,7 @@ def save_results(output, metric, before, after, clock, **details):
         "before": before,
         "after": after,
         "seconds": clock.rounded(),
-        "backend": keras.backend.backend(),
+        "backend": keras.config.backend(),
         **details,
     }
     path = output / "results.json"
