@@ -1,26 +1,25 @@
-"""Credit by parts beside what else a segmenter may be trained with, in the same time.
+"""Credit by parts beside what else a segmenter may be trained with.
 
-    python benchmarks/segmentation.py --classes binary all
-    python benchmarks/segmentation.py --reward boundary
-    python benchmarks/segmentation.py --classes binary --search
+    python benchmarks/segmentation.py
+    python benchmarks/segmentation.py --reward dice
 
 Every seed's model of `examples/semantic_segmentation.py` is trained by maximum
 likelihood until its held-out loss stops improving. From there it is trained by each of
-these for as many steps, with Adam and a learning rate that falls to 0:
+these, with Adam and a learning rate that falls to 0:
 
 - more likelihood: the first stage goes on,
-- by outputs: reward tuning with one number for a mask,
-- by parts: reward tuning with what each pixel was worth,
-- soft loss: 1 minus the IoU, or Dice, of probabilities.
+- soft loss: 1 minus the IoU, or Dice, of probabilities,
+- by outputs: reward tuning with one number for a mask, and eight samples,
+- by parts: reward tuning with what each pixel was worth, and one sample.
 
-For outlines (`--reward boundary`) there is no soft loss: they are measured beside those
-for IoU.
+The first two have more epochs, so that they do not have less time. For outlines
+(`--reward boundary`) there is no soft loss: those tuned for the IoU stand beside them.
 
-Learning rates are those in `RATES`, which `--search` compares on the validation
-pictures of the first seed. The table is of greedy masks for test pictures, as mean and
-each seed. "best offsets" is the IoU or Dice with thresholds that were chosen on
-validation pictures, "ms" the processor time of a step. Finished runs are kept in the
-folder `--output` and not repeated.
+First, a model of another seed than those of the table compares learning rates, for each
+method by the reward of validation pictures. The table is of greedy masks for test
+pictures, which decide nothing, as mean and each seed. "best" is the same measure with
+the thresholds that are best for it on validation pictures, "ms" the processor time of a
+step. Finished runs are kept in the folder `--output` and not repeated.
 """
 
 import argparse
@@ -37,13 +36,9 @@ from keras import ops
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 import semantic_segmentation as example
 
-METHODS = ("more likelihood", "by outputs", "by parts", "soft loss")
-RATES = {  # tried by `--search`, and the best of them by classes
-    "more likelihood": ((3e-4, 1e-3), {"binary": 1e-3, "all": 1e-3}),
-    "by outputs": ((3e-4, 1e-3), {"binary": 1e-3, "all": 3e-4}),
-    "by parts": ((1e-3, 2e-3), {"binary": 2e-3, "all": 1e-3}),
-    "soft loss": ((1e-3, 2e-3), {"binary": 2e-3, "all": 1e-3}),
-}
+EPOCHS = {"more likelihood": 4, "soft loss": 4, "by outputs": 3, "by parts": 3}
+RATES = (5e-4, 1e-3, 2e-3)
+SEARCH_SEED = 0
 DRAWING = {  # one number for a mask needs samples that differ
     "by outputs": {"num_samples": 8, "temperature": 0.5},
     "by parts": {},
@@ -53,49 +48,74 @@ WARM_UP = 0.05  # of the steps
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--classes", nargs="+", default=["binary"])
+    parser.add_argument("--classes", choices=("binary", "all"), default="binary")
     parser.add_argument("--reward", choices=tuple(SOFT), default="iou")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="*", default=METHODS)
-    parser.add_argument("--epochs", type=int, default=3, help="of each method")
-    parser.add_argument("--search", action="store_true", help="compares rates")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--methods", nargs="*", choices=tuple(EPOCHS), default=EPOCHS)
     parser.add_argument("--output", default="outputs/segmentation")
     args = parser.parse_args()
     args.output = pathlib.Path(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
-    if args.search:
-        return search(args)
-    for classes in args.classes:
-        columns = {}
-        for seed in args.seeds:
-            for method, column in run(args, classes, seed).items():
-                columns.setdefault(method, []).append(column)
-        print_table(
-            f"{classes}, tuned for {args.reward}, {args.epochs} epochs", columns
+    if SEARCH_SEED in args.seeds:
+        raise SystemExit(
+            f"Seed {SEARCH_SEED} compares learning rates, and can have no row in the "
+            f"table. Received: --seeds {args.seeds}"
         )
-
-
-def run(args, classes, seed):
-    """The columns of one seed, by method."""
-    task, path = prepared(args, classes, seed, args.reward)
     columns = {}
-    if args.reward == "boundary":  # which has no soft loss: beside those for IoU
-        columns = run(
-            argparse.Namespace(**{**vars(args), "reward": "iou"}), classes, seed
-        )
+    for seed in args.seeds:
+        for method, column in run(args, args.reward, seed).items():
+            columns.setdefault(method, []).append(column)
+    print_table(f"{args.classes}, tuned for {args.reward}", columns)
+
+
+def run(args, reward, seed):
+    """The columns of one seed, by method."""
+    columns, methods = {}, args.methods
+    if reward == "boundary":  # which has no soft loss: beside those for IoU
+        columns = run(args, "iou", seed)
+        methods = [method for method in methods if method in DRAWING]
     else:
-        name = args.output / f"{path.stem}_{args.reward}_before.json"
-        columns["before"] = kept(name, lambda: measure(path, task))
-    for method in args.methods:
-        if args.reward == "boundary" and method not in DRAWING:
-            continue
-        rate = RATES[method][1][classes]
-        name = f"{path.stem}_{args.reward}_{method.replace(' ', '_')}.json"
-        columns[f"{method}, {args.reward}"] = kept(
-            args.output / name,
-            lambda m=method, r=rate: train(path, task, m, r, args.epochs),
-        )
+        columns["before"] = kept(args, reward, seed, "before", measure_first)
+    for method in methods:
+        rate = best_rate(args, reward, method)
+        columns[f"{method}, {reward}"] = kept(args, reward, seed, method, train, rate)
     return columns
+
+
+def best_rate(args, reward, method):
+    """Of `RATES`, the one after which validation pictures earn most."""
+    earned = [
+        kept(args, reward, SEARCH_SEED, method, train, rate, part="validation")
+        for rate in RATES
+    ]
+    return RATES[int(np.argmax([column["reward"] for column in earned]))]
+
+
+def kept(args, reward, seed, method, function, *rate, part="test"):
+    """The column of a run, now or from an earlier one with the same settings."""
+    name = "_".join([args.classes, reward, str(seed), method, *map(str, rate)])
+    path = args.output / f"{name.replace(' ', '_')}.json"
+    settings = json.loads(
+        json.dumps([example.TINY, EPOCHS, DRAWING, WARM_UP, part, example.TEST_START])
+    )
+    if path.exists():
+        held = json.loads(path.read_text())
+        if held["settings"] != settings:
+            raise SystemExit(
+                "Earlier runs can only be kept if their settings were the same. Choose "
+                f"another --output. Received: {path}"
+            )
+        return held["column"]
+    task, first = prepared(args, args.classes, seed, reward)
+    column = function(first, task, method, *rate, part=part)
+    print(name, rounded(column), flush=True)
+    path.write_text(json.dumps({"settings": settings, "column": column}))
+    return column
+
+
+def measure_first(path, task, method, part):
+    """The column of a model after the first stage alone."""
+    return measure(keras.models.load_model(path, compile=False), task, part)
 
 
 def prepared(args, classes, seed, reward):
@@ -115,23 +135,14 @@ def prepared(args, classes, seed, reward):
     return task, path
 
 
-def kept(path, function):
-    """What a function returned, now or in an earlier run."""
-    if not path.exists():
-        path.write_text(json.dumps(function()))
-    return json.loads(path.read_text())
-
-
-def train(path, task, method, rate, epochs, part="test"):
-    """Trains a model for some epochs, and measures it."""
+def train(path, task, method, rate, part):
+    """Trains a model from a file, and measures it."""
     keras.utils.set_random_seed(task.seed)
     model = keras.models.load_model(path, compile=False)
-    data, clock = task.training(), ProcessorTime()
+    data, clock, epochs = task.training(), ProcessorTime(), EPOCHS[method]
     trainer = compiled(model, task, method, rate, epochs * len(data))
     trainer.fit(data, epochs=epochs, verbose=0, callbacks=[clock])
-    column = {**measure(model, task, part), "ms": clock.milliseconds / len(data)}
-    print(f"{path.stem}: {method}, rate {rate:g}", rounded(column), flush=True)
-    return column
+    return {**measure(model, task, part), "ms": clock.milliseconds / len(data)}
 
 
 class ProcessorTime(keras.callbacks.Callback):
@@ -203,35 +214,24 @@ SOFT = {"iou": soft_iou_loss, "dice": soft_dice_loss, "boundary": soft_iou_loss}
 
 
 def measure(model, task, part="test"):
-    """The greedy rewards of a part's pictures, and with the best offsets."""
-    if isinstance(model, pathlib.Path):
-        model = keras.models.load_model(model, compile=False)
-    parts = {name: getattr(task, name) for name in {"validation", part}}
-    logits = {
-        name: example.two_channels(model.predict(images, verbose=0))
-        for name, (images, _) in parts.items()
-    }
-    labels = parts[part][1]
-    maps = example.greedy_maps(logits[part])
-    column = {n: example.mean(r, labels, maps) for n, r in task.rewards.items()}
-    if part == "test" and task.reward_name != "boundary":
-        validation = logits["validation"], parts["validation"][1]
-        offsets = example.best_offsets(*validation, task.reward)
-        maps = example.greedy_maps(logits[part] + offsets)
-        column["best offsets"] = example.mean(
-            task.rewards[task.reward_name], labels, maps
-        )
+    """The greedy measures of a part's pictures, and each with its best offsets."""
+    logits = logits_of(model, task, part)
+    labels, maps = getattr(task, part)[1], example.greedy_maps(logits)
+    rewards = {**task.rewards, "reward": task.reward}
+    column = {n: example.mean(r, labels, maps) for n, r in rewards.items()}
+    if part == "test":
+        validation = logits_of(model, task, "validation"), task.validation[1]
+        for name, reward in task.rewards.items():
+            maps = example.greedy_maps(
+                logits + example.best_offsets(*validation, reward)
+            )
+            column[f"{name}, best"] = example.mean(reward, labels, maps)
     return column
 
 
-def search(args):
-    """Compares learning rates on the validation pictures of the first seed."""
-    for classes in args.classes:
-        task, path = prepared(args, classes, args.seeds[0], args.reward)
-        print("before", rounded(measure(path, task, "validation")))
-        for method in args.methods:
-            for rate in RATES[method][0]:
-                train(path, task, method, rate, args.epochs, "validation")
+def logits_of(model, task, part):
+    images = getattr(task, part)[0]
+    return example.two_channels(model.predict(images, verbose=0))
 
 
 def rounded(column):
@@ -240,16 +240,17 @@ def rounded(column):
 
 def print_table(title, columns):
     """A Markdown table: a row for each method, mean and every seed."""
-    names = ["iou", "dice", "boundary", "best offsets", "ms"]
-    print(f"\n{title}\n\n| method | {' | '.join(names)} |")
-    print("| --- |" + " --- |" * len(names))
+    names = [name for name in columns["before"][0] if name != "reward"]
+    print(f"\n{title}\n\n| method | {' | '.join(names)} | ms |")
+    print("| --- |" + " --- |" * (len(names) + 1))
     for method, runs in columns.items():
         cells = []
         for name in names:
-            values = np.array([each.get(name, np.nan) for each in runs])
+            values = np.array([run[name] for run in runs])
             each = ", ".join(f"{value:.3f}" for value in values)
-            plain = f"{values.mean():.0f}" if np.isfinite(values).all() else ""
-            cells.append(plain if name == "ms" else f"{values.mean():.3f} ({each})")
+            cells.append(f"{values.mean():.3f} ({each})")
+        times = [run["ms"] for run in runs if "ms" in run]
+        cells.append(f"{np.mean(times):.0f}" if times else "")
         print(f"| {method} | {' | '.join(cells)} |")
 
 

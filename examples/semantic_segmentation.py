@@ -33,24 +33,26 @@ from shared_pictures import VOID, Pictures, add_noise, as_binary, read_folder
 from keras_reward import BoundaryReward, DiceReward, MeanIoUReward, RewardTuning
 from keras_reward.data import Scenes
 
-VALIDATION_START = 1_000_000  # of scenes that decide, apart from those of the table
+# Scenes that decide, and those of the table, by which nothing was decided.
+VALIDATION_START, TEST_START = 1_000_000, 2_000_000
 OFFSETS = np.linspace(-3.0, 3.0, 13)  # of logits
 TOLERANCE = 1  # pixels, of outlines
 
 TINY = {
     "scenes": {"train": 4096, "validation": 256, "test": 512},
-    "noise": {"binary": 2.5, "all": 0.2},  # standard deviation; white is 1
+    # Standard deviation (white is 1) and channels: grey noise leaves colours visible.
+    "noise": {"binary": (2.5, 3), "all": (0.15, 1)},
     "image_size": 64,
     # Of the U-Net, from half to a sixteenth of the size; the first holds all classes.
-    "widths": {"binary": (8, 16, 32, 96), "all": (16, 24, 32, 96)},
+    "widths": {"binary": (8, 16, 32, 96), "all": (16, 32, 48, 96)},
     "batch": 16,
     # The rate falls until the loss of validation pictures does not improve any more.
     "likelihood": {
         "binary": {"rate": 3e-3, "warmup": 50, "last": 0.0, "epochs": 8},
-        "all": {"rate": 2e-3, "warmup": 50, "last": 0.0, "epochs": 14},
+        "all": {"rate": 3e-3, "warmup": 100, "last": 0.0, "epochs": 16},
     },
     "tuning": {
-        "binary": {"rate": 2e-3, "warmup": 50, "last": 0.0, "epochs": 3},
+        "binary": {"rate": 1e-3, "warmup": 50, "last": 0.0, "epochs": 3},
         "all": {"rate": 1e-3, "warmup": 50, "last": 0.0, "epochs": 3},
     },
     # Samples at temperature 1 are speckled. Colder ones are close to the greedy mask.
@@ -125,8 +127,8 @@ class Task:
             labels `(n, size, size, 1)` int32. Validation decides when to stop and which
             offsets are best, test is for the table.
         channels: of the model's logits: 1 if binary, else the number of classes.
-        noise: standard deviation of the noise that scenes to train on get, anew in
-            every epoch. The others have theirs.
+        noise: standard deviation and channels of the noise that scenes to train on get,
+            anew in every epoch; the others have theirs. None for a folder.
         rewards: dict of all measures by name, of which `reward_name` is asked for.
         reward: what tuning is for.
     """
@@ -135,7 +137,7 @@ class Task:
         self.preset, self.seed, self.credit = preset, args.seed, args.credit
         self.rng = np.random.default_rng(args.seed)
         self.classes, binary = args.classes, args.classes == "binary"
-        self.noise = 0.0
+        self.noise = None
         if args.data == "scenes":
             self.noise = preset.noise[args.classes]
             parts = [self.scenes(part) for part in ("train", "validation", "test")]
@@ -164,8 +166,8 @@ class Task:
         """Scenes of a part, with noise unless they are to train on."""
         count, size = self.preset.scenes[part], self.preset.image_size
         split = "train" if part == "train" else "test"
-        starts = {"train": self.seed * count, "validation": VALIDATION_START, "test": 0}
-        start = starts[part]
+        starts = {"validation": VALIDATION_START, "test": TEST_START}
+        start = starts.get(part, self.seed * count)
         data = Scenes(split, count, "panoptic", start=start, size=size)
         images, labels = shared.collect(data[i] for i in range(len(data)))
         if part != "train":  # the same for every seed

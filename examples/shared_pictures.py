@@ -66,7 +66,7 @@ class Pictures(keras.utils.PyDataset):
     """Batches of pictures, shuffled in every epoch.
 
     Args:
-        noise: standard deviation. If it is not 0, pictures have other colours and new
+        noise: as for `add_noise`, or None. With it, pictures have other colours and new
             noise in every epoch, so that there are always new ones.
     """
 
@@ -97,5 +97,8 @@ def recolour(images, rng):
     return images * rng.uniform(*GAINS, (len(images), 1, 1, 1)).astype("float32")
 
 
-def add_noise(images, deviation, rng):
-    return images + deviation * rng.standard_normal(images.shape, "float32")
+def add_noise(images, noise, rng):
+    """Images with noise of a standard deviation, the same or not in all 3 channels."""
+    deviation, channels = noise
+    shape = (*images.shape[:-1], channels)
+    return images + deviation * rng.standard_normal(shape, "float32")
