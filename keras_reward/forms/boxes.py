@@ -192,14 +192,14 @@ def best_ious(truth, boxes, rounding):
             more are equal.
 
     Returns:
-        `(predicted, surely, matched)`: the IoU of each prediction with the box that it
-        is assigned to, `(rows, M)`; the same less rounding, which is above a threshold
-        only if the exact IoU is; and the highest of these of each ground-truth box with
-        a prediction that is assigned to it, `(rows, G)`. 0 where there is none.
+        `(predicted, surely, chosen)`, `(rows, M)` each: the IoU of each prediction with
+        the box that it is assigned to; the same less rounding, which is above a
+        threshold only if the exact IoU is; and the number of that box, int32. IoUs are
+        0 where no box overlaps, and the number has no meaning.
     """
     if 0 in (truth["area"].shape[1], boxes["area"].shape[1]):
         nothing = ops.zeros_like(boxes["area"])
-        return nothing, nothing, ops.zeros_like(truth["area"])
+        return nothing, nothing, ops.zeros_like(boxes["labels"])
     shared, same = overlaps(truth, boxes)
     union = truth["area"][:, :, None] + boxes["area"][:, None, :] - shared
     iou = ops.where(same, shared / union, 0.0)
@@ -210,8 +210,7 @@ def best_ious(truth, boxes, rounding):
     # rounds differently.
     number = ops.arange(ops.shape(truth["area"])[1], dtype="int32")[None, :, None]
     best = iou >= surely[:, None, :]
-    chosen = ops.min(ops.where(best, number, 2**30), axis=1)
-    return predicted, surely, highest_assigned(surely, chosen, number)
+    return predicted, surely, ops.min(ops.where(best, number, 2**30), axis=1)
 
 
 def published_ious(truth, boxes):
@@ -224,17 +223,14 @@ def published_ious(truth, boxes):
         truth, boxes: as for `best_ious`, relative to the size of the image.
 
     Returns:
-        `(predicted, matched)`, `(rows, M)` and `(rows, G)`.
+        `(predicted, chosen)`, `(rows, M)` each.
     """
     if 0 in (truth["area"].shape[1], boxes["area"].shape[1]):
-        return ops.zeros_like(boxes["area"]), ops.zeros_like(truth["area"])
+        return ops.zeros_like(boxes["area"]), ops.zeros_like(boxes["labels"])
     shared, same = overlaps(truth, boxes)
     areas = ops.abs(boxes["area"])[:, None, :] + ops.abs(truth["area"])[:, :, None]
     iou = ops.where(same, shared / (areas - shared + 1e-9), 0.0)
-    predicted = ops.max(iou, axis=1)
-    number = ops.arange(ops.shape(truth["area"])[1], dtype="int32")[None, :, None]
-    chosen = ops.cast(ops.argmax(iou, axis=1), "int32")
-    return predicted, highest_assigned(predicted, chosen, number)
+    return ops.max(iou, axis=1), ops.cast(ops.argmax(iou, axis=1), "int32")
 
 
 def overlaps(truth, boxes):
@@ -248,18 +244,3 @@ def overlaps(truth, boxes):
     height = ops.minimum(g["bottom"], p["bottom"]) - ops.maximum(g["top"], p["top"])
     shared = ops.maximum(width, 0.0) * ops.maximum(height, 0.0)
     return shared, ops.logical_and(g["labels"] == p["labels"], shared > 0.0)
-
-
-def highest_assigned(values, chosen, number):
-    """The highest value of the predictions assigned to each ground-truth box.
-
-    Args:
-        values: `(rows, M)`, at least 0.
-        chosen: `(rows, M)`, the number of the box that each is assigned to.
-        number: `(1, G, 1)`, the numbers of the boxes.
-
-    Returns:
-        `(rows, G)`, 0 where there is none.
-    """
-    goes_here = chosen[:, None, :] == number
-    return ops.max(ops.where(goes_here, values[:, None, :], 0.0), axis=2)

@@ -56,6 +56,25 @@ def as_alternatives(name, worth, expected):
     return as_floats(f"`alternatives` of reward {name!r}", worth)
 
 
+def as_gains(name, added, rows):
+    """Checks the `gains` of a reward, and returns them in float32.
+
+    Args:
+        name: the reward's name, for the message.
+        added: what `gains` returned.
+        rows: the expected number of rows, or None if it is unknown while tracing.
+    """
+    added = ops.convert_to_tensor(added)
+    shape = tuple(added.shape)
+    if len(shape) != 2 or not may_be_equal(shape[:1], (rows,)):
+        raise ValueError(
+            f"`gains` of reward {name!r} must return what each part of each row adds "
+            f"to its reward: (rows, parts). Received: shape {shape}, for "
+            f"{'unknown' if rows is None else rows} rows"
+        )
+    return as_floats(f"`gains` of reward {name!r}", added)
+
+
 def as_floats(what, values):
     """Checks that a tensor is of floats, and returns it in float32."""
     dtype = keras.backend.standardize_dtype(values.dtype)

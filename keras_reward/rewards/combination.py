@@ -13,6 +13,7 @@ from keras_reward.saved_objects import deserialized, serialized
 
 # A subclass that overwrites one of the last credits parts in another way.
 COMBINING = ("merged_credit", ("call", "evaluate", "merge"))
+ADDING = ("merged_gains", ("call", "evaluate", "merge"))
 
 
 class Combination(Reward):
@@ -96,39 +97,63 @@ class Combination(Reward):
         """Combines the `Credit` of each of the `influential` rewards into one."""
         raise NotImplementedError
 
+    def merged_gains(self, gains):
+        """Combines the `gains` of each of the `influential` rewards."""
+        raise NotImplementedError
+
     @property
     def influential(self):
         """Indices of the rewards that have an influence."""
         return range(len(self.rewards))
 
-    def lacking(self, names_of):
+    def lacking(self, names_of, combining=COMBINING):
         """Names that a function gives for the influential rewards.
 
         Or the own name if there are none, or if this combines credit as a base class
         does, but not rewards.
         """
-        if not self.influential or not goes_with(type(self), *COMBINING):
+        if not self.influential or not goes_with(type(self), *combining):
             return [self.name]
         return [n for i in self.influential for n in names_of(self.rewards[i])]
 
     def without_alternatives(self):
         return self.lacking(lambda reward: reward.without_alternatives())
 
+    def without_gains(self):
+        return self.lacking(lambda reward: reward.without_gains(), ADDING)
+
     def alternatives(self, y_true, y_pred, choices, inputs=None):
         given = y_pred, inputs, choices, positions_of(y_pred, choices)
         return self.evaluate_parts(y_true, *given)[-1].alternatives
 
+    def gains(self, y_true, y_pred, inputs=None):
+        return self.evaluate_gains(y_true, y_pred, inputs)[-1]
+
     def evaluate_parts(self, y_true, y_pred, inputs, choices, positions):
+        given = y_pred, inputs, choices, positions
+        collected, credits = self.each_evaluated("evaluate_parts", y_true, *given)
+        return *collected, self.merged_credit(credits)
+
+    def evaluate_gains(self, y_true, y_pred, inputs):
+        collected, gains = self.each_evaluated("evaluate_gains", y_true, y_pred, inputs)
+        return *collected, self.merged_gains(gains)
+
+    def each_evaluated(self, method, y_true, y_pred, inputs, *choices):
+        """Evaluates each reward once, the influential ones by a method.
+
+        Returns:
+            What `collected` returns, and a list of what the method returns beside it.
+        """
         results, credits = [], []
         for i, (reward, targets) in enumerate(zip(self.rewards, y_true, strict=True)):
             given = targets, y_pred, inputs
             if i in self.influential:
-                *result, credit = reward.evaluate_parts(*given, choices, positions)
+                *result, credit = getattr(reward, method)(*given, *choices)
                 credits.append(credit)
             else:
                 result = reward.evaluate(*given)
             results.append(result)
-        return *self.collected(results), self.merged_credit(credits)
+        return self.collected(results), credits
 
     def get_config(self):
         rewards = [serialized(reward) for reward in self.rewards]
@@ -189,6 +214,12 @@ class SumReward(Combination):
         weights = [self.weights[i] for i in self.influential]
         return weighted_sum(credits, weights, self.offset)
 
+    def merged_gains(self, gains):
+        weights = [self.weights[i] for i in self.influential]
+        first, *rest = (w * g for w, g in zip(weights, gains, strict=True))
+        total = sum(rest, first)
+        return ops.concatenate([total[:, :1] + self.offset, total[:, 1:]], axis=1)
+
     def merge(self, values):
         total = ops.zeros_like(values[0]) + self.offset
         for weight, value in zip(self.weights, values, strict=True):
@@ -222,6 +253,10 @@ class ProductReward(Combination):
 
     def merged_credit(self, credits):
         return Credit(self.merge([credit.alternatives for credit in credits]), None)
+
+    def merged_gains(self, gains):
+        earned = self.merge([ops.cumsum(each, axis=1) for each in gains])
+        return ops.concatenate([earned[:, :1], earned[:, 1:] - earned[:, :-1]], axis=1)
 
     def merge(self, values):
         product = values[0]

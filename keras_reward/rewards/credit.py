@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+from keras import ops
+
 
 class Credit(NamedTuple):
     """What each part of an output was worth, in float32. At least one is not None.
@@ -26,7 +29,7 @@ def positions_of(y_pred, choices):
 
     None stands for a size that is unknown while tracing.
     """
-    sizes = getattr(choices, "positions", y_pred.shape[1:])
+    sizes = choices.positions if hasattr(choices, "positions") else y_pred.shape[1:]
     return tuple(size if isinstance(size, int) else None for size in sizes)
 
 
@@ -37,3 +40,29 @@ def weighted_sum(credits, weights, offset=0.0):
         pairs = [(w, v) for w, v in zip(weights, values, strict=True) if v is not None]
         totals.append(sum(w * v for w, v in pairs) + offset if pairs else None)
     return Credit(*totals)
+
+
+def reward_to_go(gains, rewards, parts):
+    """What the part of each token and the later ones add to the reward.
+
+    A token has no influence on earlier parts, so that leaving them out of its credit
+    does not bias the gradient (Sutton et al. 1999, "Policy gradient methods for
+    reinforcement learning with function approximation").
+
+    Args:
+        gains: `(rows, M)`, see `Reward.gains`.
+        rewards: `(rows,)`.
+        parts: NumPy ints `(T,)`, the part that each token belongs to.
+
+    Returns:
+        A `Credit` with `part_rewards` `(rows, T)`, NaN for a row without a reward.
+    """
+    known, needed = gains.shape[1], int(parts.max()) + 1
+    if known not in (None, needed):
+        raise ValueError(
+            "`gains` of the reward must have a number for each part that the codec's "
+            f"`part_of_token` names. Expected: {needed} parts. Received: {known}"
+        )
+    later = ops.flip(ops.cumsum(ops.flip(gains, axis=1), axis=1), axis=1)
+    later = ops.where(ops.isfinite(rewards)[:, None], later, np.nan)
+    return Credit(None, ops.take(later, parts.astype("int32"), axis=1))

@@ -11,10 +11,8 @@ from keras_reward.forms.boxes import (
     read_boxes,
     standardize_format,
 )
-from keras_reward.forms.integers import refuse_beyond_int32
-from keras_reward.nests import may_be_equal
-from keras_reward.rewards.coco_classes import COCO_CLASS_COUNTS
-from keras_reward.rewards.reward import Reward
+from keras_reward.rewards.box_matching import DetectionReward
+from keras_reward.rewards.class_weights import inverse_frequency
 
 COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
@@ -58,22 +56,6 @@ def matched_iou(y_true, y_pred, iou_threshold=0.5, bounding_box_format="xyxy"):
     return ops.where(surely > iou_threshold, ops.minimum(iou, 1.0), 0.0)
 
 
-def matches_and_duplicates(hits, matches):
-    """Total weights of matches and of duplicates, `(rows,)` each.
-
-    Of the predictions assigned to a ground-truth box with a sufficient IoU, one is its
-    match and the others are duplicates.
-
-    Args:
-        hits: share of the thresholds that each prediction exceeds, times its weight,
-            `(rows, M)`.
-        matches: the same for each ground-truth box, `(rows, G)`. A match has one class,
-            so its weight is the same on both sides.
-    """
-    matches = ops.sum(matches, axis=1)
-    return matches, ops.maximum(ops.sum(hits, axis=1) - matches, 0.0)
-
-
 def published_thresholds(thresholds):
     """The thresholds that the authors' code averages over.
 
@@ -82,102 +64,6 @@ def published_thresholds(thresholds):
     """
     stored = {f"{threshold:0.1f}": threshold for threshold in thresholds}
     return tuple(stored[f"{threshold:0.1f}"] for threshold in thresholds)
-
-
-def inverse_frequency(class_counts, class_smoothing):
-    """Class weights `1 / (count + smoothing * all counts)`, scaled to mean 1.
-
-    Returns:
-        `(classes + 1,)` float32. The last is for labels beyond the counts; it is the
-        weight of the rarest class.
-    """
-    counts = class_counts
-    if isinstance(class_counts, str):
-        known = {"coco": list(COCO_CLASS_COUNTS.values())}
-        counts = known.get(class_counts, [])
-    counts = np.asarray(counts, "float64")
-    smooth = counts + class_smoothing * counts.sum()
-    if counts.ndim != 1 or not counts.size or counts.min() < 0 or smooth.min() <= 0:
-        raise ValueError(
-            "`class_counts` must be numbers of boxes, one per class, or 'coco', and a "
-            "count of 0 needs a `class_smoothing` above 0. "
-            f"Received: class_counts={class_counts!r}, "
-            f"class_smoothing={class_smoothing}"
-        )
-    weights = smooth.min() / smooth
-    weights /= weights.mean()
-    return np.append(weights, weights.max()).astype("float32")
-
-
-class DetectionReward(Reward):
-    """Base class of rewards that match predicted boxes with the ground truth."""
-
-    component_names = ("matches", "duplicates")
-
-    def __init__(self, iou_thresholds, duplicate_penalty, bounding_box_format, name):
-        super().__init__(name=name)
-        self.iou_thresholds = tuple(float(threshold) for threshold in iou_thresholds)
-        if not self.iou_thresholds or not all(0 <= t < 1 for t in self.iou_thresholds):
-            raise ValueError(
-                "`iou_thresholds` must be one or more numbers from 0 to below 1. "
-                f"Received: iou_thresholds={iou_thresholds}"
-            )
-        self.duplicate_penalty = duplicate_penalty
-        self.bounding_box_format = standardize_format(bounding_box_format)
-        self.averaged_thresholds = self.iou_thresholds
-
-    def weights(self, labels):
-        """The weight of each label, float32."""
-        return ops.ones_like(labels, dtype="float32")
-
-    def narrow(self, argument, values):
-        for key in ("labels", "classes"):
-            labels = values.get(key) if isinstance(values, dict) else None
-            refuse_beyond_int32(f"Reward {self.name!r}", argument, labels, key)
-        return values
-
-    def read(self, detections, role):
-        """Boxes as `read_boxes` returns them."""
-        return read_boxes(detections, self.bounding_box_format, role)
-
-    def ious(self, truth, boxes):
-        """The IoU of each prediction and of each ground-truth box, for thresholds."""
-        rounding = iou_rounding(ops, boxes, self.bounding_box_format)
-        return best_ious(truth, boxes, rounding)[1:]
-
-    def prepare(self, y_true):
-        truth = self.read(y_true, "y_true")
-        return {**truth, "weights": self.weights(truth["labels"])}
-
-    def call(self, y_true, y_pred):
-        boxes = self.read(y_pred, "y_pred")
-        rows, truth_rows = boxes["area"].shape[0], y_true["area"].shape[0]
-        if not may_be_equal((rows,), (truth_rows,)):
-            raise ValueError(
-                f"Reward {self.name!r} needs as many rows of targets as of outputs. "
-                f"Received: {truth_rows} rows in y_true, {rows} in y_pred"
-            )
-        hits, matches = map(self.share_passed, self.ious(y_true, boxes))
-        counts = matches_and_duplicates(hits, matches)
-        found, repeated = matches_and_duplicates(
-            hits * self.weights(boxes["labels"]), matches * y_true["weights"]
-        )
-        reward = found - self.duplicate_penalty * repeated
-        return reward, dict(zip(self.component_names, counts, strict=True))
-
-    def share_passed(self, iou):
-        """Share of the thresholds that each IoU exceeds."""
-        thresholds = self.averaged_thresholds
-        passed = sum(ops.cast(iou > threshold, "float32") for threshold in thresholds)
-        return passed / len(thresholds)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "iou_thresholds": list(self.iou_thresholds),
-            "duplicate_penalty": self.duplicate_penalty,
-            "bounding_box_format": self.bounding_box_format,
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -192,10 +78,12 @@ class RecallReward(DetectionReward):
     averaged over the thresholds. It is a count, not divided by the number of boxes.
     Logs the components `matches` and `duplicates`.
 
-    Does not punish: false positives, that is, boxes that overlap no ground-truth box of
-    their class. A model that may predict many boxes earns more by predicting as many as
-    it can. Fix the number of boxes, or subtract a reward that counts them (see the
-    example). It ignores confidences: train them with `matched_iou` as target.
+    Does not punish, by default: false positives, that is, boxes that are assigned to no
+    ground-truth box. Then showing everything is optimal: a model that may predict many
+    boxes earns more by predicting as many as it can. Fix the number of boxes, or set
+    `false_positive_penalty`. With a penalty of p, a box that would be a match is worth
+    showing if the probability that it is right is above p / (1 + p). It ignores
+    confidences: train them with `matched_iou` as target.
 
     Args:
         iou_thresholds: IoUs that a match must exceed. Default `(0.5,)`, our choice:
@@ -203,30 +91,31 @@ class RecallReward(DetectionReward):
         duplicate_penalty: what a duplicate costs. Default 0.3.
         bounding_box_format: Keras's name of the format of all boxes, in pixels or
             relative. Default `"xyxy"`.
+        false_positive_penalty: what a false positive costs. At a threshold, it is a box
+            with a label that is assigned to no ground-truth box, an empty one or one
+            with NaN too. Default 0, as published. Else the number of them is logged as
+            the component `false_positives`.
         name: optional name.
 
     Call arguments: `y_true` and `y_pred` are dicts of `boxes`, `(rows, N, 4)` floats,
     and `labels` or `classes`, `(rows, N)` whole numbers. Any negative label is
     padding. The numbers of boxes may differ; other keys, such as `scores`, are
     ignored. Empty and inverted boxes and boxes with NaN match nothing. Returns
-    `(rows,)` from `-duplicate_penalty * predicted boxes` to the number of ground-truth
-    boxes.
+    `(rows,)` from minus the larger penalty times the number of predicted boxes to the
+    number of ground-truth boxes. Credits parts that are boxes, see `alternatives` and
+    `gains`.
 
     Example:
 
     ```python
     import numpy as np
-    from keras import ops
-    from keras_reward import FunctionReward, RecallReward
-
-    def box_count(y_true, y_pred):
-        return ops.sum(ops.cast(y_pred["labels"] >= 0, "float32"), axis=1)
+    from keras_reward import RecallReward
 
     truth = {"boxes": np.array([[[0, 0, 4, 4]]], "float32"), "labels": np.array([[7]])}
     boxes = np.array([[[0, 0, 4, 4], [0, 0, 4, 3], [9, 9, 10, 10]]], "float32")
     boxes = {"boxes": boxes, "labels": np.array([[7, 7, 7]])}
     RecallReward()(truth, boxes)  # [0.7]: match, duplicate, free false positive
-    (RecallReward() - 0.1 * FunctionReward(box_count))(truth, boxes)  # [0.4]
+    RecallReward(false_positive_penalty=0.1)(truth, boxes)  # [0.6]
     ```
 
     Reference: Pinto et al. 2023, "Tuning computer vision models with task rewards".
@@ -237,9 +126,16 @@ class RecallReward(DetectionReward):
         iou_thresholds=(0.5,),
         duplicate_penalty=0.3,
         bounding_box_format="xyxy",
+        false_positive_penalty=0.0,
         name=None,
     ):
-        super().__init__(iou_thresholds, duplicate_penalty, bounding_box_format, name)
+        super().__init__(
+            iou_thresholds,
+            duplicate_penalty,
+            bounding_box_format,
+            false_positive_penalty,
+            name,
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -253,9 +149,10 @@ class MeanAveragePrecisionReward(DetectionReward):
     Logs the components `matches` and `duplicates`, which are unweighted numbers of
     boxes.
 
-    Does not punish: false positives and meaningless confidences, though average
-    precision depends on the order of confidences. Fix the number of boxes or count
-    them (see `RecallReward`), and train the confidence with `matched_iou` as target.
+    Does not punish, by default: false positives and meaningless confidences, though
+    average precision depends on the order of confidences. With false positives free,
+    showing everything is optimal. Fix the number of boxes or set
+    `false_positive_penalty`, and train the confidence with `matched_iou` as target.
 
     Args:
         iou_thresholds: IoUs that a match must exceed. Default 0.50, 0.55, ..., 0.95.
@@ -275,10 +172,13 @@ class MeanAveragePrecisionReward(DetectionReward):
             relative. Default `"xyxy"`.
         image_size: with `as_published` and boxes in pixels, the size of the images that
             they are divided by: `(height, width)`, or one int for both. Default None.
+        false_positive_penalty: what a false positive costs, as for `RecallReward`, here
+            weighted by the predicted class like a duplicate: so it pays to show a box
+            from the same probability on in each class. Default 0, as published.
         name: optional name.
 
-    Call arguments: as for `RecallReward`. Returns `(rows,)` from
-    `-duplicate_penalty` to 1 times the weights of the boxes.
+    Call arguments: as for `RecallReward`. Returns `(rows,)` from minus the larger
+    penalty to 1 times the weights of the boxes.
 
     Example:
 
@@ -305,9 +205,16 @@ class MeanAveragePrecisionReward(DetectionReward):
         as_published=False,
         bounding_box_format="xyxy",
         image_size=None,
+        false_positive_penalty=0.0,
         name=None,
     ):
-        super().__init__(iou_thresholds, duplicate_penalty, bounding_box_format, name)
+        super().__init__(
+            iou_thresholds,
+            duplicate_penalty,
+            bounding_box_format,
+            false_positive_penalty,
+            name,
+        )
         self.class_counts = class_counts
         self.class_smoothing = class_smoothing
         self.as_published = as_published

@@ -4,7 +4,7 @@ import inspect
 
 from keras_reward.nests import check_floatx, goes_with, rows_of, snake_case, to_tensor
 from keras_reward.ragged import with_arrays
-from keras_reward.rewards.checks import as_alternatives, as_rows
+from keras_reward.rewards.checks import as_alternatives, as_gains, as_rows
 from keras_reward.rewards.credit import Credit, number_of
 from keras_reward.symbolic import refuse_values
 
@@ -163,16 +163,44 @@ class Reward:
             "worth: it has no method `alternatives(self, y_true, y_pred, choices)`."
         )
 
-    def without_alternatives(self):
-        """Names of the rewards in this one that have no `alternatives`.
+    def gains(self, y_true, y_pred):
+        """What each part of an output adds to the reward of those before it.
 
-        `alternatives` that a class inherits do not count if its own `call` is another
-        one.
+        Optional, for rewards of outputs that are written part after part, such as boxes
+        by tokens. With it, `RewardTuning` credits each token with what its part and the
+        later ones add, and not with what earlier ones did.
+
+        Args:
+            y_true: the prepared targets, `(rows, ...)`, or None if the data has none.
+            y_pred: outputs as the policy decodes them, of M parts: `(rows, M, ...)`.
+            inputs: only if the signature has it: the model's inputs, `(rows, ...)`.
+
+        Returns:
+            `(rows, M)` floats: the reward of the first k parts minus that of the first
+            k - 1. The first also has what an output without parts earns, so that they
+            sum to the reward. What the first k parts earn must not depend on later
+            ones.
         """
-        has_own = type(self).alternatives is not Reward.alternatives
-        if has_own and goes_with(type(self), "alternatives", ("call", "evaluate")):
-            return []
-        return [self.name]
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what each part of an output adds to "
+            f"the reward: {self.name!r} has no method `gains(self, y_true, y_pred)`."
+        )
+
+    def has_own(self, method):
+        """Whether this reward has `alternatives` or `gains`.
+
+        One that a class inherits does not count if its own `call` is another one.
+        """
+        has_any = getattr(type(self), method) is not getattr(Reward, method)
+        return has_any and goes_with(type(self), method, ("call", "evaluate"))
+
+    def without_alternatives(self):
+        """Names of the rewards in this one that have no `alternatives`."""
+        return [] if self.has_own("alternatives") else [self.name]
+
+    def without_gains(self):
+        """Names of the rewards in this one that have no `gains`."""
+        return [] if self.has_own("gains") else [self.name]
 
     def without_credit(self, has_choices=True):
         """Names of the rewards in this one that cannot credit parts.
@@ -199,14 +227,25 @@ class Reward:
             `(rewards, components, credit)`, the last a `Credit`.
         """
         evaluated = self.evaluate(y_true, y_pred, inputs)
-        arguments = {"inputs": inputs} if takes_inputs(self.alternatives) else {}
-        try:
-            worth = self.alternatives(y_true, y_pred, choices, **arguments)
-        except Exception as error:
-            refuse_values(f"`alternatives` of reward {self.name!r}", error)
-            raise
+        worth = self.ask("alternatives", y_true, y_pred, inputs, choices)
         expected = (rows_of(y_pred), *positions, number_of(choices))
         return *evaluated, Credit(as_alternatives(self.name, worth, expected), None)
+
+    def evaluate_gains(self, y_true, y_pred, inputs):
+        """As `evaluate`, and also returns the `gains`, checked."""
+        evaluated = self.evaluate(y_true, y_pred, inputs)
+        added = self.ask("gains", y_true, y_pred, inputs)
+        return *evaluated, as_gains(self.name, added, rows_of(y_pred))
+
+    def ask(self, method, y_true, y_pred, inputs, *choices):
+        """Calls `alternatives` or `gains`, with the inputs if it takes them."""
+        function = getattr(self, method)
+        arguments = {"inputs": inputs} if takes_inputs(function) else {}
+        try:
+            return function(y_true, y_pred, *choices, **arguments)
+        except Exception as error:
+            refuse_values(f"`{method}` of reward {self.name!r}", error)
+            raise
 
     def __call__(self, y_true, y_pred, inputs=None):
         """Computes the rewards of outputs, one per row.

@@ -6,10 +6,12 @@ import jax
 import keras
 import numpy as np
 import pytest
+from keras import ops
 from tiny import randomize
 
 import keras_reward
 from keras_reward import (
+    BernoulliPolicy,
     BoundaryReward,
     CategoricalPolicy,
     CIDErReward,
@@ -41,7 +43,7 @@ REFERENCES = np.full((2, 3, 6), 5, "int32")
 
 
 def agreement(y_true, y_pred):
-    return keras.ops.cast(y_true == y_pred, "float32")
+    return ops.cast(y_true == y_pred, "float32")
 
 
 def adapted():
@@ -113,16 +115,33 @@ def test_it_lowers_for_every_platform_without_host_callback(case):
     assert not re.findall(r"tensor<[\dx]*(?:i64|f64|ui64)>", text)
 
 
+class ShownBoxes:
+    """Hides or shows the boxes that are the inputs."""
+
+    def decode(self, inputs, samples):
+        labels = ops.where(samples == 1, inputs["labels"][:, None], -1)
+        return {"boxes": inputs["boxes"][:, None], "labels": labels}
+
+
 def evaluate_choices(reward, y_true, y_pred):
     """What each choice at each position would have earned."""
-    choices = keras.ops.arange(3, dtype="int32")
+    choices = ops.arange(3, dtype="int32")
     if y_true is None:
         codec = ColorPalette(60.0, interpolation="nearest")
-        samples = keras.ops.zeros((2, 1, 4, 4), "int32")
-        context = keras.ops.zeros((2, 4, 4, codec.num_colors))
+        samples = ops.zeros((2, 1, 4, 4), "int32")
+        context = ops.zeros((2, 4, 4, codec.num_colors))
         policy = CategoricalPolicy(codec=codec)
         choices = DecodedChoices(policy, y_pred[..., :1], context, samples)
+    if isinstance(y_pred, dict):
+        rows, boxes = y_pred["labels"].shape
+        policy = BernoulliPolicy(codec=ShownBoxes())
+        samples = ops.zeros((rows, 1, boxes), "int32")
+        choices = DecodedChoices(policy, y_pred, ops.zeros((rows, boxes)), samples)
     return reward.alternatives(y_true, y_pred, choices)
+
+
+def evaluate_gains(reward, y_true, y_pred):
+    return reward.gains(y_true, y_pred)
 
 
 CREDITING = [case for case in CASES if not CASES[case][0]().without_alternatives()]
@@ -133,7 +152,14 @@ def test_what_parts_were_worth_lowers_for_every_platform(case):
     make, y_true, y_pred = CASES[case]
     text = lowered(make(), y_true, y_pred, evaluate_choices)
     assert not re.findall(r"tensor<[\dx]*(?:i64|f64|ui64)>", text)
-    assert len(CREDITING) == 7
+    assert len(CREDITING) == 9
+
+
+@pytest.mark.parametrize("case", [RecallReward, MeanAveragePrecisionReward])
+def test_what_parts_add_lowers_for_every_platform(case):
+    make, y_true, y_pred = CASES[case]
+    text = lowered(make(), y_true, y_pred, evaluate_gains)
+    assert not re.findall(r"tensor<[\dx]*(?:i64|f64|ui64)>", text)
 
 
 def test_no_reward_is_left_out():
