@@ -32,7 +32,8 @@ class BoxCodec:
 
     As the `codec` of an `AutoregressivePolicy`, it also defines the tokens allowed at
     each position (`slot_mask`), and leaves the confidences out of the log-probability
-    (`position_mask`): they are trained by a `ConfidenceLoss`, not by the reward.
+    (`position_mask`): they are trained by a `ConfidenceLoss`, not by the reward. It
+    says which box a token belongs to (`part_of_token`), for rewards with `gains`.
 
     Args:
         num_classes: number of classes; labels are from 0 to `num_classes - 1`.
@@ -57,6 +58,8 @@ class BoxCodec:
             position: those of its kind, and at the first position of a box also the
             end token.
         position_mask: NumPy bool `(max_length,)`, False at confidences.
+        part_of_token: NumPy int `(max_length,)`, the number of the box that each token
+            belongs to.
         uses_token_probs: whether `decode` computes scores from token probabilities.
 
     Example:
@@ -134,6 +137,10 @@ class BoxCodec:
     @property
     def position_mask(self):
         return np.arange(self.max_length) % BOX_TOKENS != CONFIDENCE
+
+    @property
+    def part_of_token(self):
+        return np.arange(self.max_length) // BOX_TOKENS
 
     # From boxes to tokens, on the host.
 

@@ -5,7 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_reward.categorical import draw_tokens, likeliest
-from keras_reward.nests import host_array, take_rows, with_last_sizes
+from keras_reward.nests import goes_with, host_array, take_rows, with_last_sizes
+from keras_reward.policies.policy import goes_with_decoding
 from keras_reward.policies.tokens import FORBIDDEN, TokenPolicy
 from keras_reward.saved_objects import deserialized, serialized
 from keras_reward.sequences.agreement import check_agreement, is_users_own
@@ -63,7 +64,11 @@ class AutoregressivePolicy(TokenPolicy):
             `uses_token_probs` set, its `decode` gets the argument `token_probs`
             `(batch, 1, T)` in predictions, the probability of each token. Default None:
             the model's method `decode` if it has one, as `UViM` does, which returns
-            rows `(batch * n, ...)`; else the token ids themselves.
+            rows `(batch * n, ...)`; else the token ids themselves. If it has
+            `part_of_token`, ints `(T,)` that say which part of what it decodes to each
+            token belongs to, and decodes each part from its own and earlier tokens
+            alone, a reward with `gains` credits each token with its part and later
+            ones, see `Reward.gains`.
         name: optional name.
 
     Raises:
@@ -126,6 +131,8 @@ class AutoregressivePolicy(TokenPolicy):
             check_slot_mask(self.slot_mask, (model.max_length, model.vocabulary_size))
         if self.position_mask is not None:
             check_position_mask(self.position_mask, model.max_length)
+        if self.part_of_token is not None:
+            check_part_of_token(self.part_of_token, model.max_length)
         self._untracked(agreed=False)
         end_ids = () if model.end_id is None else (model.end_id,)
         self._untracked(end_ids=end_ids, pad_id=model.pad_id)
@@ -233,6 +240,24 @@ class AutoregressivePolicy(TokenPolicy):
             return self.call_decode_function(x, samples, context, details)
         return super().decode(x, samples, context, **details)
 
+    @property
+    def part_of_token(self):
+        """Ints `(T,)`: the part of the output that each token belongs to, or None."""
+        parts = getattr(self.codec, "part_of_token", None)
+        return None if parts is None else np.asarray(parts)
+
+    def without_parts(self):
+        if not goes_with(type(self), "without_parts", ("decode", "likelihood")):
+            return f"{type(self).__name__} decodes in a way of its own"
+        if self.codec is None:
+            return "there is no codec that says which part a token belongs to"
+        if self.part_of_token is None or not goes_with_decoding(
+            self.codec, "part_of_token"
+        ):
+            name = getattr(self.codec, "__name__", type(self.codec).__name__)
+            return f"the codec {name} has no `part_of_token`"
+        return None
+
     # Likelihood.
 
     def mask(self, context, samples):
@@ -299,4 +324,15 @@ def check_position_mask(mask, length):
             "`position_mask` must say for every position whether it counts: shape "
             f"({length},), with at least one that does. Received: shape {mask.shape}, "
             f"{int(mask.sum())} that count"
+        )
+
+
+def check_part_of_token(parts, length):
+    """Raises unless each token belongs to a part, and parts follow one another."""
+    fits = parts.shape == (length,) and parts.dtype.kind in "iu"
+    if not fits or parts[0] < 0 or (np.diff(parts) < 0).any():
+        raise ValueError(
+            "`part_of_token` of a codec must have an int for each token, from 0, none "
+            f"smaller than that before: shape ({length},). "
+            f"Received: shape {parts.shape}, dtype {parts.dtype}, {parts.tolist()}"
         )

@@ -40,10 +40,13 @@ def decodes_parts(codec):
     """Whether a codec says of itself that it decodes each position alone."""
     if not getattr(codec, "independent_positions", False):
         return False
-    said_by_itself = "independent_positions" in getattr(codec, "__dict__", {})
-    return said_by_itself or goes_with(
-        type(codec), "independent_positions", ("decode", "__call__")
-    )
+    return goes_with_decoding(codec, "independent_positions")
+
+
+def goes_with_decoding(codec, name):
+    """Whether a codec has an attribute that was written for the way it decodes."""
+    said_by_itself = name in getattr(codec, "__dict__", {})
+    return said_by_itself or goes_with(type(codec), name, ("decode", "__call__"))
 
 
 class Policy(keras.layers.Layer):

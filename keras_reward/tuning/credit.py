@@ -37,10 +37,16 @@ def missing_for_parts(reward, policy):
     """
     reason = policy.without_parts()
     missing = [] if reason is None else [reason]
-    names = reward.without_credit(policy.has_choices)
+    names = (
+        reward.without_gains()
+        if policy.ordered
+        else reward.without_credit(policy.has_choices)
+    )
     if names:
         rewards = ", ".join(map(repr, names))
-        if policy.has_choices:
+        if policy.ordered:
+            missing.append(f"no `gains` in reward {rewards}")
+        elif policy.has_choices:
             missing.append(f"no `alternatives` in reward {rewards}")
         else:
             missing.append(f"reward {rewards} is not a `MapReward`, which")
@@ -59,15 +65,26 @@ def is_by_parts(credit, reward, policy):
     if missing and credit == "parts":
         raise ValueError(
             "Parts of an output can get credit of their own if the policy draws and "
-            "decodes them independently, and the reward says what each was worth. Use "
+            "decodes them independently, or one after the other with a codec that says "
+            "which is which, and the reward says what each was worth. Use "
             '`credit="output"`, or give it what is missing. '
             f"Received: credit='parts', but {'; '.join(missing)}"
         )
     return not missing
 
 
+def needs_baseline(by_parts, reward, policy):
+    """Whether what earns credit is compared with the same of other samples."""
+    return not by_parts or policy.ordered or reward.has_part_rewards
+
+
 def described(by_parts, reward, policy):
     """A line for the log: what gets credit, and why."""
+    if by_parts and policy.ordered:
+        return (
+            "Credit by parts: each token gets what its part of the output and the "
+            "later ones add to the reward."
+        )
     if by_parts:
         own = reward.without_alternatives()
         how = "" if own else ", without a baseline"

@@ -19,7 +19,12 @@ from keras_reward.terms.lora_base import SavedAdapters
 from keras_reward.tuning import metrics, model_state, own_variables
 from keras_reward.tuning.checked_fitting import CheckedFitting
 from keras_reward.tuning.compiled_metrics import check_compiled_metrics
-from keras_reward.tuning.credit import check_credit, check_samples, is_by_parts
+from keras_reward.tuning.credit import (
+    check_credit,
+    check_samples,
+    is_by_parts,
+    needs_baseline,
+)
 from keras_reward.tuning.greedy_model import GreedyModel, input_signature, symbolic
 from keras_reward.tuning.raw_inputs import RawInputs
 from keras_reward.tuning.renamed import refuse_renamed
@@ -161,7 +166,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         self.policy = policies.get(policy, model, temperature)
         self.credit = credit
         self.by_parts = is_by_parts(credit, self.reward, self.policy)
-        self.uses_baseline = not self.by_parts or self.reward.has_part_rewards
+        self.uses_baseline = needs_baseline(self.by_parts, self.reward, self.policy)
         if self.uses_baseline:
             check_samples(num_samples, baseline)
         self.num_samples = num_samples

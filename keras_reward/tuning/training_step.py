@@ -18,6 +18,7 @@ from keras_reward.objective import gains, input_weights, parts_loss, reward_loss
 from keras_reward.policies.choices import choices_for
 from keras_reward.ragged import dense
 from keras_reward.rewards.checks import check_shapes
+from keras_reward.rewards.credit import reward_to_go
 from keras_reward.terms.update import Rollout, Update
 from keras_reward.tuning import metrics
 from keras_reward.tuning.compiled_metrics import check_compiled_metrics
@@ -143,7 +144,11 @@ class TrainingStep:
         inputs = repeat_rows(x, n) if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, outputs, inputs, multiple=n)
         given = targets, outputs, inputs
-        if by_parts:
+        if by_parts and self.policy.ordered:
+            *results, added = self.reward.evaluate_gains(*given)
+            credit = reward_to_go(added, results[0], self.policy.part_of_token)
+            results = (*results, credit)
+        elif by_parts:
             choices = choices_for(self.policy, x, context, samples)
             positions = tuple(samples.shape[2:])
             results = self.reward.evaluate_parts(*given, choices, positions)
