@@ -3,6 +3,9 @@
 - variance: of the gradient, with `MeanIoUReward`, for a small network that finds discs
   in noise well. By parts with one sample, against by outputs with eight samples and
   leave-one-out.
+- tokens: the same of the detector that `examples/object_detection.py` trains by maximum
+  likelihood, whose boxes are sequences of tokens: each token credited with its box and
+  later ones, against by outputs, 8 samples each. Needs `--detector FOLDER/mle.keras`.
 - memory: temporaries and results of a compiled step on 4 maps of 512 x 512 pixels with
   21 classes, one sample, as JAX's compiler plans them for this machine's device, in
   multiples of the logits' size. The model is one 1 x 1 convolution; what a step of
@@ -13,6 +16,7 @@
 
     KERAS_BACKEND=jax python benchmarks/credit.py
     KERAS_BACKEND=torch python benchmarks/credit.py --only time
+    python benchmarks/credit.py --only tokens --detector outputs/boxes/mle.keras
 """
 
 import argparse
@@ -25,7 +29,13 @@ import keras
 import numpy as np
 from timing import steps_of_fit
 
-from keras_reward import BoundaryReward, DiceReward, MeanIoUReward, RewardTuning
+from keras_reward import (
+    AutoregressivePolicy,
+    BoundaryReward,
+    DiceReward,
+    MeanIoUReward,
+    RewardTuning,
+)
 
 SIZES = (16, 96, 288)
 TRAINING_SIZE, TRAINING_STEPS = 96, 200
@@ -80,14 +90,14 @@ def disc_finder():
     return model
 
 
-def gradients(model, images, masks, count, **settings):
+def gradients(tuned, images, targets, count):
     """Gradients of steps that differ in their samples alone: `(count, weights)`."""
-    tuned = RewardTuning(model, MeanIoUReward(1), policy="bernoulli", **settings)
     tuned.compile(keras.optimizers.SGD(LARGE))
+    model = tuned.model
     start = model.get_weights()
     found = []
     for _ in range(count):
-        tuned.train_on_batch(images, masks)
+        tuned.train_on_batch(images, targets)
         steps = [b - a for a, b in zip(start, model.get_weights(), strict=True)]
         found.append(np.concatenate([step.ravel() for step in steps]) / LARGE)
         model.set_weights(start)
@@ -110,14 +120,50 @@ def compare_variance(count):
         images, masks = discs(IMAGES, size, seed=1)
         drawn = (model.predict(images, verbose=0) > 0).astype("int32")
         iou = float(np.mean(MeanIoUReward(1)(masks, drawn)))
-        given = model, images, masks, count
-        parts = spread(gradients(*given, credit="parts", num_samples=1, seed=0))
-        outputs = spread(gradients(*given, credit="output", num_samples=8, seed=1))
+        tuners = (
+            RewardTuning(model, MeanIoUReward(1), "bernoulli", n, credit=credit, seed=i)
+            for i, (credit, n) in enumerate([("parts", 1), ("output", 8)])
+        )
+        parts, outputs = (
+            spread(gradients(tuned, images, masks, count)) for tuned in tuners
+        )
         print(
             f"{size:>4} x {size:>3} {iou:6.2f} {outputs[0] / parts[0]:8.0f}"
             f"   {outputs[1]:.2f} by outputs, {parts[1]:.2f} by parts",
             flush=True,
         )
+
+
+def compare_tokens(path, count):
+    sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
+    from object_detection import TINY, Task
+
+    print("variance of the gradient, by outputs over by tokens (8 samples each)")
+    print("  reward    ratio   cosine of two estimates")
+    model = keras.models.load_model(path, compile=False)
+    task = Task(
+        argparse.Namespace(data="scenes", seed=0, reward="recall"),
+        argparse.Namespace(**TINY),
+    )
+    images, targets = task.training("tuning")[0][0]
+    found = {}
+    for credit in ("parts", "output"):
+        tuned = RewardTuning(
+            model,
+            task.reward,
+            AutoregressivePolicy(codec=task.codec()),
+            num_samples=TINY["num_samples"],
+            credit=credit,
+            seed=0,
+        )
+        found[credit] = spread(gradients(tuned, images, targets, count))
+    earned = keras.ops.mean(tuned.reward(targets, tuned.predict_on_batch(images)))
+    (parts, parts_cosine), (outputs, outputs_cosine) = found.values()
+    print(
+        f"{float(earned):8.2f} {outputs / parts:8.2f}   "
+        f"{outputs_cosine:.2f} by outputs, {parts_cosine:.2f} by tokens",
+        flush=True,
+    )
 
 
 # Memory and time
@@ -217,8 +263,9 @@ def compare_time(num_samples, rounds, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parts = ["variance", "memory", "time"]
+    parts = ["variance", "tokens", "memory", "time"]
     parser.add_argument("--only", nargs="+", default=parts, choices=parts)
+    parser.add_argument("--detector", help="an mle.keras, for the tokens")
     parser.add_argument("--gradients", type=int, default=64, help="for the variance")
     parser.add_argument("--samples", type=int, default=2, help="for the time")
     parser.add_argument("--rounds", type=int, default=5)
@@ -227,6 +274,8 @@ def main():
     keras.utils.set_random_seed(0)
     if "variance" in args.only:
         compare_variance(args.gradients)
+    if "tokens" in args.only and args.detector:
+        compare_tokens(args.detector, args.gradients)
     if "memory" in args.only and keras.config.backend() == "jax":
         measure_memory()
     if "time" in args.only:

@@ -56,7 +56,8 @@ def best_of_earlier(hits, assigned):
     if 0 in values.shape[1:]:
         return values
     before = ops.pad(values[..., :-1], ((0, 0), (0, 0), (1, 0)))
-    return ops.associative_scan(ops.maximum, before, axis=2)
+    best = ops.associative_scan(ops.maximum, before, axis=2)
+    return ops.reshape(best, ops.shape(before))  # which TensorFlow forgets
 
 
 def values_of(hits, assigned):

@@ -97,9 +97,12 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         credit: `"parts"`: each part of an output, such as a pixel, is credited with
             what it was worth, where the policy draws parts independently and the reward
             says it, see `Reward.alternatives`. Then one sample is enough, and no
-            baseline is used, except for a `MapReward`. `"output"`: all parts are
-            credited with the reward of the whole. `"auto"` (default): by parts where
-            that is possible, else by outputs; the log of `fit` says which.
+            baseline is used, except for a `MapReward`. Where parts are written one
+            after the other, such as boxes by tokens, a token is credited with what its
+            part and later ones add, see `Reward.gains`, compared with the other samples
+            at the same part. `"output"`: all parts are credited with the reward of the
+            whole. `"auto"` (default): by parts where that is possible, else by outputs;
+            the log of `fit` says which.
         name: optional name.
 
     Raises:
