@@ -9,7 +9,7 @@ from keras_reward.sequences.sequence_model import shift_right
 
 BOX_TOKENS = 6  # y0, x0, y1, x1, class, confidence
 CLASS, CONFIDENCE = 4, 5  # their places in a box
-SCORES = ("confidence", "class", None)
+SCORES = ("confidence", "class", "product", None)
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -44,9 +44,11 @@ class BoxCodec:
             exact.
         bounding_box_format: Keras's name of the format of boxes, in pixels or
             relative. Default `"xyxy"`.
-        score: what the score of a box is. `"confidence"` (default): the probability of
-            the token "right". `"class"`: that of the class token. None: boxes have no
-            scores.
+        score: what the score of a box is. `"confidence"` (default, as in the paper):
+            the probability of the token "right". `"class"`: that of the class token.
+            `"product"`: the product of both, which ordered boxes best in our trials: a
+            model rates its box given the class that was written, and does not see how
+            sure of the class it was. None: boxes have no scores.
         start_id: id that a decoder gets before the first token. Default 0.
         end_id: id of the end token. Default 1. None: see above.
         pad_id: id of padding. Default 0.
@@ -326,7 +328,10 @@ class BoxCodec:
             return token_probs[..., CLASS]
         written = token_probs[..., CONFIDENCE]
         is_right = tokens[..., CONFIDENCE] == self.right_id
-        return ops.where(is_right, written, 1.0 - written)
+        confidence = ops.where(is_right, written, 1.0 - written)
+        if self.score == "product":
+            return confidence * token_probs[..., CLASS]
+        return confidence
 
     @property
     def unit(self):

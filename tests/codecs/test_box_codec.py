@@ -210,12 +210,17 @@ def read_plainly(tokens, probs, codec):
     return boxes
 
 
-def test_scores_are_the_probability_of_right_or_of_the_class():
+def test_scores_are_the_probability_of_right_of_the_class_or_their_product():
     tokens = padded(BOX, OTHER, END)
     probs = np.linspace(0.05, 0.9, 18, dtype="float32")[None, None]
     for score, expected in {
         "confidence": [probs[0, 0, 5], 1 - probs[0, 0, 11], 0],
         "class": [probs[0, 0, 4], probs[0, 0, 10], 0],
+        "product": [
+            probs[0, 0, 4] * probs[0, 0, 5],
+            probs[0, 0, 10] * (1 - probs[0, 0, 11]),
+            0,
+        ],
     }.items():
         decoded = decode(tokens, probs, BoxCodec(**SMALL, score=score))
         np.testing.assert_allclose(decoded["scores"][0, 0], expected, atol=1e-6)
