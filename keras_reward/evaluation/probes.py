@@ -75,5 +75,6 @@ class Greedy(Probe):
         reward = self.owner.reward
         outputs = self.owner(x, training=False)
         inputs = x if reward.uses_inputs else None
-        earned, components = reward.evaluate(reward.prepare(y), outputs, inputs)
+        seen = self.owner.policy.rewarded(outputs)
+        earned, components = reward.evaluate(reward.prepare(y), seen, inputs)
         return {"outputs": outputs, "rewards": {"reward": earned, **components}}

@@ -4,17 +4,19 @@ import keras
 from keras import ops
 
 from keras_reward.nests import repeat_rows, samples_per_input
+from keras_reward.policies.policy import Policy
 
 
 class DecodedChoices:
-    """The choices of a policy with a codec, as `Reward.alternatives` gets them.
+    """The choices of a policy that decodes them, as `Reward.alternatives` gets them.
 
     `len(choices)` is their number. `choices[c]`, with an int or an int32 scalar tensor,
     is what an output decodes to in which every part takes choice c, in rows: at each
     part, what this choice decodes to there.
 
     Args:
-        policy: a `Policy` whose codec has `independent_positions`.
+        policy: a `Policy` whose codec has `independent_positions`, or which decodes
+            samples itself.
         x: the model's inputs, `(batch, ...)`.
         context: what `policy.encode(x)` returned.
         samples: `(batch, n, *positions)`.
@@ -60,6 +62,7 @@ def choices_for(policy, x, context, samples):
     """
     if not policy.has_choices:
         return None
-    if policy.decode_function is not None:
+    decodes_itself = type(policy).decode is not Policy.decode
+    if decodes_itself or policy.decode_function is not None:
         return DecodedChoices(policy, x, context, samples)
     return ops.arange(policy.number_of_choices(context), dtype="int32")

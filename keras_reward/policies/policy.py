@@ -76,6 +76,9 @@ class Policy(keras.layers.Layer):
         has_choices: whether a sample has one of finitely many choices at each position.
         independent_parts: whether it is known that positions are independent, so that
             they can get credit of their own, see `Reward.alternatives`. Default False.
+        fixed_positions: whether a position of a sample is the same part of an output
+            for every model. Default True. False where the model's own outputs say what
+            the parts are, such as the candidates of a detector.
         output_path: tuple of the names and indices that lead to the output that the
             policy reads, if the model returns several. Default `()`.
     """
@@ -84,6 +87,7 @@ class Policy(keras.layers.Layer):
     takes_choices = True
     has_choices = False
     independent_parts = False
+    fixed_positions = True
     output_path = ()
 
     def __init__(self, codec=None, name=None, **kwargs):
@@ -195,6 +199,13 @@ class Policy(keras.layers.Layer):
             f"Received: model {self.model.name!r}"
         )
 
+    def check_reward(self, reward):
+        """Raises if a reward cannot read what samples decode to.
+
+        Args:
+            reward: the `Reward` of the `RewardTuning` that the policy belongs to.
+        """
+
     def check_inputs(self, x):
         """Raises if the model cannot make outputs for `x`.
 
@@ -265,6 +276,10 @@ class Policy(keras.layers.Layer):
     def greedy_outputs(self, x, context):
         """The greedy output of each input, decoded: what `predict` returns."""
         return self.sampled_outputs(x, context, as_samples(self.mode(context)))
+
+    def rewarded(self, outputs):
+        """What the reward sees of greedy outputs. Default: all of them."""
+        return outputs
 
     def sampled_outputs(self, x, context, samples, **details):
         """What samples decode to: `decode`, given the context if it takes it."""

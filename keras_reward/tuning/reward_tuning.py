@@ -159,6 +159,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         self.reward = rewards.get(reward)
         self.supports_jit = self.reward.supports_jit
         self.policy = policies.get(policy, model, temperature)
+        self.policy.check_reward(self.reward)
         self.credit = credit
         self.by_parts = is_by_parts(credit, self.reward, self.policy)
         self.uses_baseline = not self.by_parts or self.reward.has_part_rewards
@@ -280,6 +281,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         """Minus the mean reward of the greedy outputs; updates the reward's metrics."""
         del training
         self.refuse_compiled_loss()
+        y_pred = self.policy.rewarded(y_pred)
         targets = self.reward.prepare(dense(y))
         inputs = x if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, y_pred, inputs)
