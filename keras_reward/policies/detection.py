@@ -84,8 +84,22 @@ class DetectionPolicy(Policy):
                 "another form write a Policy. Received: "
                 f"{type(model).__name__} {model.name!r} without {', '.join(missing)}"
             )
-        standardize_format(model.bounding_box_format)
+        self.check_preprocessor(model, standardize_format(model.bounding_box_format))
         return super().bind(model, temperature)
+
+    @staticmethod
+    def check_preprocessor(model, bounding_box_format):
+        """Raises if a preprocessor would resize boxes of another format."""
+        preprocessor = getattr(model, "preprocessor", None)
+        converter = getattr(preprocessor, "image_converter", None)
+        read = getattr(converter, "bounding_box_format", bounding_box_format)
+        if read != bounding_box_format:
+            raise ValueError(
+                "The preprocessor resizes the boxes of `y` with the images, so it must "
+                f"read the format of detector {model.name!r}. Make its "
+                f"`image_converter` with `bounding_box_format={bounding_box_format!r}`."
+                f" Received: bounding_box_format={read!r}"
+            )
 
     @property
     def bounding_box_format(self):

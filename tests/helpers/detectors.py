@@ -91,11 +91,12 @@ class FewOfClass(Reward):
 
     def alternatives(self, y_true, y_pred, choices):
         (number,) = choices.positions
+        chosen = [choices[choice]["labels"] for choice in range(len(choices))]
         worth = []
         for part in range(number):
             here = np.arange(number) == part
-            for choice in range(len(choices)):
-                labels = ops.where(here, choices[choice]["labels"], y_pred["labels"])
+            for own in chosen:
+                labels = ops.where(here, own, y_pred["labels"])
                 worth.append(self.call(y_true, {**y_pred, "labels": labels}))
         worth = ops.stack(worth, axis=1)
         return ops.reshape(worth, (-1, number, len(choices)))

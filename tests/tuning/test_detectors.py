@@ -76,7 +76,7 @@ def test_a_step_ascends_the_expected_reward(padding):
     tuned = RewardTuning(model, FewOfClass(), policy, 1, temperature=TEMPERATURE)
     assert tuned.by_parts
     tuned.compile(keras.optimizers.SGD(1.0))
-    y = {"labels": np.repeat(labels, 16, axis=0)}
+    y = {"labels": np.repeat(labels, 16, axis=0).astype("int32")}
     tuned.train_on_batch(x, y, sample_weight=(16 * weights).astype("float32"))
     np.testing.assert_allclose(weights_of(model)[0] - kernel, exact, atol=2e-6)
     assert np.abs(exact).max() > 0.01
