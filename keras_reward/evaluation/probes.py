@@ -68,13 +68,12 @@ class Sampler(Probe):
 
 
 class Greedy(Probe):
-    """The decoded greedy output of each input, its reward and all components."""
+    """The greedy output of each input, as the reward sees it, and its reward."""
 
     def call(self, inputs):
         x, y = inputs["x"], inputs.get("y")
         reward = self.owner.reward
-        outputs = self.owner(x, training=False)
+        outputs = self.owner.policy.rewarded(self.owner(x, training=False))
         inputs = x if reward.uses_inputs else None
-        seen = self.owner.policy.rewarded(outputs)
-        earned, components = reward.evaluate(reward.prepare(y), seen, inputs)
+        earned, components = reward.evaluate(reward.prepare(y), outputs, inputs)
         return {"outputs": outputs, "rewards": {"reward": earned, **components}}

@@ -1,5 +1,7 @@
 """The policy of object detectors, which shows or hides each of their candidates."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -23,9 +25,9 @@ class DetectionPolicy(Policy):
     many boxes at once. Their own decoding and non-maximum suppression run first,
     without gradient. What is left, without any threshold of scores, are the candidates:
     pairs of a box and its best class. A sample shows or hides each candidate,
-    independently of the others, with the detector's own score as probability. Nothing
-    is suppressed afterwards, so each candidate can be credited by itself, see
-    `Reward.alternatives`.
+    independently of the others, with the detector's own score as probability (see
+    `threshold`). Nothing is suppressed afterwards, so each candidate can be credited by
+    itself, see `Reward.alternatives`.
 
     The reward sees a dict of `boxes` `(rows, M, 4)`, `labels` `(rows, M)`, -1 for what
     is hidden and for padding, `scores` `(rows, M)`, which do not depend on the
@@ -43,6 +45,11 @@ class DetectionPolicy(Policy):
         num_candidates: how many boxes of an image may be shown. Default: the
             `max_detections` of the detector's `prediction_decoder`, or all its boxes if
             they are fewer. If suppression leaves fewer, the others are padding.
+        threshold: the score of a candidate that is as likely shown as hidden, between 0
+            and 1. Default 0.5: the score is the probability. The probability is
+            `sigmoid((logit(score) - logit(threshold)) / temperature)`. For a detector
+            whose scores are low, set it to the score at which it is best cut: with a
+            low temperature, candidates far below are never shown, and not tuned.
         name: optional name.
 
     Raises:
@@ -64,7 +71,7 @@ class DetectionPolicy(Policy):
     independent_parts = True
     fixed_positions = False
 
-    def __init__(self, num_candidates=None, name=None, **kwargs):
+    def __init__(self, num_candidates=None, threshold=0.5, name=None, **kwargs):
         super().__init__(name=name, **kwargs)
         is_count = isinstance(num_candidates, int) and num_candidates > 0
         if num_candidates is not None and not is_count:
@@ -72,7 +79,14 @@ class DetectionPolicy(Policy):
                 "`num_candidates` must be a positive int, or None. "
                 f"Received: num_candidates={num_candidates!r}"
             )
+        if not 0 < threshold < 1:
+            raise ValueError(
+                "`threshold` must be a score between 0 and 1. "
+                f"Received: threshold={threshold!r}"
+            )
         self.num_candidates = num_candidates
+        self.threshold = threshold
+        self.offset = math.log(threshold / (1.0 - threshold))
 
     def bind(self, model, temperature=1.0):
         missing = missing_of_detector(model)
@@ -156,7 +170,7 @@ class DetectionPolicy(Policy):
 
     def show_logits(self, context):
         """The logit of showing each candidate, `(batch, M)`, with gradient."""
-        return context["logits"] / self.temperature
+        return (context["logits"] - self.offset) / self.temperature
 
     def sample(self, context, num_samples, seed=None, noise=None):
         if noise is None:
@@ -197,7 +211,7 @@ class DetectionPolicy(Policy):
         return 2
 
     def mode(self, context):
-        shown = ops.logical_and(context["valid"], context["logits"] > 0.0)
+        shown = ops.logical_and(context["valid"], context["logits"] > self.offset)
         return ops.cast(shown, "int32")
 
     def decode(self, x, samples, context):
@@ -234,7 +248,11 @@ class DetectionPolicy(Policy):
         return {**outputs, "labels": labels}
 
     def get_config(self):
-        return {"num_candidates": self.num_candidates, "name": self.name}
+        return {
+            "num_candidates": self.num_candidates,
+            "threshold": self.threshold,
+            "name": self.name,
+        }
 
     @classmethod
     def from_config(cls, config):

@@ -48,6 +48,16 @@ def random_boxes(batch, number, classes, seed=0):
     return boxes, generator.normal(size=(batch, number, classes)).astype("float32")
 
 
+def found_among(boxes, logits, threshold, count, layout="xyxy"):
+    """What `best_candidates` finds, compiled, in NumPy."""
+
+    def find(boxes, logits):
+        given = map(ops.convert_to_tensor, (boxes, logits))
+        return best_candidates(*given, layout, threshold, count)
+
+    return numpy_of(compiled(find)(boxes, logits))
+
+
 def numpy_of(nest):
     return {name: to_numpy(value) for name, value in nest.items()}
 
@@ -55,8 +65,7 @@ def numpy_of(nest):
 @pytest.mark.parametrize("threshold", [0.2, 0.5])
 def test_candidates_are_what_greedy_suppression_leaves(threshold):
     boxes, logits = random_boxes(5, 40, 3)
-    find = compiled(lambda *given: best_candidates(*given, "xyxy", threshold, 30))
-    found = numpy_of(find(boxes, logits))
+    found = found_among(boxes, logits, threshold, 30)
     for row in range(5):
         left = greedy_suppression(boxes[row], logits[row].max(-1), threshold)[:30]
         assert len(left) > 5
@@ -74,8 +83,8 @@ def test_any_format_of_boxes():
     boxes, logits = random_boxes(2, 12, 3)
     x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
     centred = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1)
-    expected = numpy_of(best_candidates(boxes, logits, "xyxy", 0.3, 8))
-    found = numpy_of(best_candidates(centred, logits, "center_xywh", 0.3, 8))
+    expected = found_among(boxes, logits, 0.3, 8)
+    found = found_among(centred, logits, 0.3, 8, "center_xywh")
     np.testing.assert_allclose(found["logits"], expected["logits"])
 
 
@@ -85,7 +94,7 @@ def test_boxes_without_area_and_nan_are_no_candidates():
     boxes[0, 1] = np.nan
     logits[0, 2, 1] = np.nan
     boxes[1] = 0.0
-    found = numpy_of(best_candidates(boxes, logits, "xyxy", 1.1, 6))
+    found = found_among(boxes, logits, 1.1, 6)
     assert found["valid"].sum(1).tolist() == [3, 0]
     assert np.isfinite(found["boxes"]).all() and np.isfinite(found["logits"]).all()
 
@@ -95,8 +104,10 @@ def bound(temperature=1.0, **arguments):
     return DetectionPolicy(**given).bind(tiny_detector(), temperature)
 
 
-def test_scores_are_the_detectors_own_and_the_distribution_has_a_temperature():
-    x, policy = features(3), bound(temperature=0.5)
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_scores_are_the_detectors_own_and_the_probability_is_sharper(threshold):
+    x, policy = features(3), bound(temperature=0.5, threshold=threshold)
+    offset = np.log(threshold / (1 - threshold))
     model = policy.model
     scores = to_numpy(model(x)["scores"]).max(-1)
     outputs = numpy_of(policy.greedy_outputs(x, policy.encode(x)))
@@ -108,9 +119,11 @@ def test_scores_are_the_detectors_own_and_the_distribution_has_a_temperature():
             outputs["scores"][row], 1 / (1 + np.exp(-logits)), rtol=1e-5
         )
         np.testing.assert_allclose(
-            probabilities[row, :, 1], 1 / (1 + np.exp(-2 * logits)), rtol=1e-5
+            probabilities[row, :, 1],
+            1 / (1 + np.exp(2 * (offset - logits))),
+            rtol=1e-5,
         )
-        assert (outputs["shown"][row] == (logits > 0)).all()
+        assert (outputs["shown"][row] == (logits > offset)).all()
         assert (outputs["labels"][row] >= 0).all()
         np.testing.assert_allclose(outputs["boxes"][row], BOXES[left])
         assert (np.diff(outputs["scores"][row]) <= 0).all()
@@ -207,6 +220,8 @@ def test_the_number_of_candidates():
     for wrong in (0, 2.0):
         with pytest.raises(ValueError, match=f"num_candidates={wrong}"):
             DetectionPolicy(wrong)
+    with pytest.raises(ValueError, match="threshold=1"):
+        DetectionPolicy(threshold=1)
 
 
 def test_auto_recognizes_detectors():

@@ -63,24 +63,19 @@ def tune(name, path):
     history = tuned.fit(x, y, batch_size=2, epochs=1, verbose=0).history
     logs = tuned.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)
     outputs = tuned.predict(x, batch_size=2, verbose=0)
-    again = None
-    if path is not None:
-        tuned.save(path)
-        again = keras.models.load_model(path).predict(x, batch_size=2, verbose=0)
+    tuned.save(path)
+    again = keras.models.load_model(path).predict(x, batch_size=2, verbose=0)
     return history, logs, outputs, again
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_fit_evaluate_predict_and_save(name, hub, tmp_path):
-    # KerasCV's detectors do not make themselves again from their own config.
-    path = None if name == "keras_cv_retinanet" else str(tmp_path / "tuned.keras")
-    history, logs, outputs, again = hub(tune, name, path)
+    history, logs, outputs, again = hub(tune, name, str(tmp_path / "tuned.keras"))
     assert np.isfinite(history["loss"]).all() and np.isfinite(logs["reward"])
     assert outputs["boxes"].shape == (4, 6, 4)
     assert outputs["shown"].shape == outputs["labels"].shape == (4, 6)
-    if path is not None:
-        for key, values in outputs.items():
-            np.testing.assert_allclose(again[key], values, rtol=1e-3, atol=1e-3)
+    for key, values in outputs.items():
+        np.testing.assert_allclose(again[key], values, rtol=1e-3, atol=1e-3)
 
 
 def tune_raw():

@@ -83,7 +83,7 @@ def test_a_step_ascends_the_expected_reward(padding):
 
 
 def start(seed=3, **arguments):
-    given = {"reward": FewOfClass(), "policy": DetectionPolicy(5), "seed": seed}
+    given = {"reward": FewOfClass(), "policy": DetectionPolicy(5, 0.4), "seed": seed}
     tuned = RewardTuning(tiny_detector(), **{**given, **arguments})
     tuned.compile(keras.optimizers.Adam(0.03))
     return tuned
@@ -155,7 +155,8 @@ def test_a_run_that_is_saved_and_continued_equals_the_uninterrupted_one(tmp_path
     fit(first, 1)
     first.save(tmp_path / "tuned.keras")
     resumed = keras.models.load_model(tmp_path / "tuned.keras")
-    assert resumed.by_parts and resumed.policy.num_candidates == 5
+    assert resumed.by_parts
+    assert (resumed.policy.num_candidates, resumed.policy.threshold) == (5, 0.4)
     fit(resumed, 2)
     np.testing.assert_allclose(
         weights_of(resumed.model)[0], weights_of(whole.model)[0], rtol=1e-5
