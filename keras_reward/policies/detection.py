@@ -106,8 +106,9 @@ class DetectionPolicy(Policy):
         """Raises if a preprocessor would resize boxes of another format."""
         preprocessor = getattr(model, "preprocessor", None)
         converter = getattr(preprocessor, "image_converter", None)
+        resizes = getattr(converter, "image_size", None) is not None
         read = getattr(converter, "bounding_box_format", bounding_box_format)
-        if read != bounding_box_format:
+        if resizes and read != bounding_box_format:
             raise ValueError(
                 "The preprocessor resizes the boxes of `y` with the images, so it must "
                 f"read the format of detector {model.name!r}. Make its "
