@@ -30,16 +30,21 @@ class DecodedChoices:
         self.policy, self.x, self.context = policy, x, context
         self.samples = samples
         self.number = policy.number_of_choices(context)
-        self.positions = tuple(ops.shape(samples)[2:])
+        self.positions = tuple(ops.shape(policy.choices_of(samples))[2:])
 
     def __len__(self):
         return self.number
 
     def __getitem__(self, choice):
-        dtype = keras.backend.standardize_dtype(self.samples.dtype)
-        same = ops.zeros_like(self.samples[:, :1]) + ops.cast(choice, dtype)
+        chosen = self.policy.choices_of(self.samples)
+        dtype = keras.backend.standardize_dtype(chosen.dtype)
+        n = samples_per_input(self.samples)
+        # Where samples are choices alone, all of an input decode to the same.
+        once = chosen is self.samples
+        same = ops.zeros_like(chosen[:, : 1 if once else n]) + ops.cast(choice, dtype)
+        same = self.policy.with_choices(self.samples, same)
         decoded = self.policy.sampled_outputs(self.x, self.context, same)
-        return repeat_rows(decoded, samples_per_input(self.samples))
+        return repeat_rows(decoded, n) if once else decoded
 
     def map(self, function):
         """The results of a function of each choice, in a new last axis.

@@ -5,14 +5,15 @@ import math
 import keras
 from keras import ops
 
-from keras_reward.forms.boxes import standardize_format
+from keras_reward.forms.boxes import corners, standardize_format
 from keras_reward.nests import merge_rows, repeat_rows, samples_per_input
 from keras_reward.policies.detectors import (
     all_predictions,
     best_candidates,
     missing_of_detector,
 )
-from keras_reward.policies.likelihood import of_positions
+from keras_reward.policies.likelihood import of_parts, of_positions
+from keras_reward.policies.multi_output import seed_of_part
 from keras_reward.policies.policy import Policy
 
 
@@ -39,7 +40,10 @@ class DetectionPolicy(Policy):
     model gets: of a KerasHub task with a preprocessor, the preprocessed image. Targets
     are a dict of `boxes` in the same format and `labels`, -1 for padding.
 
-    Boxes are not tuned: no gradient flows into them.
+    By default, boxes are not tuned: no gradient flows into them. With `tune_boxes`,
+    each sample draws its boxes from normal distributions around what the detector
+    predicts, and each box is credited with what it was worth where it was drawn, less a
+    baseline. Samples are then a dict of `boxes` and `shown`.
 
     Args:
         num_candidates: how many boxes of an image may be shown. Default: the
@@ -50,6 +54,8 @@ class DetectionPolicy(Policy):
             `sigmoid((logit(score) - logit(threshold)) / temperature)`. For a detector
             whose scores are low, set it to the score at which it is best cut: with a
             low temperature, candidates far below are never shown, and not tuned.
+        tune_boxes: standard deviation of what is drawn, as a share of the width of a
+            box or of its height, such as 0.05. Default None: boxes are not tuned.
         name: optional name.
 
     Raises:
@@ -71,7 +77,9 @@ class DetectionPolicy(Policy):
     independent_parts = True
     fixed_positions = False
 
-    def __init__(self, num_candidates=None, threshold=0.5, name=None, **kwargs):
+    def __init__(
+        self, num_candidates=None, threshold=0.5, tune_boxes=None, name=None, **kwargs
+    ):
         super().__init__(name=name, **kwargs)
         is_count = isinstance(num_candidates, int) and num_candidates > 0
         if num_candidates is not None and not is_count:
@@ -84,8 +92,14 @@ class DetectionPolicy(Policy):
                 "`threshold` must be a score between 0 and 1. "
                 f"Received: threshold={threshold!r}"
             )
+        if tune_boxes is not None and not tune_boxes > 0:
+            raise ValueError(
+                "`tune_boxes` must be a positive number, or None. "
+                f"Received: tune_boxes={tune_boxes!r}"
+            )
         self.num_candidates = num_candidates
         self.threshold = threshold
+        self.tune_boxes = tune_boxes
         self.offset = math.log(threshold / (1.0 - threshold))
 
     def bind(self, model, temperature=1.0):
@@ -139,9 +153,12 @@ class DetectionPolicy(Policy):
         Returns:
             dict of `boxes` `(batch, M, 4)`, `labels` `(batch, M)` int32, `logits`
             `(batch, M)`, those of the labels, with gradient, and `valid` `(batch, M)`.
+            Boxes have a gradient only if they are tuned.
         """
         outputs = self.model(x, training=training)
         boxes, logits = all_predictions(self.model, x, outputs)
+        if self.tune_boxes is None:
+            boxes = ops.stop_gradient(boxes)
         return best_candidates(
             boxes,
             logits,
@@ -174,6 +191,22 @@ class DetectionPolicy(Policy):
         return (context["logits"] - self.offset) / self.temperature
 
     def sample(self, context, num_samples, seed=None, noise=None):
+        """As in `Policy`; with `tune_boxes`, `noise` is a dict of `shown`, uniform, and
+        `boxes`, normal."""
+        if self.tune_boxes is None:
+            return self.sample_shown(context, num_samples, seed, noise)
+        noise = {} if noise is None else noise
+        first, second = (seed_of_part(seed, index) for index in range(2))
+        shown = self.sample_shown(context, num_samples, first, noise.get("shown"))
+        boxes = context["boxes"][:, None]
+        normal = noise.get("boxes")
+        if normal is None:
+            shape = (*ops.shape(shown), 4)
+            normal = keras.random.normal(shape, seed=second, dtype="float32")
+        drawn = ops.stop_gradient(boxes) + self.stddevs(context)[:, None] * normal
+        return {"boxes": drawn, "shown": shown}
+
+    def sample_shown(self, context, num_samples, seed, noise):
         if noise is None:
             batch, number = ops.shape(context["logits"])
             shape = (batch, num_samples, number)
@@ -181,17 +214,70 @@ class DetectionPolicy(Policy):
         shown = ops.convert_to_tensor(noise, "float32") < self.probabilities(context)
         return ops.cast(shown, "int32")
 
+    def stddevs(self, context):
+        """The standard deviation of each number of each box, `(batch, M, 4)`."""
+        boxes = ops.stop_gradient(context["boxes"])
+        layout = self.bounding_box_format
+        left, top, right, bottom = corners(boxes, layout)
+        sizes = [right - left, bottom - top]
+        if "yx" in layout:
+            sizes.reverse()
+        sizes = ops.stack([*sizes, *sizes], axis=-1)
+        return ops.where(context["valid"][:, :, None], self.tune_boxes * sizes, 1.0)
+
+    def choices_of(self, samples):
+        return samples if self.tune_boxes is None else samples["shown"]
+
+    def with_choices(self, samples, choices):
+        return choices if self.tune_boxes is None else {**samples, "shown": choices}
+
+    @property
+    def has_part_rewards(self):
+        return self.tune_boxes is not None
+
+    def part_rewards(self, credit, samples):
+        """What the boxes were worth where they were drawn, and 0 for what is shown.
+
+        Whether to show a box is credited without a baseline, by `alternatives`. Where
+        to draw it is credited as `MapReward` credits parts: with what the reward would
+        lose without this box, less a baseline.
+
+        Returns:
+            `(batch, n, 2 M)`, in the order of `likelihood`.
+        """
+        if self.tune_boxes is None:
+            return credit.part_rewards
+        worth = credit.alternatives[..., 1] - credit.alternatives[..., 0]
+        shown = ops.cast(samples["shown"], "bool")
+        worth = ops.where(ops.logical_and(shown, ops.isfinite(worth)), worth, 0.0)
+        return ops.concatenate([worth, ops.zeros_like(worth)], axis=-1)
+
     def probabilities(self, context):
         """The probability of showing each candidate, `(batch, 1, M)`."""
         shown = ops.sigmoid(self.show_logits(context))
         return ops.where(context["valid"], shown, 0.0)[:, None]
 
     def likelihood(self, context, samples, choices=(), entropy_gradient=False):
+        """As in `Policy`. The entropy is that of showing or hiding."""
+        drawn = [self.choices_of(each) for each in (samples, *choices)]
+        shown = self.likelihood_shown(context, ops.stack(drawn), entropy_gradient)
+        if self.tune_boxes is None:
+            return shown
+        boxes = ops.stack([each["boxes"] for each in (samples, *choices)])
+        stddevs = self.stddevs(context)[:, None]
+        off = (boxes - context["boxes"][:, None]) / stddevs
+        log_probs = -0.5 * off**2 - ops.log(stddevs) - 0.5 * math.log(2.0 * math.pi)
+        # A hidden box was drawn as well, but nobody saw it.
+        counted = ops.logical_and(shown.counted, ops.cast(samples["shown"], "bool"))
+        of_boxes = of_positions(ops.sum(log_probs, axis=-1), shown.entropy, counted)
+        return of_parts([of_boxes, shown])
+
+    def likelihood_shown(self, context, drawn, entropy_gradient):
+        """The likelihood of showing or hiding, for `(1 + choices, batch, n, M)`."""
         logits, valid = self.show_logits(context), context["valid"]
-        drawn = ops.cast(ops.stack([samples, *choices]), "bool")
         own = logits[:, None]
-        log_probs = -ops.softplus(ops.where(drawn, -own, own))
-        counted = ops.broadcast_to(valid[:, None], ops.shape(samples))
+        log_probs = -ops.softplus(ops.where(ops.cast(drawn, "bool"), -own, own))
+        counted = ops.broadcast_to(valid[:, None], ops.shape(drawn)[1:])
         if not entropy_gradient:
             logits = ops.stop_gradient(logits)
         entropies = ops.softplus(logits) - logits * ops.sigmoid(logits)
@@ -213,7 +299,8 @@ class DetectionPolicy(Policy):
 
     def mode(self, context):
         shown = ops.logical_and(context["valid"], context["logits"] > self.offset)
-        return ops.cast(shown, "int32")
+        boxes = ops.stop_gradient(context["boxes"])
+        return self.with_choices({"boxes": boxes}, ops.cast(shown, "int32"))
 
     def decode(self, x, samples, context):
         """The detections of samples, with label -1 for what they hide.
@@ -227,7 +314,9 @@ class DetectionPolicy(Policy):
             dict of `boxes` `(rows, M, 4)`, `labels`, `scores` and `shown` `(rows, M)`.
         """
         found = repeat_rows(self.detections(context), samples_per_input(samples))
-        shown = ops.cast(merge_rows(samples), "bool")
+        if self.tune_boxes is not None:
+            found["boxes"] = merge_rows(samples["boxes"])
+        shown = ops.cast(merge_rows(self.choices_of(samples)), "bool")
         return self.rewarded({**found, "shown": shown})
 
     def detections(self, context):
@@ -235,13 +324,13 @@ class DetectionPolicy(Policy):
         valid = context["valid"]
         scores = ops.stop_gradient(ops.sigmoid(context["logits"]))
         return {
-            "boxes": context["boxes"],
+            "boxes": ops.stop_gradient(context["boxes"]),
             "labels": ops.where(valid, context["labels"], -1),
             "scores": ops.where(valid, scores, 0.0),
         }
 
     def greedy_outputs(self, x, context):
-        shown = ops.cast(self.mode(context), "bool")
+        shown = ops.cast(self.choices_of(self.mode(context)), "bool")
         return {**self.detections(context), "shown": shown}
 
     def rewarded(self, outputs):
@@ -252,6 +341,7 @@ class DetectionPolicy(Policy):
         return {
             "num_candidates": self.num_candidates,
             "threshold": self.threshold,
+            "tune_boxes": self.tune_boxes,
             "name": self.name,
         }
 

@@ -76,8 +76,8 @@ def all_predictions(detector, x, outputs):
         outputs: what it returned.
 
     Returns:
-        Boxes `(batch, N, 4)` in the detector's `bounding_box_format`, without gradient,
-        and logits `(batch, N, classes)`, with gradient, both float32.
+        Boxes `(batch, N, 4)` in the detector's `bounding_box_format`, and logits
+        `(batch, N, classes)`, both float32, with gradient.
     """
     outputs = map_leaves(
         lambda leaf: ops.cast(leaf, "float32") if is_float(leaf) else leaf, outputs
@@ -86,7 +86,7 @@ def all_predictions(detector, x, outputs):
     recorder = Recorder(detector.bounding_box_format)
     decode = type(detector).decode_predictions
     decode(WithDecoder(detector, recorder), outputs, images)
-    boxes = ops.stop_gradient(ops.cast(recorder.boxes, "float32"))
+    boxes = ops.cast(recorder.boxes, "float32")
     for name in class_names(detector):
         if name in DECODED_FORMATS:
             height, width = ops.shape(images)[1:3]
@@ -119,9 +119,9 @@ def best_candidates(boxes, logits, bounding_box_format, iou_threshold, count):
         count: how many pairs, at most N.
 
     Returns:
-        dict of `boxes` `(batch, count, 4)`, `labels` `(batch, count)` int32, `logits`
-        `(batch, count)`, with gradient, and `valid` `(batch, count)` bool. Where fewer
-        are left, the last ones are not valid: zeros.
+        dict of `boxes` `(batch, count, 4)` and `logits` `(batch, count)`, with
+        gradient, `labels` `(batch, count)` int32 and `valid` `(batch, count)` bool.
+        Where fewer are left, the last ones are not valid: zeros.
     """
     number, classes = logits.shape[1:]
     held = ops.stop_gradient(logits)
@@ -132,7 +132,7 @@ def best_candidates(boxes, logits, bounding_box_format, iou_threshold, count):
     labels = ops.cast(ops.argmax(held, axis=-1), "int32")
     labels = ops.take_along_axis(labels, order, axis=1)
     boxes = ops.take_along_axis(boxes, order[:, :, None], axis=1)
-    sides = corners(boxes, bounding_box_format)
+    sides = corners(ops.stop_gradient(boxes), bounding_box_format)
     usable = ops.logical_and(ops.isfinite(best), upright(*sides))
     chosen, valid = first_true(unsuppressed(*sides, usable, iou_threshold), count)
     boxes = ops.take_along_axis(boxes, chosen[:, :, None], axis=1)

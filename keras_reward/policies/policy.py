@@ -249,6 +249,32 @@ class Policy(keras.layers.Layer):
         """
         raise NotImplementedError
 
+    def choices_of(self, samples):
+        """What `choice_probabilities` are of. Default: the whole of samples."""
+        return samples
+
+    def with_choices(self, samples, choices):
+        """Samples with other `choices_of`. Default: the choices themselves."""
+        return choices
+
+    @property
+    def has_part_rewards(self):
+        """Whether `part_rewards` makes some of what `alternatives` say."""
+        return False
+
+    def part_rewards(self, credit, samples):
+        """What of the reward depends on each position, for a baseline, or None.
+
+        Args:
+            credit: a `Credit`, `(batch, n, ...)`.
+            samples: `(batch, n, ...)`.
+
+        Returns:
+            In the shape of the `position_log_probs` of samples. Default: what the
+            reward says.
+        """
+        return credit.part_rewards
+
     def number_of_choices(self, context):
         """The number of choices at each position, if `has_choices`."""
         raise NotImplementedError

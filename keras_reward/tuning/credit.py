@@ -69,7 +69,7 @@ def is_by_parts(credit, reward, policy):
 def described(by_parts, reward, policy):
     """A line for the log: what gets credit, and why."""
     if by_parts:
-        own = reward.without_alternatives()
+        own = reward.without_alternatives() or policy.has_part_rewards
         how = "" if own else ", without a baseline"
         return f"Credit by parts: each part of an output gets its own{how}."
     why = "; ".join(missing_for_parts(reward, policy)) or "as asked for"

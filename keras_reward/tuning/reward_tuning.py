@@ -163,7 +163,8 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         self.policy.check_reward(self.reward)
         self.credit = credit
         self.by_parts = is_by_parts(credit, self.reward, self.policy)
-        self.uses_baseline = not self.by_parts or self.reward.has_part_rewards
+        has_part_rewards = self.reward.has_part_rewards or self.policy.has_part_rewards
+        self.uses_baseline = not self.by_parts or has_part_rewards
         if self.uses_baseline:
             check_samples(num_samples, baseline)
         self.num_samples = num_samples

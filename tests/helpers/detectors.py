@@ -41,8 +41,9 @@ class Decoder(keras.layers.Layer):
 class TinyDetector(keras.Model):
     """Scores fixed boxes by a linear layer: features `(batch, 2)` to logits."""
 
-    def __init__(self, classes=2, number=6, from_logits=True, **kwargs):
+    def __init__(self, classes=2, number=6, from_logits=True, moves=False, **kwargs):
         super().__init__(**kwargs)
+        self.moves = moves
         self.classes, self.number = classes, number
         self.bounding_box_format = "xyxy"
         self.prediction_decoder = Decoder(from_logits=from_logits)
@@ -53,20 +54,26 @@ class TinyDetector(keras.Model):
 
     def build(self, shape):
         self.dense.build(shape)
+        if self.moves:
+            self.shift = self.add_weight(shape=(self.number, 4), name="shift")
 
     def call(self, x):
-        return {"scores": ops.reshape(self.dense(x), (-1, self.number, self.classes))}
+        scores = ops.reshape(self.dense(x), (-1, self.number, self.classes))
+        shift = self.shift + 0.0 if self.moves else 0.0
+        return {"scores": scores, "shift": shift}
 
     def decode_predictions(self, predictions, images):
         scores = predictions["scores"]
         shape = (ops.shape(images)[0], self.number, 4)
-        boxes = ops.broadcast_to(ops.convert_to_tensor(BOXES[: self.number]), shape)
+        boxes = ops.convert_to_tensor(BOXES[: self.number]) + predictions["shift"]
+        boxes = ops.broadcast_to(boxes, shape)
         return self.prediction_decoder(boxes, scores, images=images)
 
     def get_config(self):
         sizes = {"classes": self.classes, "number": self.number}
         from_logits = self.prediction_decoder.from_logits
-        return {**super().get_config(), **sizes, "from_logits": from_logits}
+        given = {**sizes, "from_logits": from_logits, "moves": self.moves}
+        return {**super().get_config(), **given}
 
 
 def tiny_detector(seed=0, **arguments):

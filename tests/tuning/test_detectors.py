@@ -5,11 +5,12 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from detectors import FewOfClass, features, targets, tiny_detector
+from detectors import BOXES, FewOfClass, features, targets, tiny_detector
 from gradients import differentiate
+from keras import ops
 from tiny import to_numpy, weights_of
 
-from keras_reward import DetectionPolicy, RecallReward, RewardTuning
+from keras_reward import DetectionPolicy, RecallReward, Reward, RewardTuning
 
 TEMPERATURE = 0.7
 
@@ -174,3 +175,74 @@ def test_mixed_precision():
         assert np.isfinite(values).all(), name
     outputs = tuned.predict(features(3), verbose=0)
     assert outputs["scores"].dtype == outputs["boxes"].dtype == np.float32
+
+
+GOALS = BOXES[:4] + np.array([1.0, -0.5, 2.0, 0.5], "float32")
+
+
+class NearGoals(Reward):
+    """Minus the squared distance of each shown box from its goal, by its top left."""
+
+    def call(self, y_true, y_pred):
+        return ops.sum(self.of_boxes(y_pred), axis=1)
+
+    def of_boxes(self, y_pred):
+        boxes = y_pred["boxes"]
+        apart = ops.sum(
+            (boxes[:, :, None] - ops.convert_to_tensor(GOALS)) ** 2, axis=-1
+        )
+        return ops.where(y_pred["labels"] >= 0, 2.0 - 0.1 * ops.min(apart, axis=-1), 0)
+
+    def alternatives(self, y_true, y_pred, choices):
+        reward = self.call(y_true, y_pred)[:, None]
+        own = self.of_boxes(y_pred)
+        worth = [reward - own + self.of_boxes(choices[c]) for c in range(2)]
+        return ops.stack(worth, axis=-1)
+
+
+@pytest.mark.chance
+def test_boxes_that_are_drawn_ascend_the_expected_reward():
+    model = tiny_detector(number=4, moves=True)
+    model.shift.assign(np.zeros((4, 4)))
+    x = features(1)
+    before = to_numpy(model.dense.kernel).copy()
+    logits = (x @ before).reshape(4, 2).max(-1)
+    n, stddev = 20_000, 0.05
+    policy = DetectionPolicy(4, tune_boxes=stddev)
+    tuned = RewardTuning(model, NearGoals(), policy, n, seed=1)
+    assert tuned.by_parts and tuned.uses_baseline
+    tuned.compile(keras.optimizers.SGD(1.0))
+    tuned.train_on_batch(x)
+    # E[2 - 0.1 |b - goal|^2] where b is shown, with variances of (stddev * side)^2.
+    p = 1 / (1 + np.exp(-logits))
+    exact = p[:, None] * 0.2 * (GOALS - BOXES[:4])
+    np.testing.assert_allclose(to_numpy(model.shift), exact, atol=0.02)
+    assert np.abs(exact).max() > 0.1
+    sides = np.stack([BOXES[:4, 2] - BOXES[:4, 0], BOXES[:4, 3] - BOXES[:4, 1]], -1)
+    apart = ((GOALS - BOXES[:4]) ** 2).sum(-1) + 2 * ((stddev * sides) ** 2).sum(-1)
+    slope = (2.0 - 0.1 * apart) * p * (1 - p)
+    best = (x @ before).reshape(4, 2).argmax(-1)
+    moved = (to_numpy(model.dense.kernel) - before).reshape(2, 4, 2)
+    exact = x[0][:, None] * slope
+    np.testing.assert_allclose(moved[:, np.arange(4), best], exact, atol=0.01)
+
+
+@pytest.mark.slow
+def test_boxes_learn_and_are_saved(tmp_path):
+    model = tiny_detector(number=4, moves=True)
+    model.shift.assign(np.zeros((4, 4)))
+    policy = DetectionPolicy(4, tune_boxes=0.05)
+    tuned = RewardTuning(model, NearGoals(), policy, 8, seed=1, baseline="greedy")
+    tuned.compile(keras.optimizers.Adam(0.05))
+    x = features(32)
+    before = tuned.evaluate(x, verbose=0, return_dict=True)["reward"]
+    logs = tuned.fit(x, epochs=20, verbose=0).history
+    assert all(np.isfinite(values).all() for values in logs.values())
+    apart = np.abs(to_numpy(model.shift) - (GOALS - BOXES[:4])).mean()
+    assert apart < 0.5 * np.abs(GOALS - BOXES[:4]).mean()
+    assert tuned.evaluate(x, verbose=0, return_dict=True)["reward"] > before
+    assert tuned.predict(x, verbose=0)["boxes"].shape == (32, 4, 4)
+    tuned.save(tmp_path / "tuned.keras")
+    custom = {"NearGoals": NearGoals}
+    loaded = keras.models.load_model(tmp_path / "tuned.keras", custom_objects=custom)
+    assert loaded.policy.tune_boxes == 0.05
