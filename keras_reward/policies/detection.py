@@ -217,10 +217,9 @@ class DetectionPolicy(Policy):
     def stddevs(self, context):
         """The standard deviation of each number of each box, `(batch, M, 4)`."""
         boxes = ops.stop_gradient(context["boxes"])
-        layout = self.bounding_box_format
-        left, top, right, bottom = corners(boxes, layout)
+        left, top, right, bottom = corners(boxes, self.bounding_box_format)
         sizes = [right - left, bottom - top]
-        if "yx" in layout:
+        if self.bounding_box_format.split("_")[-1].startswith("y"):
             sizes.reverse()
         sizes = ops.stack([*sizes, *sizes], axis=-1)
         return ops.where(context["valid"][:, :, None], self.tune_boxes * sizes, 1.0)
@@ -235,12 +234,12 @@ class DetectionPolicy(Policy):
     def has_part_rewards(self):
         return self.tune_boxes is not None
 
-    def part_rewards(self, credit, samples):
+    def part_rewards(self, credit):
         """What the boxes were worth where they were drawn, and 0 for what is shown.
 
         Whether to show a box is credited without a baseline, by `alternatives`. Where
         to draw it is credited as `MapReward` credits parts: with what the reward would
-        lose without this box, less a baseline.
+        lose without this box, less a baseline. The likelihood leaves out hidden boxes.
 
         Returns:
             `(batch, n, 2 M)`, in the order of `likelihood`.
@@ -248,8 +247,7 @@ class DetectionPolicy(Policy):
         if self.tune_boxes is None:
             return credit.part_rewards
         worth = credit.alternatives[..., 1] - credit.alternatives[..., 0]
-        shown = ops.cast(samples["shown"], "bool")
-        worth = ops.where(ops.logical_and(shown, ops.isfinite(worth)), worth, 0.0)
+        worth = ops.where(ops.isfinite(worth), worth, 0.0)
         return ops.concatenate([worth, ops.zeros_like(worth)], axis=-1)
 
     def probabilities(self, context):

@@ -262,12 +262,11 @@ class Policy(keras.layers.Layer):
         """Whether `part_rewards` makes some of what `alternatives` say."""
         return False
 
-    def part_rewards(self, credit, samples):
+    def part_rewards(self, credit):
         """What of the reward depends on each position, for a baseline, or None.
 
         Args:
             credit: a `Credit`, `(batch, n, ...)`.
-            samples: `(batch, n, ...)`.
 
         Returns:
             In the shape of the `position_log_probs` of samples. Default: what the

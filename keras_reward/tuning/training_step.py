@@ -102,7 +102,7 @@ class TrainingStep:
         if credit is None:
             advantage = self.advantages(earned, samples)
         else:
-            part_rewards = self.policy.part_rewards(credit, drawn)
+            part_rewards = self.policy.part_rewards(credit)
             if part_rewards is not None:
                 advantage = self.part_advantages(part_rewards)
         kept = 1 if self.update == "first" else n

@@ -149,6 +149,59 @@ def test_likelihood_is_that_of_independent_draws():
     np.testing.assert_allclose(frequent, p, atol=0.05)
 
 
+def test_drawn_boxes_and_their_likelihood():
+    x, policy = features(3), bound(num_candidates=6, tune_boxes=0.1)
+    context = policy.encode(x)
+    samples = numpy_of(policy.sample(context, 500, seed=1))
+    plain = bound(num_candidates=6)
+    boxes, valid = to_numpy(context["boxes"]), to_numpy(context["valid"])
+    sizes = np.tile(boxes[..., 2:] - boxes[..., :2], 2)
+    stddevs = np.where(valid[..., None], 0.1 * sizes, 1.0)[:, None]
+    off = (samples["boxes"] - boxes[:, None]) / stddevs
+    np.testing.assert_allclose(off.mean((0, 1)), 0, atol=0.15)
+    np.testing.assert_allclose(off.std((0, 1)), 1, atol=0.1)
+    log_probs = (-0.5 * off**2 - np.log(stddevs * np.sqrt(2 * np.pi))).sum(-1)
+    seen = np.logical_and(samples["shown"], valid[:, None])
+    shown = plain.likelihood(plain.encode(x), samples["shown"])
+    likelihood = policy.likelihood(context, samples, choices=[samples])
+    expected = np.concatenate(
+        [np.where(seen, log_probs, 0.0), to_numpy(shown.position_log_probs)], axis=-1
+    )
+    found = to_numpy(likelihood.position_log_probs)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        to_numpy(likelihood.log_prob), expected.sum(-1), rtol=1e-3, atol=1e-2
+    )
+    np.testing.assert_allclose(
+        to_numpy(likelihood.entropy), to_numpy(shown.entropy), rtol=1e-5
+    )
+    outputs = numpy_of(policy.sampled_outputs(x, context, samples))
+    drawn = samples["boxes"].reshape(1500, 6, 4)
+    np.testing.assert_array_equal(outputs["boxes"], drawn)
+    predicted = numpy_of(policy.greedy_outputs(x, context))
+    np.testing.assert_allclose(predicted["boxes"], boxes)
+
+
+# Boxes 4 wide and 2 high.
+WIDE = {
+    "xyxy": [1, 2, 5, 4],
+    "rel_yxyx": [2, 1, 4, 5],
+    "rel_xywh": [1, 2, 4, 2],
+    "center_xywh": [3, 3, 4, 2],
+    "center_yxhw": [3, 3, 2, 4],
+}
+
+
+@pytest.mark.parametrize("layout", WIDE)
+def test_drawn_boxes_deviate_by_their_own_sides(layout):
+    policy = bound(tune_boxes=0.5)
+    policy.model.bounding_box_format = layout
+    boxes = ops.convert_to_tensor([[WIDE[layout]]], "float32")
+    context = {"boxes": boxes, "valid": ops.ones((1, 1), dtype="bool")}
+    expected = [1.0, 2.0, 1.0, 2.0] if "_y" in f"_{layout}" else [2.0, 1.0, 2.0, 1.0]
+    np.testing.assert_allclose(to_numpy(policy.stddevs(context))[0, 0], expected)
+
+
 def test_what_a_sample_hides_has_label_minus_one():
     x, policy = features(2), bound()
     context = policy.encode(x)
@@ -222,6 +275,8 @@ def test_the_number_of_candidates():
             DetectionPolicy(wrong)
     with pytest.raises(ValueError, match="threshold=1"):
         DetectionPolicy(threshold=1)
+    with pytest.raises(ValueError, match="tune_boxes=0"):
+        DetectionPolicy(tune_boxes=0)
 
 
 def test_auto_recognizes_detectors():
