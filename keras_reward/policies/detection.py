@@ -40,10 +40,12 @@ class DetectionPolicy(Policy):
     model gets: of a KerasHub task with a preprocessor, the preprocessed image. Targets
     are a dict of `boxes` in the same format and `labels`, -1 for padding.
 
-    By default, boxes are not tuned: no gradient flows into them. With `tune_boxes`,
-    each sample draws its boxes from normal distributions around what the detector
-    predicts, and each box is credited with what it was worth where it was drawn, less a
-    baseline. Samples are then a dict of `boxes` and `shown`.
+    By default, boxes are not tuned: no gradient flows into them. They may still move
+    with layers that they share with the scores, such as the backbone. Layers of their
+    own get no gradient, of which Keras warns on TensorFlow and PyTorch. With
+    `tune_boxes`, each sample draws its boxes from normal distributions around what the
+    detector predicts, and each box is credited with what it was worth where it was
+    drawn, less a baseline. Samples are then a dict of `boxes` and `shown`.
 
     Args:
         num_candidates: how many boxes of an image may be shown. Default: the
