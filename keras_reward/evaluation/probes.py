@@ -68,12 +68,12 @@ class Sampler(Probe):
 
 
 class Greedy(Probe):
-    """The decoded greedy output of each input, its reward and all components."""
+    """The greedy output of each input, as the reward sees it, and its reward."""
 
     def call(self, inputs):
         x, y = inputs["x"], inputs.get("y")
         reward = self.owner.reward
-        outputs = self.owner(x, training=False)
+        outputs = self.owner.policy.rewarded(self.owner(x, training=False))
         inputs = x if reward.uses_inputs else None
         earned, components = reward.evaluate(reward.prepare(y), outputs, inputs)
         return {"outputs": outputs, "rewards": {"reward": earned, **components}}

@@ -3,6 +3,8 @@
 from keras_reward.policies.activations import symbolic_output
 from keras_reward.policies.autoregressive import AutoregressivePolicy
 from keras_reward.policies.causal_lm import CausalLMPolicy
+from keras_reward.policies.detection import DetectionPolicy
+from keras_reward.policies.detectors import is_detector
 from keras_reward.policies.factorized import BernoulliPolicy, CategoricalPolicy
 from keras_reward.policies.gaussian import GaussianPolicy
 from keras_reward.policies.keras_hub_tasks import is_language_model
@@ -22,6 +24,7 @@ POLICIES = {
     **OUTPUT_POLICIES,
     "autoregressive": AutoregressivePolicy,
     "causal_lm": CausalLMPolicy,
+    "detection": DetectionPolicy,
     "model": ModelPolicy,
 }
 
@@ -33,8 +36,9 @@ def get(identifier, model, temperature=1.0):
         identifier: `"auto"`, a name from `POLICIES`, a `Policy`, its serialised config,
             or a dict, list or tuple of them, see `MultiOutputPolicy`. With `"auto"`, a
             model that has the methods of the policy protocol gets a `ModelPolicy`, a
-            KerasHub `CausalLM` or `Seq2SeqLM` a `CausalLMPolicy`, and a sequence model
-            an `AutoregressivePolicy`; the output of any other model is read as classes
+            KerasHub `CausalLM` or `Seq2SeqLM` a `CausalLMPolicy`, a detector of
+            KerasHub or KerasCV a `DetectionPolicy`, and a sequence model an
+            `AutoregressivePolicy`; the output of any other model is read as classes
             in its last axis.
         model: the `keras.Model` to read.
         temperature: divides the logits.
@@ -71,4 +75,6 @@ def kind_of(model):
         return "model"
     if is_language_model(model):
         return "causal_lm"
+    if is_detector(model):
+        return "detection"
     return "categorical" if what_is_missing(model) else "autoregressive"

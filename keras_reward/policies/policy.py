@@ -79,6 +79,9 @@ class Policy(keras.layers.Layer):
         has_choices: whether a sample has one of finitely many choices at each position.
         independent_parts: whether it is known that positions are independent, so that
             they can get credit of their own, see `Reward.alternatives`. Default False.
+        fixed_positions: whether a position of a sample is the same part of an output
+            for every model. Default True. False where the model's own outputs say what
+            the parts are, such as the candidates of a detector.
         output_path: tuple of the names and indices that lead to the output that the
             policy reads, if the model returns several. Default `()`.
     """
@@ -87,6 +90,7 @@ class Policy(keras.layers.Layer):
     takes_choices = True
     has_choices = False
     independent_parts = False
+    fixed_positions = True
     output_path = ()
 
     def __init__(self, codec=None, name=None, **kwargs):
@@ -198,6 +202,13 @@ class Policy(keras.layers.Layer):
             f"Received: model {self.model.name!r}"
         )
 
+    def check_reward(self, reward):
+        """Raises if a reward cannot read what samples decode to.
+
+        Args:
+            reward: the `Reward` of the `RewardTuning` that the policy belongs to.
+        """
+
     def check_inputs(self, x):
         """Raises if the model cannot make outputs for `x`.
 
@@ -241,6 +252,31 @@ class Policy(keras.layers.Layer):
         """
         raise NotImplementedError
 
+    def choices_of(self, samples):
+        """What `choice_probabilities` are of. Default: the whole of samples."""
+        return samples
+
+    def with_choices(self, samples, choices):
+        """Samples with other `choices_of`. Default: the choices themselves."""
+        return choices
+
+    @property
+    def has_part_rewards(self):
+        """Whether `part_rewards` makes some of what `alternatives` say."""
+        return False
+
+    def part_rewards(self, credit):
+        """What of the reward depends on each position, for a baseline, or None.
+
+        Args:
+            credit: a `Credit`, `(batch, n, ...)`.
+
+        Returns:
+            In the shape of the `position_log_probs` of samples. Default: what the
+            reward says.
+        """
+        return credit.part_rewards
+
     def number_of_choices(self, context):
         """The number of choices at each position, if `has_choices`."""
         raise NotImplementedError
@@ -268,6 +304,10 @@ class Policy(keras.layers.Layer):
     def greedy_outputs(self, x, context):
         """The greedy output of each input, decoded: what `predict` returns."""
         return self.sampled_outputs(x, context, as_samples(self.mode(context)))
+
+    def rewarded(self, outputs):
+        """What the reward sees of greedy outputs. Default: all of them."""
+        return outputs
 
     def sampled_outputs(self, x, context, samples, **details):
         """What samples decode to: `decode`, given the context if it takes it."""

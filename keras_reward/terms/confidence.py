@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_reward.codecs.boxes import BOX_TOKENS, CONFIDENCE, BoxCodec
 from keras_reward.nests import repeat_rows
+from keras_reward.policies.detection import DetectionPolicy
 from keras_reward.rewards.detection import matched_iou
 from keras_reward.terms.term import Term
 
@@ -28,6 +29,14 @@ class ConfidenceLoss(Term):
     For `RewardTuning(..., terms=[ConfidenceLoss()])` with an `AutoregressivePolicy`
     whose codec is a `BoxCodec`, and `y` a dict of `boxes` and `labels`. Logged as
     `confidence_loss`. `sample_weight` does not apply to it.
+
+    With a `DetectionPolicy`, it is the binary cross-entropy of the score of each
+    candidate, shown or hidden, with its IoU as target, summed over the candidates of an
+    image and averaged over images. It acts on the same logits as the reward. The reward
+    would drive every score to 0 or 1, and so lose their order. Give `RewardTuning` a
+    `temperature` below 1: candidates whose score is far from the policy's `threshold`
+    are then all but certainly shown or hidden, so the reward only moves those that are
+    near it, and the scores of all others stay what this loss makes of them.
 
     Args:
         weight: factor of the term. Default 0.3, as in the paper.
@@ -59,6 +68,8 @@ class ConfidenceLoss(Term):
         self.iou_threshold = iou_threshold
 
     def bind(self, tuner):
+        if isinstance(tuner.policy, DetectionPolicy):
+            return
         find_codec(tuner.policy)
         if not tuner.policy.takes_choices:
             raise ValueError(
@@ -69,6 +80,8 @@ class ConfidenceLoss(Term):
 
     def choices(self, policy, samples):
         """The samples with every confidence set to "wrong", and to "right"."""
+        if isinstance(policy, DetectionPolicy):
+            return []
         codec = find_codec(policy)
         is_confidence = ops.logical_or(
             samples == codec.wrong_id, samples == codec.right_id
@@ -79,6 +92,8 @@ class ConfidenceLoss(Term):
         ]
 
     def loss(self, update):
+        if isinstance(update.policy, DetectionPolicy):
+            return self.loss_of_scores(update)
         codec = find_codec(update.policy)
         samples, outputs = update.rollout.samples, update.rollout.outputs
         n, boxes = samples.shape[1], codec.max_boxes
@@ -96,6 +111,20 @@ class ConfidenceLoss(Term):
         of_boxes = ops.where(is_box, cross_entropy, 0.0)
         return BOX_TOKENS * ops.mean(ops.sum(of_boxes, axis=-1))
 
+    def loss_of_scores(self, update):
+        """The loss of the scores of a detector's candidates."""
+        policy, context = update.policy, update.context
+        iou = matched_iou(
+            update.y,
+            policy.detections(context),
+            self.iou_threshold,
+            policy.bounding_box_format,
+        )
+        logits = context["logits"]
+        cross_entropy = ops.softplus(logits) - ops.stop_gradient(iou) * logits
+        of_boxes = ops.where(context["valid"], cross_entropy, 0.0)
+        return ops.mean(ops.sum(of_boxes, axis=-1))
+
     def get_config(self):
         return {**super().get_config(), "iou_threshold": self.iou_threshold}
 
@@ -105,8 +134,8 @@ def find_codec(policy):
     codec = getattr(policy, "codec", None)
     if not isinstance(codec, BoxCodec):
         raise ValueError(
-            "ConfidenceLoss needs a policy whose codec is a BoxCodec, such as "
-            "`AutoregressivePolicy(codec=BoxCodec(...))`. "
+            "ConfidenceLoss needs a DetectionPolicy, or a policy whose codec is a "
+            "BoxCodec, such as `AutoregressivePolicy(codec=BoxCodec(...))`. "
             f"Received: {type(policy).__name__} with codec={codec!r}"
         )
     return codec

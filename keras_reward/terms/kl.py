@@ -75,6 +75,13 @@ class KL(Term):
                 f"Received: terms for model {tuner.model.name!r}, with one of model "
                 f"{other.model.name!r}"
             )
+        if not tuner.policy.fixed_positions:
+            raise ValueError(
+                f"{type(self).__name__} compares the probabilities of two models at "
+                "the same positions, and the positions of a "
+                f"{type(tuner.policy).__name__} are what its own model proposes. Leave "
+                f"out this term. Received: model {tuner.model.name!r}"
+            )
         self.held.tuner = tuner
         self.set_reference_model(self.held.given)
 

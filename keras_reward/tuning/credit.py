@@ -75,7 +75,8 @@ def is_by_parts(credit, reward, policy):
 
 def needs_baseline(by_parts, reward, policy):
     """Whether what earns credit is compared with the same of other samples."""
-    return not by_parts or policy.ordered or reward.has_part_rewards
+    has_part_rewards = reward.has_part_rewards or policy.has_part_rewards
+    return not by_parts or policy.ordered or has_part_rewards
 
 
 def described(by_parts, reward, policy):
@@ -86,7 +87,7 @@ def described(by_parts, reward, policy):
             "later ones add to the reward."
         )
     if by_parts:
-        own = reward.without_alternatives()
+        own = reward.without_alternatives() or policy.has_part_rewards
         how = "" if own else ", without a baseline"
         return f"Credit by parts: each part of an output gets its own{how}."
     why = "; ".join(missing_for_parts(reward, policy)) or "as asked for"

@@ -4,10 +4,15 @@ import keras
 
 from keras_reward.backend.keras_private import structure_of_inputs
 from keras_reward.nests import map_leaves
+from keras_reward.policies.detection import DetectionPolicy
 from keras_reward.policies.factorized import FactorizedPolicy
 from keras_reward.policies.multi_output import MultiOutputPolicy
 
-CALL_THE_MODEL = (FactorizedPolicy, MultiOutputPolicy)  # policies that do
+CALL_THE_MODEL = (
+    DetectionPolicy,
+    FactorizedPolicy,
+    MultiOutputPolicy,
+)  # policies that do
 
 
 class GreedyModel(keras.Model):

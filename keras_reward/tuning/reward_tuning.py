@@ -69,12 +69,13 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
             `"colorfulness"`.
         policy: how the model's output defines a distribution. `"auto"` (default): a
             model that has the methods of the policy protocol is its own policy, a
-            sequence model such as `VisionEncoderDecoder` is sampled token by token,
+            sequence model such as `VisionEncoderDecoder` is sampled token by token, the
+            boxes of an object detector are shown or hidden, see `DetectionPolicy`,
             and any other model's output is read as classes in its last axis: logits,
             or probabilities as after a softmax. Or `"categorical"`, `"bernoulli"`,
-            `"gaussian"`, `"autoregressive"`, or a `Policy`. For a model with several
-            outputs, a dict or list with a policy for each that is tuned, see
-            `MultiOutputPolicy`.
+            `"gaussian"`, `"autoregressive"`, `"detection"`, or a `Policy`. For a model
+            with several outputs, a dict or list with a policy for each that is tuned,
+            see `MultiOutputPolicy`.
         num_samples: outputs drawn for each input in a training step. Default 2, as in
             the paper; more samples lower the variance of the gradient.
         baseline: what is subtracted from a reward. `"leave_one_out"` (default): the
@@ -167,6 +168,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         self.reward = rewards.get(reward)
         self.supports_jit = self.reward.supports_jit
         self.policy = policies.get(policy, model, temperature)
+        self.policy.check_reward(self.reward)
         self.credit = credit
         self.by_parts = is_by_parts(credit, self.reward, self.policy)
         self.uses_baseline = needs_baseline(self.by_parts, self.reward, self.policy)
@@ -288,6 +290,7 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         """Minus the mean reward of the greedy outputs; updates the reward's metrics."""
         del training
         self.refuse_compiled_loss()
+        y_pred = self.policy.rewarded(y_pred)
         targets = self.reward.prepare(dense(y))
         inputs = x if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, y_pred, inputs)

@@ -102,12 +102,15 @@ class TrainingStep:
         advantage = alternatives = None
         if credit is None:
             advantage = self.advantages(earned, samples)
-        elif credit.part_rewards is not None:
-            advantage = self.part_advantages(credit.part_rewards)
+        else:
+            part_rewards = self.policy.part_rewards(credit)
+            if part_rewards is not None:
+                advantage = self.part_advantages(part_rewards)
         kept = 1 if self.update == "first" else n
         first = first_of(samples, kept)
         if credit is not None and credit.alternatives is not None:
-            alternatives = gains(credit.alternatives[:, :kept], first)
+            chosen = self.policy.choices_of(first)
+            alternatives = gains(credit.alternatives[:, :kept], chosen)
         return Rollout(
             first,
             first_samples(outputs, samples_per_input(drawn), kept),
@@ -150,7 +153,7 @@ class TrainingStep:
             results = (*results, credit)
         elif by_parts:
             choices = choices_for(self.policy, x, context, samples)
-            positions = tuple(samples.shape[2:])
+            positions = tuple(self.policy.choices_of(samples).shape[2:])
             results = self.reward.evaluate_parts(*given, choices, positions)
         else:
             results = (*self.reward.evaluate(*given), None)

@@ -1,0 +1,353 @@
+"""The policy of object detectors, which shows or hides each of their candidates."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_reward.forms.boxes import corners, standardize_format
+from keras_reward.nests import merge_rows, repeat_rows, samples_per_input
+from keras_reward.policies.detectors import (
+    all_predictions,
+    best_candidates,
+    missing_of_detector,
+)
+from keras_reward.policies.likelihood import of_parts, of_positions
+from keras_reward.policies.multi_output import seed_of_part
+from keras_reward.policies.policy import Policy
+
+
+@keras.saving.register_keras_serializable(package="keras_reward")
+class DetectionPolicy(Policy):
+    """Shows or hides each box that an object detector proposes.
+
+    For KerasHub's `RetinaNetObjectDetector` and `DFineObjectDetector`, KerasCV's
+    `RetinaNet` and `YOLOV8Detector`, and detectors of their form. These models score
+    many boxes at once. Their own decoding and non-maximum suppression run first,
+    without gradient. What is left, without any threshold of scores, are the candidates:
+    pairs of a box and its best class. A sample shows or hides each candidate,
+    independently of the others, with the detector's own score as probability (see
+    `threshold`). Nothing is suppressed afterwards, so each candidate can be credited by
+    itself, see `Reward.alternatives`.
+
+    The reward sees a dict of `boxes` `(rows, M, 4)`, `labels` `(rows, M)`, -1 for what
+    is hidden and for padding, `scores` `(rows, M)`, which do not depend on the
+    temperature, and `shown` `(rows, M)` bool. `predict` returns all candidates with
+    their labels, ranked by score; in `shown`, those whose probability is above 0.5.
+    Those are all that the greedy reward of `evaluate` sees.
+
+    Boxes are in the detector's `bounding_box_format`, in pixels of the image that the
+    model gets: of a KerasHub task with a preprocessor, the preprocessed image. Targets
+    are a dict of `boxes` in the same format and `labels`, -1 for padding.
+
+    By default, boxes are not tuned: no gradient flows into them. They may still move
+    with layers that they share with the scores, such as the backbone. Layers of their
+    own get no gradient, of which Keras warns on TensorFlow and PyTorch. With
+    `tune_boxes`, each sample draws its boxes from normal distributions around what the
+    detector predicts, and each box is credited with what it was worth where it was
+    drawn, less a baseline. Samples are then a dict of `boxes` and `shown`.
+
+    Args:
+        num_candidates: how many boxes of an image may be shown. Default: the
+            `max_detections` of the detector's `prediction_decoder`, or all its boxes if
+            they are fewer. If suppression leaves fewer, the others are padding.
+        threshold: the score of a candidate that is as likely shown as hidden, between 0
+            and 1. Default 0.5: the score is the probability. The probability is
+            `sigmoid((logit(score) - logit(threshold)) / temperature)`. For a detector
+            whose scores are low, set it to the score at which it is best cut: with a
+            low temperature, candidates far below are never shown, and not tuned.
+        tune_boxes: standard deviation of what is drawn, as a share of the width of a
+            box or of its height, such as 0.05. Default None: boxes are not tuned.
+        name: optional name.
+
+    Raises:
+        ValueError: for a model of another form; if the reward reads boxes of another
+            format; when the model runs, if it has fewer boxes than `num_candidates`.
+
+    Example:
+
+    ```python
+    from keras_reward import DetectionPolicy, RecallReward
+
+    policy = DetectionPolicy(num_candidates=50)
+    reward = RecallReward(bounding_box_format="yxyx")  # KerasHub's default format
+    # RewardTuning(detector, reward=reward, policy=policy)
+    ```
+    """
+
+    has_choices = True
+    independent_parts = True
+    fixed_positions = False
+
+    def __init__(
+        self, num_candidates=None, threshold=0.5, tune_boxes=None, name=None, **kwargs
+    ):
+        super().__init__(name=name, **kwargs)
+        is_count = isinstance(num_candidates, int) and num_candidates > 0
+        if num_candidates is not None and not is_count:
+            raise ValueError(
+                "`num_candidates` must be a positive int, or None. "
+                f"Received: num_candidates={num_candidates!r}"
+            )
+        if not 0 < threshold < 1:
+            raise ValueError(
+                "`threshold` must be a score between 0 and 1. "
+                f"Received: threshold={threshold!r}"
+            )
+        if tune_boxes is not None and not tune_boxes > 0:
+            raise ValueError(
+                "`tune_boxes` must be a positive number, or None. "
+                f"Received: tune_boxes={tune_boxes!r}"
+            )
+        self.num_candidates = num_candidates
+        self.threshold = threshold
+        self.tune_boxes = tune_boxes
+        self.offset = math.log(threshold / (1.0 - threshold))
+
+    def bind(self, model, temperature=1.0):
+        missing = missing_of_detector(model)
+        if missing:
+            raise ValueError(
+                "DetectionPolicy tunes detectors in the form of KerasHub's and "
+                "KerasCV's: with `decode_predictions`, `bounding_box_format`, and a "
+                "`prediction_decoder` such as `NonMaxSuppression`. For a model of "
+                "another form write a Policy. Received: "
+                f"{type(model).__name__} {model.name!r} without {', '.join(missing)}"
+            )
+        self.check_preprocessor(model, standardize_format(model.bounding_box_format))
+        return super().bind(model, temperature)
+
+    @staticmethod
+    def check_preprocessor(model, bounding_box_format):
+        """Raises if a preprocessor would resize boxes of another format."""
+        preprocessor = getattr(model, "preprocessor", None)
+        converter = getattr(preprocessor, "image_converter", None)
+        resizes = getattr(converter, "image_size", None) is not None
+        read = getattr(converter, "bounding_box_format", bounding_box_format)
+        if resizes and read != bounding_box_format:
+            raise ValueError(
+                "The preprocessor resizes the boxes of `y` with the images, so it must "
+                f"read the format of detector {model.name!r}. Make its "
+                f"`image_converter` with `bounding_box_format={bounding_box_format!r}`."
+                f" Received: bounding_box_format={read!r}"
+            )
+
+    @property
+    def bounding_box_format(self):
+        """Keras's name of the format of all boxes, that of the detector."""
+        return standardize_format(self.model.bounding_box_format)
+
+    def check_reward(self, reward):
+        for part in getattr(reward, "rewards", ()):
+            self.check_reward(part)
+        read = getattr(reward, "bounding_box_format", self.bounding_box_format)
+        if read != self.bounding_box_format:
+            raise ValueError(
+                f"Reward {reward.name!r} must read boxes in the format of detector "
+                f"{self.model.name!r}. Pass the reward "
+                f"`bounding_box_format={self.bounding_box_format!r}`, and `y` with "
+                f"boxes in this format. Received: bounding_box_format={read!r}"
+            )
+
+    def encode(self, x, training=False):
+        """Runs the detector once, and finds the candidates.
+
+        Returns:
+            dict of `boxes` `(batch, M, 4)`, `labels` `(batch, M)` int32, `logits`
+            `(batch, M)`, those of the labels, with gradient, and `valid` `(batch, M)`.
+            Boxes have a gradient only if they are tuned.
+        """
+        outputs = self.model(x, training=training)
+        boxes, logits = all_predictions(self.model, x, outputs)
+        if self.tune_boxes is None:
+            boxes = ops.stop_gradient(boxes)
+        return best_candidates(
+            boxes,
+            logits,
+            self.bounding_box_format,
+            self.model.prediction_decoder.iou_threshold,
+            self.count(logits.shape),
+        )
+
+    def count(self, shape):
+        """The number of candidates, for logits of a shape `(batch, N, classes)`."""
+        number = shape[1]
+        if number is None:
+            raise ValueError(
+                "DetectionPolicy needs to know the number of boxes while the step is "
+                "compiled. Give all images one size, and the model an `image_shape` "
+                f"without None. Received: logits of shape {tuple(shape)}"
+            )
+        if self.num_candidates is None:
+            return min(self.model.prediction_decoder.max_detections, number)
+        if self.num_candidates > number:
+            raise ValueError(
+                "`num_candidates` must be at most the number of boxes that the "
+                f"detector scores. Lower it, or leave it out. Received: "
+                f"num_candidates={self.num_candidates}, and {number} boxes"
+            )
+        return self.num_candidates
+
+    def show_logits(self, context):
+        """The logit of showing each candidate, `(batch, M)`, with gradient."""
+        return (context["logits"] - self.offset) / self.temperature
+
+    def sample(self, context, num_samples, seed=None, noise=None):
+        """As in `Policy`; with `tune_boxes`, `noise` is a dict of `shown`, uniform, and
+        `boxes`, normal."""
+        if self.tune_boxes is None:
+            return self.sample_shown(context, num_samples, seed, noise)
+        noise = {} if noise is None else noise
+        first, second = (seed_of_part(seed, index) for index in range(2))
+        shown = self.sample_shown(context, num_samples, first, noise.get("shown"))
+        boxes = context["boxes"][:, None]
+        normal = noise.get("boxes")
+        if normal is None:
+            shape = (*ops.shape(shown), 4)
+            normal = keras.random.normal(shape, seed=second, dtype="float32")
+        drawn = ops.stop_gradient(boxes) + self.stddevs(context)[:, None] * normal
+        return {"boxes": drawn, "shown": shown}
+
+    def sample_shown(self, context, num_samples, seed, noise):
+        if noise is None:
+            batch, number = ops.shape(context["logits"])
+            shape = (batch, num_samples, number)
+            noise = keras.random.uniform(shape, seed=seed, dtype="float32")
+        shown = ops.convert_to_tensor(noise, "float32") < self.probabilities(context)
+        return ops.cast(shown, "int32")
+
+    def stddevs(self, context):
+        """The standard deviation of each number of each box, `(batch, M, 4)`."""
+        boxes = ops.stop_gradient(context["boxes"])
+        left, top, right, bottom = corners(boxes, self.bounding_box_format)
+        sizes = [right - left, bottom - top]
+        if self.bounding_box_format.split("_")[-1].startswith("y"):
+            sizes.reverse()
+        sizes = ops.stack([*sizes, *sizes], axis=-1)
+        return ops.where(context["valid"][:, :, None], self.tune_boxes * sizes, 1.0)
+
+    def choices_of(self, samples):
+        return samples if self.tune_boxes is None else samples["shown"]
+
+    def with_choices(self, samples, choices):
+        return choices if self.tune_boxes is None else {**samples, "shown": choices}
+
+    @property
+    def has_part_rewards(self):
+        return self.tune_boxes is not None
+
+    def part_rewards(self, credit):
+        """What the boxes were worth where they were drawn, and 0 for what is shown.
+
+        Whether to show a box is credited without a baseline, by `alternatives`. Where
+        to draw it is credited as `MapReward` credits parts: with what the reward would
+        lose without this box, less a baseline. The likelihood leaves out hidden boxes.
+
+        Returns:
+            `(batch, n, 2 M)`, in the order of `likelihood`.
+        """
+        if self.tune_boxes is None:
+            return credit.part_rewards
+        worth = credit.alternatives[..., 1] - credit.alternatives[..., 0]
+        worth = ops.where(ops.isfinite(worth), worth, 0.0)
+        return ops.concatenate([worth, ops.zeros_like(worth)], axis=-1)
+
+    def probabilities(self, context):
+        """The probability of showing each candidate, `(batch, 1, M)`."""
+        shown = ops.sigmoid(self.show_logits(context))
+        return ops.where(context["valid"], shown, 0.0)[:, None]
+
+    def likelihood(self, context, samples, choices=(), entropy_gradient=False):
+        """As in `Policy`. The entropy is that of showing or hiding."""
+        drawn = [self.choices_of(each) for each in (samples, *choices)]
+        shown = self.likelihood_shown(context, ops.stack(drawn), entropy_gradient)
+        if self.tune_boxes is None:
+            return shown
+        boxes = ops.stack([each["boxes"] for each in (samples, *choices)])
+        stddevs = self.stddevs(context)[:, None]
+        off = (boxes - context["boxes"][:, None]) / stddevs
+        log_probs = -0.5 * off**2 - ops.log(stddevs) - 0.5 * math.log(2.0 * math.pi)
+        # A hidden box was drawn as well, but nobody saw it.
+        counted = ops.logical_and(shown.counted, ops.cast(samples["shown"], "bool"))
+        of_boxes = of_positions(ops.sum(log_probs, axis=-1), shown.entropy, counted)
+        return of_parts([of_boxes, shown])
+
+    def likelihood_shown(self, context, drawn, entropy_gradient):
+        """The likelihood of showing or hiding, for `(1 + choices, batch, n, M)`."""
+        logits, valid = self.show_logits(context), context["valid"]
+        own = logits[:, None]
+        log_probs = -ops.softplus(ops.where(ops.cast(drawn, "bool"), -own, own))
+        counted = ops.broadcast_to(valid[:, None], ops.shape(drawn)[1:])
+        if not entropy_gradient:
+            logits = ops.stop_gradient(logits)
+        entropies = ops.softplus(logits) - logits * ops.sigmoid(logits)
+        entropy = ops.sum(ops.where(valid, entropies, 0.0), axis=1)
+        number = ops.sum(ops.cast(valid, "float32"), axis=1)
+        return of_positions(
+            ops.where(counted, log_probs, 0.0),
+            entropy / ops.maximum(number, 1.0),
+            counted,
+        )
+
+    def choice_probabilities(self, context):
+        logits, valid = self.show_logits(context), context["valid"]
+        hidden = ops.where(valid, ops.sigmoid(-logits), 1.0)
+        return ops.stack([hidden, self.probabilities(context)[:, 0]], axis=-1)
+
+    def number_of_choices(self, context):
+        return 2
+
+    def mode(self, context):
+        shown = ops.logical_and(context["valid"], context["logits"] > self.offset)
+        boxes = ops.stop_gradient(context["boxes"])
+        return self.with_choices({"boxes": boxes}, ops.cast(shown, "int32"))
+
+    def decode(self, x, samples, context):
+        """The detections of samples, with label -1 for what they hide.
+
+        Args:
+            x: the model's inputs.
+            samples: `(batch, n, M)`.
+            context: what `encode` returned.
+
+        Returns:
+            dict of `boxes` `(rows, M, 4)`, `labels`, `scores` and `shown` `(rows, M)`.
+        """
+        found = repeat_rows(self.detections(context), samples_per_input(samples))
+        if self.tune_boxes is not None:
+            found["boxes"] = merge_rows(samples["boxes"])
+        shown = ops.cast(merge_rows(self.choices_of(samples)), "bool")
+        return self.rewarded({**found, "shown": shown})
+
+    def detections(self, context):
+        """All candidates, `(batch, M)`, with label -1 and score 0 for padding."""
+        valid = context["valid"]
+        scores = ops.stop_gradient(ops.sigmoid(context["logits"]))
+        return {
+            "boxes": ops.stop_gradient(context["boxes"]),
+            "labels": ops.where(valid, context["labels"], -1),
+            "scores": ops.where(valid, scores, 0.0),
+        }
+
+    def greedy_outputs(self, x, context):
+        shown = ops.cast(self.choices_of(self.mode(context)), "bool")
+        return {**self.detections(context), "shown": shown}
+
+    def rewarded(self, outputs):
+        labels = ops.where(outputs["shown"], outputs["labels"], -1)
+        return {**outputs, "labels": labels}
+
+    def get_config(self):
+        return {
+            "num_candidates": self.num_candidates,
+            "threshold": self.threshold,
+            "tune_boxes": self.tune_boxes,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def given(self):
+        return {}
