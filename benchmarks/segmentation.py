@@ -96,7 +96,16 @@ def kept(args, reward, seed, method, function, *rate, part="test"):
     name = "_".join([args.classes, reward, str(seed), method, *map(str, rate)])
     path = args.output / f"{name.replace(' ', '_')}.json"
     settings = json.loads(
-        json.dumps([example.TINY, EPOCHS, DRAWING, WARM_UP, part, example.TEST_START])
+        json.dumps(
+            [
+                example.TINY[args.classes],
+                EPOCHS,
+                DRAWING,
+                WARM_UP,
+                part,
+                example.TEST_START,
+            ]
+        )
     )
     if path.exists():
         held = json.loads(path.read_text())
@@ -108,6 +117,7 @@ def kept(args, reward, seed, method, function, *rate, part="test"):
         return held["column"]
     task, first = prepared(args, args.classes, seed, reward)
     column = function(first, task, method, *rate, part=part)
+    keras.utils.clear_session()  # or the memory of all runs adds up
     print(name, rounded(column), flush=True)
     path.write_text(json.dumps({"settings": settings, "column": column}))
     return column
@@ -124,7 +134,7 @@ def prepared(args, classes, seed, reward):
     asked = argparse.Namespace(
         data="scenes", classes=classes, reward=reward, credit="auto", seed=seed
     )
-    task = example.Task(asked, types.SimpleNamespace(**example.TINY))
+    task = example.Task(asked, types.SimpleNamespace(**example.TINY[classes]))
     path = args.output / f"{classes}_{seed}.keras"
     if not path.exists():
         model = example.build_model("unet", task)

@@ -37,27 +37,33 @@ from keras_reward.data import Scenes
 VALIDATION_START, TEST_START = 1_000_000, 2_000_000
 OFFSETS = np.linspace(-3.0, 3.0, 13)  # of logits
 TOLERANCE = 1  # pixels, of outlines
+FOLDER_SIZE = 64  # pixels; the size of scenes is in the settings
 
-TINY = {
+COMMON = {
     "scenes": {"train": 4096, "validation": 256, "test": 512},
-    # Standard deviation (white is 1) and channels: grey noise leaves colours visible.
-    "noise": {"binary": (2.5, 3), "all": (0.15, 1)},
-    "image_size": 64,
-    # Of the U-Net, from half to a sixteenth of the size; the first holds all classes.
-    "widths": {"binary": (8, 16, 32, 96), "all": (16, 32, 48, 96)},
     "batch": 16,
-    # The rate falls until the loss of validation pictures does not improve any more.
-    "likelihood": {
-        "binary": {"rate": 3e-3, "warmup": 50, "last": 0.0, "epochs": 8},
-        "all": {"rate": 3e-3, "warmup": 100, "last": 0.0, "epochs": 16},
-    },
-    "tuning": {
-        "binary": {"rate": 1e-3, "warmup": 50, "last": 0.0, "epochs": 3},
-        "all": {"rate": 1e-3, "warmup": 50, "last": 0.0, "epochs": 3},
-    },
     # Samples at temperature 1 are speckled. Colder ones are close to the greedy mask.
     "temperature": 0.2,
     "num_samples": 1,
+}
+TINY = {
+    "binary": {
+        **COMMON,
+        "image_size": 64,
+        "noise": (2.5, 3),  # standard deviation (white is 1) and channels
+        "widths": (8, 16, 32, 96),  # of the U-Net, from half to a sixteenth of the size
+        # The rate falls until validation pictures do not improve any more.
+        "likelihood": {"rate": 3e-3, "warmup": 50, "last": 0.0, "epochs": 8},
+        "tuning": {"rate": 1e-3, "warmup": 50, "last": 0.0, "epochs": 3},
+    },
+    "all": {
+        **COMMON,
+        "image_size": 32,
+        "noise": (0.1, 1),  # grey: it leaves the colours of photographs visible
+        "widths": (16, 32, 48, 96),  # the first holds all classes
+        "likelihood": {"rate": 3e-3, "warmup": 100, "last": 0.0, "epochs": 40},
+        "tuning": {"rate": 1e-3, "warmup": 50, "last": 0.0, "epochs": 3},
+    },
 }
 
 
@@ -76,7 +82,8 @@ def main():
     args = parser.parse_args()
     (output := pathlib.Path(args.output)).mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
-    clock, task = shared.Clock(), Task(args, types.SimpleNamespace(**TINY))
+    clock, settings = shared.Clock(), TINY[args.classes]
+    task = Task(args, types.SimpleNamespace(**settings))
     clock.stop("data")
 
     shared.heading("1. Maximum likelihood: which class is likely?")
@@ -110,7 +117,7 @@ def main():
     }
     save_gallery(output / "maps.png", task, rows)
     clock.stop("saving")
-    settings = {**vars(args), **TINY}
+    settings = {**vars(args), **settings}
     shared.save_results(
         output, args.reward, before, after, clock, settings=settings, curves=curves
     )
@@ -127,6 +134,7 @@ class Task:
             labels `(n, size, size, 1)` int32. Validation decides when to stop and which
             offsets are best, test is for the table.
         channels: of the model's logits: 1 if binary, else the number of classes.
+        size: height and width of the pictures.
         noise: standard deviation and channels of the noise that scenes to train on get,
             anew in every epoch; the others have theirs. None for a folder.
         rewards: dict of all measures by name, of which `reward_name` is asked for.
@@ -136,13 +144,13 @@ class Task:
     def __init__(self, args, preset):
         self.preset, self.seed, self.credit = preset, args.seed, args.credit
         self.rng = np.random.default_rng(args.seed)
-        self.classes, binary = args.classes, args.classes == "binary"
-        self.noise = None
+        binary = args.classes == "binary"
+        self.size, self.noise = FOLDER_SIZE, None
         if args.data == "scenes":
-            self.noise = preset.noise[args.classes]
+            self.size, self.noise = preset.image_size, preset.noise
             parts = [self.scenes(part) for part in ("train", "validation", "test")]
         else:
-            parts = read_folder(pathlib.Path(args.data), preset.image_size)
+            parts = read_folder(pathlib.Path(args.data), self.size)
         if binary:
             parts = [(images, as_binary(labels, args.data)) for images, labels in parts]
         self.train, self.validation, self.test = parts
@@ -164,7 +172,7 @@ class Task:
 
     def scenes(self, part):
         """Scenes of a part, with noise unless they are to train on."""
-        count, size = self.preset.scenes[part], self.preset.image_size
+        count, size = self.preset.scenes[part], self.size
         split = "train" if part == "train" else "test"
         starts = {"validation": VALIDATION_START, "test": TEST_START}
         start = starts.get(part, self.seed * count)
@@ -243,11 +251,10 @@ def build_segformer(size, channels):
 
 def build_model(name, task):
     """A new U-Net or SegFormer, or one from a file, that returns logits."""
-    preset = task.preset
     if name == "unet":
-        return build_unet(preset.image_size, preset.widths[task.classes], task.channels)
+        return build_unet(task.size, task.preset.widths, task.channels)
     if name == "hub":
-        return build_segformer(preset.image_size, task.channels)
+        return build_segformer(task.size, task.channels)
     return load_model(name, task)
 
 
@@ -256,7 +263,7 @@ def load_model(path, task):
     if not pathlib.Path(path).is_file():
         raise SystemExit(f"Expected unet, hub or a .keras file. Received: {path}")
     model = keras.models.load_model(path, compile=False)
-    size = task.preset.image_size
+    size = task.size
     shape = tuple(model.compute_output_shape((None, size, size, 3)))
     logits = task.tuner(model).policy.from_logits
     if shape[1:] != (size, size, task.channels) or logits is False:
@@ -299,7 +306,7 @@ def fit_likelihood(model, task):
 
 def schedule_of(task, stage):
     """Batches of a stage, for how many epochs, and the learning rate of each step."""
-    data, schedule = task.training(), dict(getattr(task.preset, stage)[task.classes])
+    data, schedule = task.training(), dict(getattr(task.preset, stage))
     epochs = schedule.pop("epochs")
     return data, epochs, shared.learning_rate(len(data) * epochs, **schedule)
 

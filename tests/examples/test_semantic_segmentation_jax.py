@@ -18,15 +18,16 @@ from test_examples_jax import load_example, run, same_weights
 def example():
     """The example with few small pictures, a small model and few steps."""
     example = load_example("semantic_segmentation")
-    example.TINY.update(
-        scenes={"train": 8, "validation": 4, "test": 6},
-        widths={"binary": (4, 4, 4), "all": (4, 4, 4)},
-        batch=4,
-        image_size=32,
-    )
-    for stage in ("likelihood", "tuning"):
-        for schedule in example.TINY[stage].values():
-            schedule |= {"epochs": 2, "warmup": 1}
+    example.FOLDER_SIZE = 32
+    for settings in example.TINY.values():
+        settings |= {
+            "scenes": {"train": 8, "validation": 4, "test": 6},
+            "widths": (4, 4, 4),
+            "batch": 4,
+            "image_size": 32,
+        }
+        for stage in ("likelihood", "tuning"):
+            settings[stage] |= {"epochs": 2, "warmup": 1}
     return example
 
 
@@ -41,7 +42,8 @@ def arguments(**changed):
 
 
 def make_task(example, **changed):
-    return example.Task(arguments(**changed), types.SimpleNamespace(**example.TINY))
+    args = arguments(**changed)
+    return example.Task(args, types.SimpleNamespace(**example.TINY[args.classes]))
 
 
 def write_folder(labels):
@@ -82,11 +84,11 @@ def test_scenes_by_parts(example, monkeypatch, classes, reward):
 def test_a_folder_and_a_model_of_keras_hub(example, monkeypatch):
     rng = np.random.default_rng(0)
     write_folder([rng.choice([0, 1, 2, 255], (20, 30)) for _ in range(10)])
-    example.TINY["batch"] = 2
+    example.TINY["all"]["batch"] = 2
     flags = ("--data", "data", "--classes", "all", "--model", "hub")
     results = run(example, monkeypatch, *flags)
     model = keras.models.load_model("out/tuned.keras", compile=False)
-    size = example.TINY["image_size"]
+    size = example.FOLDER_SIZE
     assert model.output_shape == (None, size, size, 3)
     assert 0.0 < results["after"]["iou"] < 1.0
 
@@ -172,7 +174,7 @@ def test_models_that_do_not_fit(example):
     task = make_task(example)
     with pytest.raises(SystemExit, match="Expected unet, hub or"):
         example.build_model("vnet", task)
-    size = example.TINY["image_size"]
+    size = task.size
     image = keras.Input((size, size, 3))
     for channels, activation, message in (
         (2, None, rf"logits of shape \(None, {size}, {size}, 2\)"),
