@@ -9,6 +9,10 @@ average precision (mAP), tight boxes whose scores say how good they are.
     python examples/object_detection.py --reward recall
     python examples/object_detection.py --reward map --mle-checkpoint mle.keras
     python examples/object_detection.py --data coco:my_coco_folder --preset paper
+    python examples/object_detection.py --model retinanet --reward map
+
+KerasHub's RetinaNet scores boxes instead, and learns that by its own loss. Tuning then
+decides which of the boxes that it finds are shown.
 
 The default data are scenes of handwritten digits over photographs, `Scenes`. Metrics
 are COCO's official ones, of greedy outputs for held-out images.
@@ -23,6 +27,7 @@ import keras
 import matplotlib.pyplot
 import numpy as np
 import shared
+import shared_detectors as detectors
 from keras import ops
 
 from keras_reward import (
@@ -55,6 +60,8 @@ TINY = {
     "likelihood": {"rate": 2e-3, "batch": 32, "steps": 5120},
     "tuning": {"rate": 5e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 3072},
     "num_samples": 8,
+    "held_out_start": 0,
+    "false_positive_penalty": 0.0,  # the boxes of a sequence are limited
 }
 PAPER = {  # without its pretraining on Objects365
     **TINY,
@@ -74,6 +81,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="scenes", help="scenes, or coco:DIR")
     parser.add_argument("--preset", choices=("tiny", "paper"), default="tiny")
+    parser.add_argument(
+        "--model", choices=("sequence", *detectors.PRESETS), default="sequence"
+    )
     parser.add_argument("--reward", choices=("recall", "map"), default="recall")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mle-checkpoint", help="a mle.keras; skips the first stage")
@@ -81,7 +91,7 @@ def main():
     args = parser.parse_args()
     (output := pathlib.Path(args.output)).mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
-    settings = PAPER if args.preset == "paper" else TINY
+    settings = settings_of(args)
     clock, task = shared.Clock(), Task(args, types.SimpleNamespace(**settings))
     clock.stop("data")
     shared.heading("1. Maximum likelihood: which boxes are likely?")
@@ -119,14 +129,26 @@ def main():
     )
 
 
+def settings_of(args):
+    if args.preset == "paper":
+        if args.model != "sequence":
+            raise SystemExit(
+                "Expected --preset paper with --model sequence, which was published. "
+                f"Received: --model {args.model}"
+            )
+        return PAPER
+    return {**TINY, **detectors.PRESETS.get(args.model, {})}
+
+
 def load_checkpoint(path, task):
     """The model of an earlier run, if it was trained for this task."""
-    model, codec = keras.models.load_model(path, compile=False), task.codec()
-    sizes = model.vocabulary_size, model.max_length, model.image_shape[0]
-    if sizes != (codec.vocabulary_size, codec.max_length, task.preset.image_size):
+    model = keras.models.load_model(path, compile=False)
+    names = ("num_classes", "vocabulary_size", "max_length")
+    shape = getattr(model, "image_shape", None) or model.input_shape[1:]
+    if [getattr(model, name, None) for name in names] + [shape[0]] != task.sizes():
         raise SystemExit(
-            "Expected --mle-checkpoint of the same --data and --preset. Received: "
-            f"{path}, for other boxes or images"
+            "Expected --mle-checkpoint of the same --model, --data and --preset. "
+            f"Received: {path}, for other boxes or images"
         )
     return model
 
@@ -136,8 +158,10 @@ class Task:
 
     def __init__(self, args, preset):
         self.source, self.preset, self.seed = args.data, preset, args.seed
+        self.model, self.detects = args.model, args.model != "sequence"
         if self.source == "scenes":
-            data = self.scenes("test", HELD_OUT_SCENES)
+            start = preset.held_out_start
+            data = self.scenes("test", HELD_OUT_SCENES, start=start)
         elif self.source.startswith("coco:"):
             data = self.coco("eval", check_images=True)
         else:
@@ -154,14 +178,22 @@ class Task:
             )
         self.watched = shared.collect(data[i] for i in range(watched))
         self.test, self.test_batches = data, range(watched, len(data))
+        penalty = {"false_positive_penalty": preset.false_positive_penalty}
         if args.reward == "recall":
             # Average recall is over the same thresholds.
-            self.reward = RecallReward(iou_thresholds=COCO_THRESHOLDS)
+            self.reward = RecallReward(iou_thresholds=COCO_THRESHOLDS, **penalty)
             self.score = "class"
         else:
             counts = "coco" if len(self.class_names) == 80 else None
-            self.reward = MeanAveragePrecisionReward(class_counts=counts)
+            self.reward = MeanAveragePrecisionReward(class_counts=counts, **penalty)
             self.score = "confidence"
+
+    def sizes(self):
+        """What a model of the task has: classes, or words and length; image size."""
+        size, codec = self.preset.image_size, self.codec()
+        if self.detects:
+            return [len(self.class_names), None, None, size]
+        return [None, codec.vocabulary_size, codec.max_length, size]
 
     def training(self, stage, transform=None):
         """Batches for a stage, and for how many epochs, each a pass over the images."""
@@ -200,6 +232,8 @@ class Task:
 
     def tuner(self, model, score):
         """The model as a distribution over boxes, and what they earn."""
+        if self.detects:
+            return detectors.tuner(model, self)
         return RewardTuning(
             model,
             reward=self.reward,
@@ -218,6 +252,8 @@ def fit_likelihood(task):
 
     Trains until the loss of held-out images stops improving.
     """
+    if task.detects:
+        return detectors.fit_likelihood(task)
     preset, codec = task.preset, task.codec()
     generator = np.random.default_rng(task.seed)
     in_new_order = functools.partial(codec.preprocess, seed=generator)
@@ -267,6 +303,8 @@ def tune(model, task):
 
 def measure(model, task, scores):
     """The table's column for a model, and its boxes in the first images."""
+    if task.detects:
+        return detectors.measure(model, task)
     tuners = {score: task.tuner(model, score) for score in scores}
     official = {score: CocoDetection() for score in ("constant", *scores)}
     shown, sums = None, np.zeros(4)

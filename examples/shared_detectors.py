@@ -1,0 +1,200 @@
+"""KerasHub's RetinaNet for `object_detection.py`: a small one, trained by its own loss.
+
+It is built without pretrained weights, for images of 64 pixels with objects of about
+20.
+"""
+
+import keras
+import numpy as np
+import shared
+from keras import ops
+
+from keras_reward import ConfidenceLoss, DetectionPolicy, RewardTuning
+from keras_reward.evaluation import CocoDetection
+
+IOU = 0.5  # at which a box has found an object, for F1
+
+# What differs from the settings of sequences.
+SETTINGS = {
+    "image_size": 64,
+    "train_scenes": 4096,
+    "held_out_start": 2_000_000,
+    "false_positive_penalty": 0.2,  # averaged over all IoUs, so high ones count too
+    "num_candidates": 20,  # in an image
+    "num_samples": 1,
+    "confidence": 0.3,  # weight of the confidence loss, which keeps scores ordered
+}
+PRESETS = {
+    "retinanet": {
+        **SETTINGS,
+        # The rate falls until the loss of held-out images does not improve any more.
+        "likelihood": {"rate": 1e-3, "warmup": 50, "batch": 16, "steps": 1280},
+        "tuning": {"rate": 3e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 768},
+    },
+}
+
+
+# Models
+
+
+def build_retinanet(size, num_classes):
+    """KerasHub's RetinaNet on a shallow ResNet, with one level of anchors."""
+    from keras_hub.layers import AnchorGenerator, NonMaxSuppression
+    from keras_hub.models import (
+        ResNetBackbone,
+        RetinaNetBackbone,
+        RetinaNetObjectDetector,
+    )
+
+    encoder = ResNetBackbone(
+        input_conv_filters=[16, 64],
+        input_conv_kernel_sizes=[3, 3],
+        stackwise_num_filters=[64, 128],
+        stackwise_num_blocks=[1, 1],
+        stackwise_num_strides=[1, 2],
+        block_type="basic_block",
+        image_shape=(size, size, 3),
+    )
+    levels = {"min_level": 3, "max_level": 3}  # an eighth of the size
+    backbone = RetinaNetBackbone(
+        encoder, **levels, use_p5=False, image_shape=(size, size, 3)
+    )
+    return RetinaNetObjectDetector(
+        backbone,
+        num_classes,
+        "xyxy",
+        # 16 and 22 pixels, higher than wide
+        AnchorGenerator(
+            "xyxy", **levels, num_scales=2, aspect_ratios=[1.5], anchor_size=2.0
+        ),
+        pre_logits_num_conv_layers=0,
+        prediction_decoder=NonMaxSuppression("xyxy", from_logits=True),
+    )
+
+
+# Maximum likelihood
+
+
+def fit_likelihood(task):
+    """A detector trained by its own loss, and the losses of each epoch.
+
+    Trains until the loss of held-out images stops improving.
+    """
+    model = build_retinanet(task.preset.image_size, len(task.class_names))
+    data, epochs = task.training("likelihood")
+    return model, fit_own_loss(model, data, epochs, task.preset.likelihood, task)
+
+
+def fit_own_loss(model, data, epochs, schedule, task):
+    """Trains a detector by its own loss, and returns the losses of each epoch."""
+    rate = shared.learning_rate(
+        len(data) * epochs, schedule["rate"], schedule["warmup"], last=0.0
+    )
+    model.compile(keras.optimizers.Adam(rate, global_clipnorm=1.0))
+    best = keras.callbacks.EarlyStopping(patience=epochs, restore_best_weights=True)
+    # The `fit` of a KerasHub task needs TensorFlow or Grain, and takes no PyDataset.
+    history = keras.Model.fit(
+        model,
+        data,
+        validation_data=task.watched,
+        epochs=epochs,
+        callbacks=[best],
+        verbose=2,
+    )
+    return {name: history.history[name] for name in ("loss", "val_loss")}
+
+
+# Reward tuning
+
+
+def tuner(model, task):
+    """The detector as a distribution over which of its boxes are shown.
+
+    Only the heads are tuned: no loss holds the boxes, so they would drift with the
+    features below.
+    """
+    preset = task.preset
+    model.backbone.trainable = False
+    return RewardTuning(
+        model,
+        reward=task.reward,
+        policy=DetectionPolicy(preset.num_candidates),
+        terms=[ConfidenceLoss(preset.confidence)] if preset.confidence else [],
+        num_samples=preset.num_samples,
+        seed=task.seed,
+    )
+
+
+# Results
+
+
+def measure(model, task):
+    """The table's column for a detector, and its boxes in the first images."""
+    tuner = task.tuner(model, task.score)
+    images, truth = task.watched
+    watched = F1()
+    watched.update_state(truth, tuner.predict(images, verbose=0))
+    best, coco, f1, shown = watched.best_threshold(), CocoDetection(), F1(), None
+    counts, rewards = np.zeros(3), 0.0
+    for i in task.test_batches:
+        images, truth = task.test[i]
+        boxes = tuner.predict_on_batch(images)
+        boxes = keras.tree.map_structure(ops.convert_to_numpy, boxes)
+        coco.update_state(truth, boxes)
+        f1.update_state(truth, boxes)
+        boxes["labels"] = np.where(boxes["shown"], boxes["labels"], -1)
+        rewards += ops.convert_to_numpy(task.reward(truth, boxes)).sum()
+        numbers = [(each["labels"] >= 0).sum() for each in (boxes, truth)]
+        counts += [*numbers, len(images)]
+        shown = shown or boxes
+    result = coco.result()
+    return {
+        "ar_100": result["ar_100"],
+        "map": result["map"],
+        "f1": f1.at(0.5),
+        "f1, best threshold": f1.at(best),
+        "best threshold": best,
+        "greedy reward": rewards / counts[-1],
+        "boxes an image": counts[0] / counts[-1],
+        "objects an image": counts[1] / counts[-1],
+    }, shown
+
+
+class F1:
+    """F1 over a dataset, by the threshold of scores; updated like `CocoDetection`."""
+
+    def __init__(self):
+        self.scores, self.found, self.objects = [], [], 0
+
+    def update_state(self, truth, boxes):
+        self.scores.append(np.where(boxes["labels"] >= 0, boxes["scores"], -1.0))
+        self.found.append(find(truth, boxes))
+        self.objects += (truth["labels"] >= 0).sum()
+
+    def at(self, threshold):
+        shown = np.concatenate(self.scores) > threshold
+        found = np.concatenate(self.found)[shown]
+        return float(2 * found.sum() / (len(found) + self.objects))
+
+    def best_threshold(self):
+        return max(np.linspace(0.02, 0.98, 49), key=self.at)
+
+
+def find(truth, boxes):
+    """Which boxes are the first to find an object, `(rows, M)` bool.
+
+    Args:
+        truth: dict of `boxes` `(rows, N, 4)` "xyxy" and `labels` `(rows, N)`.
+        boxes: the same of M boxes, the best score first.
+    """
+    ious = keras.utils.bounding_boxes.compute_iou(
+        boxes["boxes"], truth["boxes"], "xyxy"
+    )
+    same = boxes["labels"][:, :, None] == truth["labels"][:, None]
+    ious = ops.convert_to_numpy(ious) * (same & (truth["labels"] >= 0)[:, None])
+    found, rows = np.zeros(boxes["labels"].shape, bool), np.arange(len(ious))
+    for j in range(found.shape[1]):
+        best = ious[:, j].argmax(-1)
+        found[:, j] = ious[rows, j, best] >= IOU
+        ious[rows[found[:, j]], :, best[found[:, j]]] = 0.0  # found only once
+    return found
