@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_reward.forms.boxes import corners, standardize_format
@@ -237,7 +238,7 @@ class DetectionPolicy(Policy):
         return self.tune_boxes is not None
 
     def part_rewards(self, credit):
-        """What the boxes were worth where they were drawn, and 0 for what is shown.
+        """What the boxes were worth where they were drawn, and NaN for what is shown.
 
         Whether to show a box is credited without a baseline, by `alternatives`. Where
         to draw it is credited as `MapReward` credits parts: with what the reward would
@@ -249,8 +250,8 @@ class DetectionPolicy(Policy):
         if self.tune_boxes is None:
             return credit.part_rewards
         worth = credit.alternatives[..., 1] - credit.alternatives[..., 0]
-        worth = ops.where(ops.isfinite(worth), worth, 0.0)
-        return ops.concatenate([worth, ops.zeros_like(worth)], axis=-1)
+        # NaN is no reward: a baseline leaves it out, such as from a moving average.
+        return ops.concatenate([worth, ops.full_like(worth, np.nan)], axis=-1)
 
     def probabilities(self, context):
         """The probability of showing each candidate, `(batch, 1, M)`."""
