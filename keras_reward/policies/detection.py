@@ -138,18 +138,6 @@ class DetectionPolicy(Policy):
         """Keras's name of the format of all boxes, that of the detector."""
         return standardize_format(self.model.bounding_box_format)
 
-    def check_reward(self, reward):
-        for part in getattr(reward, "rewards", ()):
-            self.check_reward(part)
-        read = getattr(reward, "bounding_box_format", self.bounding_box_format)
-        if read != self.bounding_box_format:
-            raise ValueError(
-                f"Reward {reward.name!r} must read boxes in the format of detector "
-                f"{self.model.name!r}. Pass the reward "
-                f"`bounding_box_format={self.bounding_box_format!r}`, and `y` with "
-                f"boxes in this format. Received: bounding_box_format={read!r}"
-            )
-
     def encode(self, x, training=False):
         """Runs the detector once, and finds the candidates.
 

@@ -6,6 +6,7 @@ import warnings
 
 import keras
 
+from keras_reward.forms.boxes import refuse_other_format
 from keras_reward.nests import as_samples, goes_with, merge_rows
 from keras_reward.saved_objects import NotRegisteredWarning, deserialized, serialized
 from keras_reward.symbolic import refuse_values
@@ -208,6 +209,14 @@ class Policy(keras.layers.Layer):
         Args:
             reward: the `Reward` of the `RewardTuning` that the policy belongs to.
         """
+        written = self.bounding_box_format
+        if written is not None:
+            refuse_other_format(reward, written, f"of model {self.model.name!r}")
+
+    @property
+    def bounding_box_format(self):
+        """Keras's name of the format of boxes that samples decode to, or None."""
+        return getattr(self.codec, "bounding_box_format", None)
 
     def check_inputs(self, x):
         """Raises if the model cannot make outputs for `x`.
