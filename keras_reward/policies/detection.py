@@ -35,7 +35,9 @@ class DetectionPolicy(Policy):
     is hidden and for padding, `scores` `(rows, M)`, which do not depend on the
     temperature, and `shown` `(rows, M)` bool. `predict` returns all candidates with
     their labels, ranked by score; in `shown`, those whose probability is above 0.5.
-    Those are all that the greedy reward of `evaluate` sees.
+    Those are all that the greedy reward of `evaluate` sees: to compute it by hand, set
+    the labels of the others to -1. The detector's own `predict` goes on cutting at the
+    `confidence_threshold` of its `prediction_decoder`: set that to `threshold`.
 
     Boxes are in the detector's `bounding_box_format`, in pixels of the image that the
     model gets: of a KerasHub task with a preprocessor, the preprocessed image. Targets
@@ -68,11 +70,20 @@ class DetectionPolicy(Policy):
     Example:
 
     ```python
+    import numpy as np
     from keras_reward import DetectionPolicy, RecallReward
 
     policy = DetectionPolicy(num_candidates=50)
-    reward = RecallReward(bounding_box_format="yxyx")  # KerasHub's default format
-    # RewardTuning(detector, reward=reward, policy=policy)
+    reward = RecallReward(
+        bounding_box_format="yxyx",  # KerasHub's default; KerasCV's is up to you
+        false_positive_penalty=0.2,  # else showing everything is optimal
+    )
+    y = {  # of two images, the second one without objects
+        "boxes": np.array([[[8, 16, 24, 40]], [[0, 0, 0, 0]]], "float32"),
+        "labels": np.array([[2], [-1]]),
+    }
+    # tuned = RewardTuning(detector, reward=reward, policy=policy)
+    # tuned.fit(images, y)
     ```
     """
 

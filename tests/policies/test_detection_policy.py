@@ -327,3 +327,14 @@ def test_the_ground_truth_is_no_sample():
         arguments = {"terms": [MaximumLikelihood()], "credit": credit}
         with pytest.raises(ValueError, match=r"^DetectionPolicy .*`MaximumLikelihood`"):
             RewardTuning(tiny_detector(), RecallReward(), **arguments)
+
+
+def test_a_policy_that_shows_in_a_way_of_its_own_has_no_parts():
+    class OneOfEach(DetectionPolicy):
+        def rewarded(self, outputs):
+            return outputs
+
+    assert (
+        "OneOfEach draws or decodes in a way of its own" in OneOfEach().without_parts()
+    )
+    assert DetectionPolicy().without_parts() is None

@@ -68,9 +68,10 @@ def outputs_of(candidates, classes, scores, shown):
 
 
 @pytest.mark.parametrize(
-    "padding, name", [(1, "few"), *((0, name) for name in REWARDS)]
+    "padding, name, credit",
+    [(1, "few", "parts"), (1, "few", "output"), *((0, n, "parts") for n in REWARDS)],
 )
-def test_a_step_ascends_the_expected_reward(padding, name):
+def test_a_step_ascends_the_expected_reward(padding, name, credit):
     number = 4 + padding  # the fifth overlaps the first, and one of them is suppressed
     model = tiny_detector(number=number)
     kernel = weights_of(model)[0].astype("float64")
@@ -115,8 +116,9 @@ def test_a_step_ascends_the_expected_reward(padding, name):
         "samples": samples[:, None].astype("int32"),
     }
     policy = Given(num_candidates=number)
-    tuned = RewardTuning(model, reward, policy, 1, temperature=TEMPERATURE)
-    assert tuned.by_parts
+    given = {"temperature": TEMPERATURE, "credit": credit}
+    tuned = RewardTuning(model, reward, policy, 1, None, **given)
+    assert tuned.by_parts == (credit == "parts")
     tuned.compile(keras.optimizers.SGD(1.0))
     y = {key: np.repeat(values, 16, axis=0) for key, values in truth.items()}
     tuned.train_on_batch(x, y, sample_weight=(16 * weights).astype("float32"))
@@ -148,6 +150,7 @@ def test_fit_raises_the_greedy_reward():
     assert after > before + 0.2
 
 
+@pytest.mark.slow
 def test_a_detector_that_became_nan_has_a_loss_that_is_nan():
     tuned = start(reward=RecallReward(false_positive_penalty=0.2))
     kernel = weights_of(tuned.model)[0]
@@ -278,6 +281,7 @@ def test_boxes_that_are_drawn_ascend_the_expected_reward():
     np.testing.assert_allclose(moved[:, np.arange(4), best], exact, atol=0.01)
 
 
+@pytest.mark.slow
 def test_only_boxes_that_are_drawn_have_a_baseline():
     policy = DetectionPolicy(4, tune_boxes=0.05)
     tuned = RewardTuning(
