@@ -42,7 +42,8 @@ class SampleLogger(StepCallback):
         every_steps: int. Default None.
         describe: a function from outputs in rows to a list of strings, such as
             `vocabulary.decode`. They are written to the file and on the picture.
-        bounding_box_format: Keras's name of the format of boxes. Default `"xyxy"`.
+        bounding_box_format: Keras's name of the format of boxes. Default: that of the
+            detector or the codec, or `"xyxy"` if they do not say it.
         tensorboard: a folder for TensorBoard's event files; needs the package
             `tensorboard`. Default None.
         wandb: if True, also logs to the run that `wandb.init` started. Default False.
@@ -84,7 +85,7 @@ class SampleLogger(StepCallback):
         every_epochs=None,
         every_steps=None,
         describe=None,
-        bounding_box_format="xyxy",
+        bounding_box_format=None,
         tensorboard=None,
         wandb=False,
         seed=0,
@@ -189,9 +190,10 @@ class SampleLogger(StepCallback):
 
 def draw_sheet_of(logger, greedy, samples):
     """The picture of one step, see `draw_sheet`; None if nothing can be drawn."""
-    images, n = input_images(logger.x), logger.num_samples
+    images, n = images_below(logger.model, logger.x), logger.num_samples
     repeated = None if images is None else np.repeat(images, n, axis=0)
-    form = logger.bounding_box_format
+    own = logger.model.policy.bounding_box_format
+    form = logger.bounding_box_format or own or "xyxy"
     first = output_images(greedy["outputs"], images, form)
     others = output_images(samples["outputs"], repeated, form)
     if first is None and (images is None or logger.describe is None):
@@ -211,6 +213,24 @@ def draw_sheet_of(logger, greedy, samples):
             line.append(cell(others, "", reward, words[1], i * n + j))
         rows.append(line)
     return draw_sheet(rows)
+
+
+def images_below(owner, x):
+    """The input images that outputs lie on, or None.
+
+    Where a preprocessor resizes them, those that the model gets, as outputs have their
+    size.
+
+    Args:
+        owner: a `RewardTuning`.
+        x: inputs as the dataset yields them.
+    """
+    images = input_images(x)
+    if images is None:
+        return None
+    resized = input_images(owner.preprocessed(x)[0], stretched=True)
+    fits = resized is None or resized.shape[:3] == images.shape[:3]
+    return images if fits else resized
 
 
 def plain(value, picture=None):

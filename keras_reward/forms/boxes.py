@@ -31,6 +31,25 @@ def standardize_format(bounding_box_format):
     return name
 
 
+def refuse_other_format(reward, written, whose):
+    """Raises if a reward, or one in a sum or product, reads boxes of another format.
+
+    Args:
+        reward: a `Reward`.
+        written: Keras's name of the format of the boxes that it gets.
+        whose: whose boxes, in words.
+    """
+    for part in getattr(reward, "rewards", ()):
+        refuse_other_format(part, written, whose)
+    read = getattr(reward, "bounding_box_format", written)
+    if read != str(written).lower():
+        raise ValueError(
+            f"Reward {reward.name!r} must read boxes in the format of those {whose}. "
+            f"Pass the reward `bounding_box_format={written!r}`, and `y` with boxes in "
+            f"this format. Received: bounding_box_format={read!r}"
+        )
+
+
 def corners(boxes, bounding_box_format):
     """Left, top, right and bottom of boxes, as four separate planes.
 

@@ -10,12 +10,21 @@ from keras_reward.forms.colors import MAX_OVERSHOOT
 CELL = 2.2  # inches
 
 
-def input_images(x):
-    """The images `(n, H, W, channels)` among a model's inputs, or None."""
+def input_images(x, stretched=False):
+    """The images `(n, H, W, channels)` among a model's inputs, or None.
+
+    Args:
+        x: the inputs.
+        stretched: whether to show the smallest value black and the largest one white,
+            for images that are normalised in some way. Default False.
+    """
     leaves = [x["images"]] if isinstance(x, dict) and "images" in x else [x]
     leaf = np.asarray(keras.tree.flatten(leaves)[0])
     if leaf.ndim != 4 or leaf.shape[-1] not in (1, 3) or leaf.dtype.kind not in "fu":
         return None
+    if stretched:
+        low, high = np.nanmin(leaf), np.nanmax(leaf)
+        leaf = (leaf.astype("float32") - low) / max(high - low, 1e-6)
     return as_rgb(leaf)
 
 

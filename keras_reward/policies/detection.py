@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_reward.forms.boxes import corners, standardize_format
@@ -34,7 +35,9 @@ class DetectionPolicy(Policy):
     is hidden and for padding, `scores` `(rows, M)`, which do not depend on the
     temperature, and `shown` `(rows, M)` bool. `predict` returns all candidates with
     their labels, ranked by score; in `shown`, those whose probability is above 0.5.
-    Those are all that the greedy reward of `evaluate` sees.
+    Those are all that the greedy reward of `evaluate` sees: to compute it by hand, set
+    the labels of the others to -1. The detector's own `predict` goes on cutting at the
+    `confidence_threshold` of its `prediction_decoder`: set that to `threshold`.
 
     Boxes are in the detector's `bounding_box_format`, in pixels of the image that the
     model gets: of a KerasHub task with a preprocessor, the preprocessed image. Targets
@@ -67,11 +70,20 @@ class DetectionPolicy(Policy):
     Example:
 
     ```python
+    import numpy as np
     from keras_reward import DetectionPolicy, RecallReward
 
     policy = DetectionPolicy(num_candidates=50)
-    reward = RecallReward(bounding_box_format="yxyx")  # KerasHub's default format
-    # RewardTuning(detector, reward=reward, policy=policy)
+    reward = RecallReward(
+        bounding_box_format="yxyx",  # KerasHub's default; KerasCV's is up to you
+        false_positive_penalty=0.2,  # else showing everything is optimal
+    )
+    y = {  # of two images, the second one without objects
+        "boxes": np.array([[[8, 16, 24, 40]], [[0, 0, 0, 0]]], "float32"),
+        "labels": np.array([[2], [-1]]),
+    }
+    # tuned = RewardTuning(detector, reward=reward, policy=policy)
+    # tuned.fit(images, y)
     ```
     """
 
@@ -136,18 +148,6 @@ class DetectionPolicy(Policy):
     def bounding_box_format(self):
         """Keras's name of the format of all boxes, that of the detector."""
         return standardize_format(self.model.bounding_box_format)
-
-    def check_reward(self, reward):
-        for part in getattr(reward, "rewards", ()):
-            self.check_reward(part)
-        read = getattr(reward, "bounding_box_format", self.bounding_box_format)
-        if read != self.bounding_box_format:
-            raise ValueError(
-                f"Reward {reward.name!r} must read boxes in the format of detector "
-                f"{self.model.name!r}. Pass the reward "
-                f"`bounding_box_format={self.bounding_box_format!r}`, and `y` with "
-                f"boxes in this format. Received: bounding_box_format={read!r}"
-            )
 
     def encode(self, x, training=False):
         """Runs the detector once, and finds the candidates.
@@ -237,7 +237,7 @@ class DetectionPolicy(Policy):
         return self.tune_boxes is not None
 
     def part_rewards(self, credit):
-        """What the boxes were worth where they were drawn, and 0 for what is shown.
+        """What the boxes were worth where they were drawn, and NaN for what is shown.
 
         Whether to show a box is credited without a baseline, by `alternatives`. Where
         to draw it is credited as `MapReward` credits parts: with what the reward would
@@ -249,8 +249,8 @@ class DetectionPolicy(Policy):
         if self.tune_boxes is None:
             return credit.part_rewards
         worth = credit.alternatives[..., 1] - credit.alternatives[..., 0]
-        worth = ops.where(ops.isfinite(worth), worth, 0.0)
-        return ops.concatenate([worth, ops.zeros_like(worth)], axis=-1)
+        # NaN is no reward: a baseline leaves it out, such as from a moving average.
+        return ops.concatenate([worth, ops.full_like(worth, np.nan)], axis=-1)
 
     def probabilities(self, context):
         """The probability of showing each candidate, `(batch, 1, M)`."""

@@ -121,12 +121,16 @@ def best_candidates(boxes, logits, bounding_box_format, iou_threshold, count):
     Returns:
         dict of `boxes` `(batch, count, 4)` and `logits` `(batch, count)`, with
         gradient, `labels` `(batch, count)` int32 and `valid` `(batch, count)` bool.
-        Where fewer are left, the last ones are not valid: zeros.
+        Where fewer are left, the last ones are not valid: zeros. If all scores of an
+        image are NaN, as of a model whose weights are, its logits are NaN and valid, so
+        that the loss is NaN too, and does not look as if nothing had been found.
     """
     number, classes = logits.shape[1:]
     held = ops.stop_gradient(logits)
     best = ops.max(held, axis=-1)
-    best = ops.where(ops.isnan(best), -float("inf"), best)
+    unknown = ops.isnan(best)
+    lost = ops.all(unknown, axis=1, keepdims=True)
+    best = ops.where(unknown, -float("inf"), best)
     best, order = ops.top_k(best, min(number, BOXES_PER_CANDIDATE * count))
     order = ops.cast(order, "int32")
     labels = ops.cast(ops.argmax(held, axis=-1), "int32")
@@ -139,11 +143,12 @@ def best_candidates(boxes, logits, bounding_box_format, iou_threshold, count):
     labels = ops.take_along_axis(labels, chosen, axis=1)
     place = ops.take_along_axis(order, chosen, axis=1) * classes + labels
     logits = ops.reshape(logits, (-1, number * classes))
+    logits = ops.where(valid, ops.take_along_axis(logits, place, axis=1), 0.0)
     return {
         "boxes": ops.where(valid[:, :, None], boxes, 0.0),
         "labels": ops.where(valid, labels, 0),
-        "logits": ops.where(valid, ops.take_along_axis(logits, place, axis=1), 0.0),
-        "valid": valid,
+        "logits": ops.where(lost, float("nan"), logits),
+        "valid": ops.logical_or(valid, lost),
     }
 
 

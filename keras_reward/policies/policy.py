@@ -6,13 +6,15 @@ import warnings
 
 import keras
 
+from keras_reward.forms.boxes import refuse_other_format
 from keras_reward.nests import as_samples, goes_with, merge_rows
 from keras_reward.saved_objects import NotRegisteredWarning, deserialized, serialized
 from keras_reward.symbolic import refuse_values
 
 TRUNCATIONS = ("top_k", "top_p", "sampler")
 # A subclass that overwrites one of these may not have independent parts.
-DRAWING = ("sample", "noise", "transform", "likelihood", "position_log_probs", "decode")
+DRAWING = ("sample", "noise", "transform", "likelihood", "position_log_probs")
+DRAWING = (*DRAWING, "decode", "rewarded")
 
 
 def refuse_truncation(name, kwargs):
@@ -208,6 +210,14 @@ class Policy(keras.layers.Layer):
         Args:
             reward: the `Reward` of the `RewardTuning` that the policy belongs to.
         """
+        written = self.bounding_box_format
+        if written is not None:
+            refuse_other_format(reward, written, f"of model {self.model.name!r}")
+
+    @property
+    def bounding_box_format(self):
+        """Keras's name of the format of boxes that samples decode to, or None."""
+        return getattr(self.codec, "bounding_box_format", None)
 
     def check_inputs(self, x):
         """Raises if the model cannot make outputs for `x`.

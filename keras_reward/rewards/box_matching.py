@@ -9,7 +9,7 @@ from keras_reward.forms.boxes import (
     standardize_format,
 )
 from keras_reward.forms.integers import refuse_beyond_int32
-from keras_reward.nests import may_be_equal
+from keras_reward.nests import goes_with, may_be_equal
 from keras_reward.rewards.best_boxes import (
     assignments,
     at_own_box,
@@ -113,6 +113,12 @@ class DetectionReward(Reward):
             wrong = ops.sum(wrong * weights, axis=1)
             reward = reward - self.false_positive_penalty * wrong
         return reward, dict(zip(self.component_names, counts, strict=True))
+
+    def has_own(self, method):
+        if not super().has_own(method):
+            return False
+        # What boxes add must fit the total of a subclass.
+        return any(goes_with(type(self), n, ("total",)) for n in (method, "added"))
 
     def added(self, boxes, hits, rest):
         """What each box adds to the reward of others.

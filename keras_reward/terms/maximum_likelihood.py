@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_reward.objective import weighted_likelihood_loss
+from keras_reward.policies.policy import Policy
 from keras_reward.terms.term import Term
 
 
@@ -42,6 +43,11 @@ class MaximumLikelihood(Term):
 
     def __init__(self, weight=1.0, name="mle_loss", **kwargs):
         super().__init__(weight, name=name, **kwargs)
+
+    def bind(self, tuner):
+        policy = tuner.policy
+        if type(policy).target_log_prob is Policy.target_log_prob:
+            policy.target_log_prob(None, None)  # raises what is missing
 
     def check_targets(self, policy, y):
         policy.check_targets(y)

@@ -8,12 +8,14 @@ import types
 import keras
 import numpy as np
 import pytest
+from detectors import features, tiny_detector
 from keras import ops
 from PIL import Image
 from tiny import classifier, inputs, randomize, weights_of
 
-from keras_reward import GaussianPolicy, RewardTuning
-from keras_reward.callbacks import SampleLogger
+from keras_reward import GaussianPolicy, RecallReward, RewardTuning
+from keras_reward.callbacks import SampleLogger, sample_logger
+from keras_reward.callbacks.sample_logger import draw_sheet_of, images_below
 from keras_reward.forms.pictures import input_images, output_images
 
 X = inputs(8)
@@ -107,6 +109,40 @@ def test_boxes_are_drawn_where_they_are():
     assert drawn[10, 6:20].all() and drawn[11:30, 5].all()
     assert not drawn[35:].any()  # padding is no box
     assert output_images(outputs, None) is None
+
+
+class Resizes:
+    """In the place of a tuner: its preprocessor doubles images and normalises them."""
+
+    def preprocessed(self, x):
+        return (np.repeat(np.repeat(x / 100.0 - 2.0, 2, 1), 2, 2), None, None)
+
+
+def test_outputs_lie_on_the_images_that_the_model_gets():
+    raw = np.arange(2 * 3 * 4 * 3, dtype="uint8").reshape(2, 3, 4, 3)
+    seen = images_below(Resizes(), raw)
+    assert seen.shape == (2, 6, 8, 3) and (seen.min(), seen.max()) == (0, 255)
+    assert (np.diff(seen[0, ::2, ::2].ravel().astype("int32")) > 0).all()
+    tuned = RewardTuning(tiny_detector(), RecallReward())
+    np.testing.assert_array_equal(images_below(tuned, raw), raw)
+    assert images_below(tuned, np.zeros((2, 5))) is None
+
+
+def test_boxes_are_in_the_format_of_the_detector(tmp_path, monkeypatch):
+    formats = []
+
+    def draw(outputs, images, bounding_box_format):
+        formats.append(bounding_box_format)
+
+    monkeypatch.setattr(sample_logger, "output_images", draw)
+    tuned = RewardTuning(tiny_detector(), RecallReward(), seed=0)
+    for form in (None, "xywh"):
+        for own in ("xyxy", "yxyx"):
+            tuned.model.bounding_box_format = own
+            logger = SampleLogger(tmp_path, features(1), bounding_box_format=form)
+            logger.set_model(tuned)
+            draw_sheet_of(logger, {"outputs": None}, {"outputs": None})
+    assert formats[::2] == ["xyxy", "yxyx", "xywh", "xywh"]
 
 
 def test_masks_are_drawn_over_images():

@@ -17,6 +17,7 @@ from tiny import classifier, compiled, to_numpy
 from keras_reward import (
     KL,
     DetectionPolicy,
+    MaximumLikelihood,
     MultiOutputPolicy,
     RecallReward,
     RewardTuning,
@@ -93,9 +94,10 @@ def test_boxes_without_area_and_nan_are_no_candidates():
     boxes[0, 0, 2] = boxes[0, 0, 0]
     boxes[0, 1] = np.nan
     logits[0, 2, 1] = np.nan
+    logits[0, 3, 0] = np.nan
     boxes[1] = 0.0
     found = found_among(boxes, logits, 1.1, 6)
-    assert found["valid"].sum(1).tolist() == [3, 0]
+    assert found["valid"].sum(1).tolist() == [2, 0]
     assert np.isfinite(found["boxes"]).all() and np.isfinite(found["logits"]).all()
 
 
@@ -318,3 +320,21 @@ def test_a_reward_of_other_boxes_is_refused():
 def test_a_reference_model_has_other_candidates():
     with pytest.raises(ValueError, match=r"KL compares.*DetectionPolicy"):
         RewardTuning(tiny_detector(), RecallReward(), terms=[KL()])
+
+
+def test_the_ground_truth_is_no_sample():
+    for credit in ("parts", "output"):
+        arguments = {"terms": [MaximumLikelihood()], "credit": credit}
+        with pytest.raises(ValueError, match=r"^DetectionPolicy .*`MaximumLikelihood`"):
+            RewardTuning(tiny_detector(), RecallReward(), **arguments)
+
+
+def test_a_policy_that_shows_in_a_way_of_its_own_has_no_parts():
+    class OneOfEach(DetectionPolicy):
+        def rewarded(self, outputs):
+            return outputs
+
+    assert (
+        "OneOfEach draws or decodes in a way of its own" in OneOfEach().without_parts()
+    )
+    assert DetectionPolicy().without_parts() is None

@@ -229,6 +229,12 @@ class HalfRecall(RecallReward):
         return 0.5 * reward, components
 
 
+class HalfTotal(RecallReward):
+    def total(self, *compared):
+        reward, components = super().total(*compared)
+        return 0.5 * reward, components
+
+
 class OtherSum(SumReward):
     def merge(self, values):
         return super().merge(values) ** 2
@@ -244,10 +250,11 @@ def test_which_rewards_say_what_boxes_add():
     for reward in (*REWARDS.values(), recall + 0.0 * count):
         assert reward.without_gains() == []
         assert reward.without_alternatives() == []
-    lacking = {"half_recall": HalfRecall(), "count": recall - 0.1 * count}
+    lacking = {"half_recall": HalfRecall(), "half_total": HalfTotal()}
+    lacking["count"] = recall - 0.1 * count
     lacking["other_sum"] = OtherSum([recall])
     for name, reward in lacking.items():
-        assert reward.without_gains() == [name]
+        assert reward.without_gains() == reward.without_alternatives() == [name]
     with pytest.raises(NotImplementedError, match=r"'half_count'.*no method `gains"):
         FunctionOfBoxes(name="half_count").gains(None, None)
 

@@ -10,7 +10,14 @@ from gradients import differentiate
 from keras import ops
 from tiny import to_numpy, weights_of
 
-from keras_reward import DetectionPolicy, RecallReward, Reward, RewardTuning
+from keras_reward import (
+    DetectionPolicy,
+    FunctionReward,
+    MeanAveragePrecisionReward,
+    RecallReward,
+    Reward,
+    RewardTuning,
+)
 
 TEMPERATURE = 0.7
 
@@ -35,13 +42,47 @@ def best_logits(kernel, x, left):
     return logits.max(-1), logits.argmax(-1)
 
 
-@pytest.mark.parametrize("padding", [0, 1])
-def test_a_step_ascends_the_expected_reward(padding):
+def monitored():
+    scores = FunctionReward(lambda y, outputs: outputs["scores"][:, 0] * np.nan, "nan")
+    return 0.5 * RecallReward(false_positive_penalty=0.2) + 0.0 * scores - 1.0
+
+
+REWARDS = {
+    "few": FewOfClass,
+    "recall": lambda: RecallReward(false_positive_penalty=0.2),
+    "precision": lambda: MeanAveragePrecisionReward(
+        class_counts=[3, 1], false_positive_penalty=0.2
+    ),
+    "sum": monitored,
+    "product": lambda: (RecallReward() + 1.0) * (FewOfClass() + 2.0),
+}
+
+
+def outputs_of(candidates, classes, scores, shown):
+    """What a reward sees of samples `(S, 4)` of candidates, best first."""
+    return {
+        "boxes": np.tile(BOXES[candidates], (len(shown), 1, 1)),
+        "labels": np.where(shown, classes, -1).astype("int32"),
+        "scores": np.tile(scores, (len(shown), 1)).astype("float32"),
+    }
+
+
+@pytest.mark.parametrize(
+    "padding, name, credit",
+    [(1, "few", "parts"), (1, "few", "output"), *((0, n, "parts") for n in REWARDS)],
+)
+def test_a_step_ascends_the_expected_reward(padding, name, credit):
     number = 4 + padding  # the fifth overlaps the first, and one of them is suppressed
     model = tiny_detector(number=number)
     kernel = weights_of(model)[0].astype("float64")
     inputs = features(3).astype("float64")
-    labels = np.array([[0], [1], [1]])
+    # The first truth overlaps the first candidate, a little off; others are exact.
+    off = np.array([0, 0, 3, 0], "float32")
+    places = np.array([[0, 1, 0], [1, 2, 1], [3, 2, 0]])
+    truth = {
+        "boxes": BOXES[places] - off,
+        "labels": np.array([[0, 1, -1], [1, 0, 1], [1, 1, 0]], "int32"),
+    }
     shown = np.array(list(itertools.product((0, 1), repeat=4)))
 
     def chances(weights, x):
@@ -51,13 +92,14 @@ def test_a_step_ascends_the_expected_reward(padding):
         logits, classes = best_logits(weights[0], x, order)
         scores = 1 / (1 + np.exp(-logits))
         p = 1 / (1 + np.exp(-logits / TEMPERATURE))
-        return np.where(shown, p, 1 - p).prod(-1), classes, scores
+        return np.where(shown, p, 1 - p).prod(-1), (order, classes, scores)
 
-    earned = []
-    for x, label in zip(inputs, labels, strict=True):
-        _, classes, scores = chances([kernel], x)
-        right = (shown * (classes == label)).sum(-1)
-        earned.append(right - 0.1 * shown.sum(-1) ** 2 + 0.3 * (shown * scores).sum(-1))
+    reward, earned = REWARDS[name](), []
+    for i, x in enumerate(inputs):
+        outputs = outputs_of(*chances([kernel], x)[1], shown)
+        targets = {key: np.repeat(v[i : i + 1], 16, 0) for key, v in truth.items()}
+        earned.append(to_numpy(reward(targets, outputs)).astype("float64"))
+    assert np.std(earned, axis=1).min() > 0.05  # each image has something to learn
 
     def expected(weights):
         pairs = zip(inputs, earned, strict=True)
@@ -74,10 +116,11 @@ def test_a_step_ascends_the_expected_reward(padding):
         "samples": samples[:, None].astype("int32"),
     }
     policy = Given(num_candidates=number)
-    tuned = RewardTuning(model, FewOfClass(), policy, 1, temperature=TEMPERATURE)
-    assert tuned.by_parts
+    given = {"temperature": TEMPERATURE, "credit": credit}
+    tuned = RewardTuning(model, reward, policy, 1, None, **given)
+    assert tuned.by_parts == (credit == "parts")
     tuned.compile(keras.optimizers.SGD(1.0))
-    y = {"labels": np.repeat(labels, 16, axis=0).astype("int32")}
+    y = {key: np.repeat(values, 16, axis=0) for key, values in truth.items()}
     tuned.train_on_batch(x, y, sample_weight=(16 * weights).astype("float32"))
     np.testing.assert_allclose(weights_of(model)[0] - kernel, exact, atol=2e-6)
     assert np.abs(exact).max() > 0.01
@@ -105,6 +148,17 @@ def test_fit_raises_the_greedy_reward():
     fit(tuned, 20)
     after = tuned.evaluate(x, y, verbose=0, return_dict=True)["reward"]
     assert after > before + 0.2
+
+
+@pytest.mark.slow
+def test_a_detector_that_became_nan_has_a_loss_that_is_nan():
+    tuned = start(reward=RecallReward(false_positive_penalty=0.2))
+    kernel = weights_of(tuned.model)[0]
+    tuned.model.dense.kernel.assign(np.full_like(kernel, np.nan))
+    logs = tuned.train_on_batch(features(4), targets(4), return_dict=True)
+    assert np.isnan(logs["loss"])
+    outputs = tuned.predict(features(4), verbose=0)
+    assert np.isnan(outputs["scores"]).all() and not outputs["shown"].any()
 
 
 def test_evaluate_sees_what_is_shown_and_predict_returns_all():
@@ -225,6 +279,26 @@ def test_boxes_that_are_drawn_ascend_the_expected_reward():
     moved = (to_numpy(model.dense.kernel) - before).reshape(2, 4, 2)
     exact = x[0][:, None] * slope
     np.testing.assert_allclose(moved[:, np.arange(4), best], exact, atol=0.01)
+
+
+@pytest.mark.slow
+def test_only_boxes_that_are_drawn_have_a_baseline():
+    policy = DetectionPolicy(4, tune_boxes=0.05)
+    tuned = RewardTuning(
+        tiny_detector(number=4), NearGoals(), policy, 3, "moving_average"
+    )
+    x = ops.convert_to_tensor(features(2))
+    context = policy.encode(x)
+    tuned.rollout(context, x, None)
+    average = float(tuned.baseline.average)
+    rollout = tuned.rollout(context, x, None)
+    drawn = to_numpy(rollout.samples["boxes"])
+    apart = ((drawn[..., None, :] - GOALS) ** 2).sum(-1).min(-1)
+    advantages = to_numpy(rollout.advantages)
+    np.testing.assert_allclose(
+        advantages[..., :4], 2 - 0.1 * apart - average, rtol=1e-4, atol=1e-5
+    )
+    assert average > 1 and not advantages[..., 4:].any()
 
 
 @pytest.mark.slow

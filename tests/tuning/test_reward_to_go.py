@@ -232,6 +232,13 @@ REFUSED = {
 }
 
 
+def test_a_reward_of_other_boxes_is_refused():
+    other = RecallReward(bounding_box_format="xywh")
+    for reward in (other, count - 0.5 * other):
+        with pytest.raises(ValueError, match=r"'recall'.*'xyxy'.*Received.*'xywh'"):
+            detector(reward)
+
+
 def test_auto_credits_tokens_where_both_can():
     assert CODEC.part_of_token.tolist() == [0] * 6 + [1] * 6
     tuned = detector(RecallReward() + 0.0 * count)
