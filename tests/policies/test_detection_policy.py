@@ -330,11 +330,9 @@ def test_the_ground_truth_is_no_sample():
 
 
 def test_a_policy_that_shows_in_a_way_of_its_own_has_no_parts():
-    class OneOfEach(DetectionPolicy):
+    class Own(DetectionPolicy):
         def rewarded(self, outputs):
             return outputs
 
-    assert (
-        "OneOfEach draws or decodes in a way of its own" in OneOfEach().without_parts()
-    )
+    assert "Own draws or decodes in a way of its own" in Own().without_parts()
     assert DetectionPolicy().without_parts() is None
