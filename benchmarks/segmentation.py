@@ -229,6 +229,9 @@ def measure(model, task, part="test"):
     labels, maps = getattr(task, part)[1], example.greedy_maps(logits)
     rewards = {**task.rewards, "reward": task.reward}
     column = {n: example.mean(r, labels, maps) for n, r in rewards.items()}
+    pooled = keras.metrics.MeanIoU(logits.shape[-1])  # of the pixels of all pictures
+    pooled.update_state(labels[..., 0], maps)
+    column["pooled iou"] = float(pooled.result())
     if part == "test":
         validation = logits_of(model, task, "validation"), task.validation[1]
         for name, reward in task.rewards.items():

@@ -161,9 +161,11 @@ class Task:
                 f"of 0 and 255, divide them by 255. Received: labels {labels}"
             )
         self.channels = 1 if binary else max(set(labels) - {VOID}) + 1
+        # Else pixels of a wrong class cost so much that what is unsure is left out.
+        several = {"ignore_absent": self.channels > 1}
         self.rewards = {
-            "iou": MeanIoUReward(self.channels),
-            "dice": DiceReward(self.channels),
+            "iou": MeanIoUReward(self.channels, **several),
+            "dice": DiceReward(self.channels, **several),
             "boundary": BoundaryReward(TOLERANCE, masks=True),
         }
         self.reward, self.reward_name = self.rewards[args.reward], args.reward

@@ -23,6 +23,8 @@ OVERLAP = {
     "iou": (MeanIoUReward(3), 3, 3),
     "dice, a class ignored": (DiceReward(4, ignore_class=2), 4, 4),
     "f": (FBetaReward(3, beta=2.0), 3, 3),
+    "iou of the truth": (MeanIoUReward(3, ignore_absent=True), 3, 3),
+    "f of the truth": (FBetaReward(4, 2.0, 1, ignore_absent=True), 4, 4),
     "choices beyond the classes": (MeanIoUReward(2), 4, 3),
 }
 

@@ -65,6 +65,36 @@ def test_hand_worked_cases(name):
     np.testing.assert_allclose(plain_overlap(y_true, y_pred, 3), [iou, dice], atol=1e-6)
 
 
+# name: ground truth, prediction, mean IoU, mean Dice over the classes of the truth
+WITHOUT_ABSENT = {
+    "a class too many": ([0, 0, 0, 0], [0, 0, 0, 2], 3 / 4, 6 / 7),
+    # Class 2 is missed: 0. Class 0: 3 of 4.
+    "a class missed": ([0, 0, 0, 2], [0, 0, 0, 0], 3 / 8, 3 / 7),
+    # Class 0: 1 of 3, since the pixel of class 1 goes to it. Class 1: 0.
+    "one for another": ([0, 0, 1, 255], [0, 2, 0, 1], 1 / 6, 1 / 4),
+    "all wrong": ([0, 0, 0, 0], [1, 2, 1, 2], 0.0, 0.0),
+    "all void": ([255, 255, -1, 255], [0, 1, 2, 0], 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_ABSENT)
+def test_classes_of_the_truth_alone(name):
+    y_true, y_pred, *expected = WITHOUT_ABSENT[name]
+    result = [
+        to_numpy(reward(np.array([[y_true]]), np.array([[y_pred]])))[0]
+        for reward in (
+            MeanIoUReward(3, ignore_absent=True),
+            DiceReward(3, ignore_absent=True),
+        )
+    ]
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_binary_masks_have_no_absent_class_to_ignore():
+    with pytest.raises(ValueError, match=r"binary masks.*num_classes=1"):
+        DiceReward(1, ignore_absent=True)
+
+
 def random_labels(seed=0, classes=5):
     """Ground truth with void, and predictions with half of the pixels right."""
     generator = np.random.default_rng(seed)
@@ -153,7 +183,7 @@ def test_targets_are_prepared_once_for_all_samples():
     "reward",
     [
         MeanIoUReward(5, ignore_class=2, name="mine"),
-        DiceReward(num_classes=4),
+        DiceReward(num_classes=4, ignore_absent=True),
         PSNRReward(max_val=2.0, max_psnr=50.0, name="db"),
     ],
 )
