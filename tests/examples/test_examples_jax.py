@@ -230,7 +230,7 @@ def test_detection_on_scenes(tmp_path, monkeypatch):
     task = make_task(example)
     example.load_checkpoint("out/mle.keras", task)
     task.preset.max_boxes += 1
-    with pytest.raises(SystemExit, match="same --data"):
+    with pytest.raises(SystemExit, match="same --model, --data"):
         example.load_checkpoint("out/mle.keras", task)
 
 
