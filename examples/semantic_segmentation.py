@@ -63,7 +63,7 @@ TINY = {
         "noise": (0.1, 1),  # grey: it leaves the colours of photographs visible
         "widths": (16, 32, 48, 96),  # the first holds all classes
         "likelihood": {"rate": 3e-3, "warmup": 100, "last": 0.0, "epochs": 40},
-        "tuning": {"rate": 1e-3, "warmup": 50, "last": 0.0, "epochs": 3},
+        "tuning": {"rate": 2e-3, "warmup": 50, "last": 0.0, "epochs": 3},
     },
 }
 
