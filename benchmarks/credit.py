@@ -142,7 +142,7 @@ def compare_tokens(path, count):
     print("  reward    ratio   cosine of two estimates")
     model = keras.models.load_model(path, compile=False)
     task = Task(
-        argparse.Namespace(data="scenes", seed=0, reward="recall"),
+        argparse.Namespace(data="scenes", seed=0, reward="recall", model="sequence"),
         argparse.Namespace(**TINY),
     )
     images, targets = task.training("tuning")[0][0]
@@ -263,18 +263,21 @@ def compare_time(num_samples, rounds, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parts = ["variance", "tokens", "memory", "time"]
-    parser.add_argument("--only", nargs="+", default=parts, choices=parts)
+    parts = ["variance", "memory", "time"]
+    choices = [*parts, "tokens"]
+    parser.add_argument("--only", nargs="+", default=parts, choices=choices)
     parser.add_argument("--detector", help="an mle.keras, for the tokens")
     parser.add_argument("--gradients", type=int, default=64, help="for the variance")
     parser.add_argument("--samples", type=int, default=2, help="for the time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
+    if "tokens" in args.only and not args.detector:
+        parser.error("--only tokens needs --detector FILE, an mle.keras")
     keras.utils.set_random_seed(0)
     if "variance" in args.only:
         compare_variance(args.gradients)
-    if "tokens" in args.only and args.detector:
+    if "tokens" in args.only:
         compare_tokens(args.detector, args.gradients)
     if "memory" in args.only and keras.config.backend() == "jax":
         measure_memory()
