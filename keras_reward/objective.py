@@ -179,7 +179,7 @@ def reward_loss(likelihood, advantages, sample_weight=None):
     return weighted_likelihood_loss(log_probs, advantages, None, sample_weight)
 
 
-def gains(alternatives, samples):
+def gains_over_drawn(alternatives, samples):
     """How much more each choice would have earned than the one that was drawn.
 
     Args:
@@ -210,8 +210,8 @@ def parts_loss(probabilities, gained, sample_weight=None):
 
     Args:
         probabilities: `(batch, *positions, choices)`, with gradient.
-        gained: `(batch, n, *positions, choices)`, what `gains` returned. No gradient
-            flows into it.
+        gained: `(batch, n, *positions, choices)`, what `gains_over_drawn` returned. No
+            gradient flows into it.
         sample_weight: `(batch,)`, the weight of each input. Default: 1.
 
     Returns:

@@ -97,6 +97,6 @@ def test_gains_are_over_what_was_drawn_and_0_where_that_is_unknown():
     nan = np.nan
     worth = np.array([[[0.5, 0.75, nan], [nan, nan, nan], [1.0, nan, 2.0]]])
     drawn = np.array([[[1, 0, 1]]])
-    gained = objective.gains(worth[:, None].astype("float32"), drawn)
+    gained = objective.gains_over_drawn(worth[:, None].astype("float32"), drawn)
     expected = [[-0.25, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     np.testing.assert_allclose(to_numpy(gained)[0, 0], expected)

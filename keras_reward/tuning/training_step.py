@@ -14,7 +14,12 @@ from keras_reward.nests import (
     split_rows,
     with_sample,
 )
-from keras_reward.objective import gains, input_weights, parts_loss, reward_loss
+from keras_reward.objective import (
+    gains_over_drawn,
+    input_weights,
+    parts_loss,
+    reward_loss,
+)
 from keras_reward.policies.choices import choices_for
 from keras_reward.ragged import dense
 from keras_reward.rewards.checks import check_shapes
@@ -110,7 +115,7 @@ class TrainingStep:
         first = first_of(samples, kept)
         if credit is not None and credit.alternatives is not None:
             chosen = self.policy.choices_of(first)
-            alternatives = gains(credit.alternatives[:, :kept], chosen)
+            alternatives = gains_over_drawn(credit.alternatives[:, :kept], chosen)
         return Rollout(
             first,
             first_samples(outputs, samples_per_input(drawn), kept),
