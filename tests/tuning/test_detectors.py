@@ -8,6 +8,7 @@ import pytest
 from detectors import BOXES, FewOfClass, features, targets, tiny_detector
 from gradients import differentiate
 from keras import ops
+from pixels import given
 from tiny import to_numpy, weights_of
 
 from keras_reward import (
@@ -20,20 +21,6 @@ from keras_reward import (
 )
 
 TEMPERATURE = 0.7
-
-
-class Given(DetectionPolicy):
-    """Takes its samples from the data: `x = {"features", "samples"}`."""
-
-    independent_parts = True  # although it draws in a way of its own
-    choice_probabilities = DetectionPolicy.choice_probabilities
-
-    def encode(self, x, training=False):
-        self.samples = x["samples"]
-        return super().encode(x["features"], training)
-
-    def sample(self, context, num_samples, seed=None, noise=None):
-        return self.samples
 
 
 def best_logits(kernel, x, left):
@@ -115,9 +102,9 @@ def test_a_step_ascends_the_expected_reward(padding, name, credit):
         "features": np.repeat(inputs, 16, axis=0).astype("float32"),
         "samples": samples[:, None].astype("int32"),
     }
-    policy = Given(num_candidates=number)
-    given = {"temperature": TEMPERATURE, "credit": credit}
-    tuned = RewardTuning(model, reward, policy, 1, None, **given)
+    policy = given(DetectionPolicy)(num_candidates=number)
+    settings = {"temperature": TEMPERATURE, "credit": credit}
+    tuned = RewardTuning(model, reward, policy, 1, None, **settings)
     assert tuned.by_parts == (credit == "parts")
     tuned.compile(keras.optimizers.SGD(1.0))
     y = {key: np.repeat(values, 16, axis=0) for key, values in truth.items()}
