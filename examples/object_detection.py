@@ -82,7 +82,7 @@ def main():
     parser.add_argument("--data", default="scenes", help="scenes, or coco:DIR")
     parser.add_argument("--preset", choices=("tiny", "paper"), default="tiny")
     parser.add_argument(
-        "--model", choices=("sequence", *detectors.PRESETS), default="sequence"
+        "--model", choices=("sequence", "retinanet"), default="sequence"
     )
     parser.add_argument("--reward", choices=("recall", "map"), default="recall")
     parser.add_argument("--seed", type=int, default=0)
@@ -137,7 +137,7 @@ def settings_of(args):
                 f"Received: --model {args.model}"
             )
         return PAPER
-    return {**TINY, **detectors.PRESETS.get(args.model, {})}
+    return {**TINY, **detectors.RETINANET} if args.model == "retinanet" else TINY
 
 
 def load_checkpoint(path, task):

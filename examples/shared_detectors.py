@@ -15,7 +15,7 @@ from keras_reward.evaluation import CocoDetection
 IOU = 0.5  # at which a box has found an object, for F1
 
 # What differs from the settings of sequences.
-SETTINGS = {
+RETINANET = {
     "image_size": 64,
     "train_scenes": 4096,
     "held_out_start": 2_000_000,
@@ -23,14 +23,9 @@ SETTINGS = {
     "num_candidates": 20,  # in an image
     "num_samples": 1,
     "confidence": 0.3,  # weight of the confidence loss, which keeps scores ordered
-}
-PRESETS = {
-    "retinanet": {
-        **SETTINGS,
-        # The rate falls until the loss of held-out images does not improve any more.
-        "likelihood": {"rate": 1e-3, "warmup": 50, "batch": 16, "steps": 1280},
-        "tuning": {"rate": 3e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 768},
-    },
+    # The rate falls until the loss of held-out images does not improve any more.
+    "likelihood": {"rate": 1e-3, "warmup": 50, "batch": 16, "steps": 1280},
+    "tuning": {"rate": 3e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 768},
 }
 
 

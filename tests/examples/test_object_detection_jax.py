@@ -20,13 +20,10 @@ def folder(tmp_path, monkeypatch):
 def example(monkeypatch):
     """The example with few small images and few steps."""
     example, few = detection(), {"batch": 4, "steps": 4, "warmup": 1}
-    presets = {
-        name: preset
-        | {"train_scenes": 8, "image_size": 32}
-        | {stage: preset[stage] | few for stage in ("likelihood", "tuning")}
-        for name, preset in example.detectors.PRESETS.items()
-    }
-    monkeypatch.setattr(example.detectors, "PRESETS", presets)
+    settings = example.detectors.RETINANET
+    small = {stage: settings[stage] | few for stage in ("likelihood", "tuning")}
+    small |= {"train_scenes": 8, "image_size": 32}
+    monkeypatch.setattr(example.detectors, "RETINANET", settings | small)
     return example
 
 
