@@ -39,7 +39,8 @@ def refuse_other_format(reward, written, whose):
         written: Keras's name of the format of the boxes that it gets.
         whose: whose boxes, in words.
     """
-    for part in getattr(reward, "rewards", ()):
+    parts = getattr(reward, "rewards", None)
+    for part in parts if isinstance(parts, list) else ():
         refuse_other_format(part, written, whose)
     read = getattr(reward, "bounding_box_format", written)
     if read != str(written).lower():

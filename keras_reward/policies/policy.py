@@ -13,8 +13,10 @@ from keras_reward.symbolic import refuse_values
 
 TRUNCATIONS = ("top_k", "top_p", "sampler")
 # A subclass that overwrites one of these may not have independent parts.
-DRAWING = ("sample", "noise", "transform", "likelihood", "position_log_probs")
-DRAWING = (*DRAWING, "decode", "rewarded")
+DRAWING = (
+    *("sample", "noise", "transform", "likelihood", "position_log_probs"),
+    *("decode", "rewarded"),
+)
 
 
 def refuse_truncation(name, kwargs):

@@ -33,10 +33,10 @@ class ConfidenceLoss(Term):
     With a `DetectionPolicy`, it is the binary cross-entropy of the score of each
     candidate, shown or hidden, with its IoU as target, summed over the candidates of an
     image and averaged over images. It acts on the same logits as the reward. The reward
-    would drive every score to 0 or 1, and so lose their order. Give `RewardTuning` a
-    `temperature` below 1: candidates whose score is far from the policy's `threshold`
-    are then all but certainly shown or hidden, so the reward only moves those that are
-    near it, and the scores of all others stay what this loss makes of them.
+    would drive every score to 0 or 1, and so lose their order. With a `temperature`
+    below 1, candidates whose score is far from the policy's `threshold` are all but
+    certainly shown or hidden, so the reward only moves those that are near it, and the
+    scores of all others stay what this loss makes of them.
 
     Args:
         weight: factor of the term. Default 0.3, as in the paper.

@@ -20,8 +20,9 @@ def check_samples(num_samples, baseline):
         raise ValueError(
             f"A {type(baseline).__name__} compares the samples of an input: "
             f"`num_samples` must be at least {baseline.min_samples}. For a single "
-            'sample, use `baseline="greedy"` or `"moving_average"`, or a reward that '
-            f"credits parts. Received: num_samples={num_samples}"
+            'sample, use `baseline="greedy"` or `"moving_average"`, or, where parts '
+            "are drawn independently, a reward with `alternatives`. "
+            f"Received: num_samples={num_samples}"
         )
 
 
