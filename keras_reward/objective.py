@@ -224,7 +224,7 @@ def parts_loss(probabilities, gained, sample_weight=None):
     from keras_reward import objective
 
     alternatives = np.array([[[0.0, 1.0]]], "float32")  # choice 1 would have earned 1
-    gained = objective.gains(alternatives, np.array([[0]]))
+    gained = objective.gains_over_drawn(alternatives, np.array([[0]]))
     objective.parts_loss(np.array([[0.75, 0.25]], "float32"), gained)  # -0.25
     ```
     """
