@@ -12,6 +12,7 @@ from keras_reward.policies.detectors import (
     all_predictions,
     best_candidates,
     missing_of_detector,
+    own_loss,
 )
 from keras_reward.policies.likelihood import of_parts, of_positions
 from keras_reward.policies.multi_output import seed_of_part
@@ -154,20 +155,26 @@ class DetectionPolicy(Policy):
 
         Returns:
             dict of `boxes` `(batch, M, 4)`, `labels` `(batch, M)` int32, `logits`
-            `(batch, M)`, those of the labels, with gradient, and `valid` `(batch, M)`.
-            Boxes have a gradient only if they are tuned.
+            `(batch, M)`, those of the labels, with gradient, `valid` `(batch, M)`, and
+            `outputs`, what the detector returned. Boxes have a gradient only if they
+            are tuned.
         """
         outputs = self.model(x, training=training)
         boxes, logits = all_predictions(self.model, x, outputs)
         if self.tune_boxes is None:
             boxes = ops.stop_gradient(boxes)
-        return best_candidates(
+        candidates = best_candidates(
             boxes,
             logits,
             self.bounding_box_format,
             self.model.prediction_decoder.iou_threshold,
             self.count(logits.shape),
         )
+        return {**candidates, "outputs": outputs}
+
+    def own_loss(self, x, y, context):
+        """The loss that the detector was compiled with, a scalar."""
+        return own_loss(self.model, x, y, context["outputs"])
 
     def count(self, shape):
         """The number of candidates, for logits of a shape `(batch, N, classes)`."""

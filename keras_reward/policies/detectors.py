@@ -105,6 +105,47 @@ def all_predictions(detector, x, outputs):
     return boxes, logits
 
 
+def own_loss(detector, x, y, outputs):
+    """The loss that a detector was compiled with, a scalar.
+
+    Args:
+        detector: a detector.
+        x: the inputs that it was called with.
+        y: dict of `boxes` `(batch, N, 4)` in the detector's format, and `labels`
+            `(batch, N)`, -1 for padding.
+        outputs: what it returned.
+
+    Raises:
+        ValueError: if it was not compiled; for a D-FINE that has KerasHub's own loss.
+    """
+    if not detector.compiled:
+        raise ValueError(
+            "The term `MaximumLikelihood` uses the detector's own loss. Compile the "
+            "detector, as for training it: `detector.compile()`. "
+            f"Received: {type(detector).__name__} {detector.name!r}, not compiled"
+        )
+    own = vars(detector).get("compute_loss", type(detector).compute_loss)
+    if "d_fine" in getattr(own, "__module__", ""):
+        raise ValueError(
+            "KerasHub's loss of a D-FINE compares the boxes of all images of a batch "
+            "with the objects of the first one. For the term `MaximumLikelihood`, give "
+            "the detector a `compute_loss` that does not. "
+            f"Received: {type(detector).__name__} {detector.name!r} with KerasHub's"
+        )
+    truth = {name: y[name] for name in ("boxes", "labels")}
+    if type(detector).__module__.startswith("keras_cv"):
+        labels = truth.pop("labels")
+        # Its padding is a box of -1.
+        is_object = ops.expand_dims(labels >= 0, -1)
+        truth = {
+            "boxes": ops.where(is_object, ops.cast(truth["boxes"], "float32"), -1.0),
+            "classes": labels,
+        }
+    return detector.compute_loss(
+        x=x, y=truth, y_pred=outputs, sample_weight=None, training=True
+    )
+
+
 def best_candidates(boxes, logits, bounding_box_format, iou_threshold, count):
     """The pairs of a box and a class that suppression leaves, best scores first.
 

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_reward.objective import weighted_likelihood_loss
+from keras_reward.policies.detection import DetectionPolicy
 from keras_reward.policies.policy import Policy
 from keras_reward.terms.term import Term
 
@@ -17,6 +18,12 @@ class MaximumLikelihood(Term):
     `CategoricalPolicy`, padded token ids `(batch, tokens)` or
     `(batch, references, tokens)` for a sequence model. Padding at the end is ignored.
     For a model with several outputs, a dict or list of them, see `MultiOutputPolicy`.
+
+    With a `DetectionPolicy`, it is the loss that the detector was compiled with, for
+    its boxes and for all scores, with the penalties of its regularizers if it has some.
+    It holds boxes where they are while the layers below are tuned. `sample_weight` does
+    not apply to it. A D-FINE needs a `compute_loss` of its own: KerasHub's compares all
+    images of a batch with the objects of the first one.
 
     Args:
         weight: factor of the term. Default 1.0.
@@ -46,6 +53,8 @@ class MaximumLikelihood(Term):
 
     def bind(self, tuner):
         policy = tuner.policy
+        if isinstance(policy, DetectionPolicy):
+            return
         if type(policy).target_log_prob is Policy.target_log_prob:
             policy.target_log_prob(None, None)  # raises what is missing
 
@@ -53,6 +62,8 @@ class MaximumLikelihood(Term):
         policy.check_targets(y)
 
     def loss(self, update):
+        if isinstance(update.policy, DetectionPolicy):
+            return update.policy.own_loss(update.x, update.y, update.context)
         log_prob = update.policy.target_log_prob(update.context, update.y)
         log_prob = ops.expand_dims(log_prob, 1)
         ones = ops.ones_like(log_prob)

@@ -257,8 +257,8 @@ def test_no_candidates_in_an_image():
 
 def test_probabilities_become_logits():
     x, models = features(3), (tiny_detector(), tiny_detector(from_logits=False))
-    found = [numpy_of(DetectionPolicy(5).bind(model).encode(x)) for model in models]
-    np.testing.assert_allclose(found[0]["logits"], found[1]["logits"], rtol=1e-4)
+    found = [DetectionPolicy(5).bind(model).encode(x)["logits"] for model in models]
+    np.testing.assert_allclose(*map(to_numpy, found), rtol=1e-4)
 
 
 def test_the_number_of_candidates():
@@ -322,11 +322,13 @@ def test_a_reference_model_has_other_candidates():
         RewardTuning(tiny_detector(), RecallReward(), terms=[KL()])
 
 
-def test_the_ground_truth_is_no_sample():
+def test_the_own_loss_of_a_detector_that_was_not_compiled():
+    terms = [MaximumLikelihood()]
     for credit in ("parts", "output"):
-        arguments = {"terms": [MaximumLikelihood()], "credit": credit}
-        with pytest.raises(ValueError, match=r"^DetectionPolicy .*`MaximumLikelihood`"):
-            RewardTuning(tiny_detector(), RecallReward(), **arguments)
+        tuned = RewardTuning(tiny_detector(), RecallReward(), terms=terms, credit=credit)
+        tuned.compile("sgd")
+        with pytest.raises(ValueError, match=r"Compile the detector.*TinyDetector"):
+            tuned.fit(features(2), targets(2), verbose=0)
 
 
 def test_a_policy_that_shows_in_a_way_of_its_own_has_no_parts():
