@@ -11,8 +11,8 @@ average precision (mAP), tight boxes whose scores say how good they are.
     python examples/object_detection.py --data coco:my_coco_folder --preset paper
     python examples/object_detection.py --model retinanet --reward map
 
-KerasHub's RetinaNet scores boxes instead, and learns that by its own loss. Tuning then
-decides which of the boxes that it finds are shown.
+KerasHub's RetinaNet and D-FINE score boxes instead, and learn that by their own loss.
+Tuning then decides which of the boxes that they find are shown.
 
 The default data are scenes of handwritten digits over photographs, `Scenes`. Metrics
 are COCO's official ones, of greedy outputs for held-out images.
@@ -82,7 +82,7 @@ def main():
     parser.add_argument("--data", default="scenes", help="scenes, or coco:DIR")
     parser.add_argument("--preset", choices=("tiny", "paper"), default="tiny")
     parser.add_argument(
-        "--model", choices=("sequence", "retinanet"), default="sequence"
+        "--model", choices=("sequence", *detectors.PRESETS), default="sequence"
     )
     parser.add_argument("--reward", choices=("recall", "map"), default="recall")
     parser.add_argument("--seed", type=int, default=0)
@@ -137,7 +137,7 @@ def settings_of(args):
                 f"Received: --model {args.model}"
             )
         return PAPER
-    return {**TINY, **detectors.RETINANET} if args.model == "retinanet" else TINY
+    return {**TINY, **detectors.PRESETS.get(args.model, {})}
 
 
 def load_checkpoint(path, task):

@@ -1,21 +1,28 @@
-"""KerasHub's RetinaNet for `object_detection.py`: a small one, trained by its own loss.
+"""KerasHub's detectors for `object_detection.py`: small, trained by their own loss.
 
-It is built without pretrained weights, for images of 64 pixels with objects of about
+They are built without pretrained weights, for images of 64 pixels with objects of about
 20.
 """
+
+import functools
 
 import keras
 import numpy as np
 import shared
 from keras import ops
 
-from keras_reward import ConfidenceLoss, DetectionPolicy, RewardTuning
+from keras_reward import (
+    ConfidenceLoss,
+    DetectionPolicy,
+    MaximumLikelihood,
+    RewardTuning,
+)
 from keras_reward.evaluation import CocoDetection
 
 IOU = 0.5  # at which a box has found an object, for F1
 
 # What differs from the settings of sequences.
-RETINANET = {
+SETTINGS = {
     "image_size": 64,
     "train_scenes": 4096,
     "held_out_start": 2_000_000,
@@ -23,9 +30,21 @@ RETINANET = {
     "num_candidates": 20,  # in an image
     "num_samples": 1,
     "confidence": 0.3,  # weight of the confidence loss, which keeps scores ordered
-    # The rate falls until the loss of held-out images does not improve any more.
-    "likelihood": {"rate": 1e-3, "warmup": 50, "batch": 16, "steps": 1280},
-    "tuning": {"rate": 3e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 768},
+    "own_loss": 10.0,  # weight of the detector's own loss, which holds its boxes
+}
+PRESETS = {
+    "retinanet": {
+        **SETTINGS,
+        # The rate falls until the loss of held-out images does not improve any more.
+        "likelihood": {"rate": 1e-3, "warmup": 50, "batch": 16, "steps": 3072},
+        "tuning": {"rate": 3e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 768},
+    },
+    "dfine": {
+        **SETTINGS,
+        "own_loss": 0.1,
+        "likelihood": {"rate": 1e-3, "warmup": 50, "batch": 16, "steps": 5120},
+        "tuning": {"rate": 1e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 768},
+    },
 }
 
 
@@ -67,6 +86,87 @@ def build_retinanet(size, num_classes):
     )
 
 
+def build_dfine(size, num_classes):
+    """KerasHub's D-FINE with narrow layers and 20 queries."""
+    from keras_hub.models import DFineBackbone, DFineObjectDetector, HGNetV2Backbone
+
+    shape, levels, width, queries = (size, size, 3), ["stage2", "stage3"], 64, 20
+    encoder = HGNetV2Backbone(
+        depths=[1, 1, 1],
+        embedding_size=32,
+        hidden_sizes=[64, 128, 128],
+        stem_channels=[3, 16, 32],
+        hidden_act="relu",
+        use_learnable_affine_block=False,
+        # channels in, between and out, blocks, layers of each, size of kernels
+        stackwise_stage_filters=[
+            (32, 32, 64, 1, 2, 3),
+            (64, 64, 128, 1, 2, 3),
+            (128, 64, 128, 1, 2, 3),
+        ],
+        apply_downsample=[False, True, True],  # from a quarter of the size
+        use_lightweight_conv_block=[False, False, False],
+        image_shape=shape,
+        out_features=levels,
+    )
+    backbone = DFineBackbone(
+        encoder,
+        decoder_in_channels=[width, width],
+        encoder_hidden_dim=width,
+        num_labels=num_classes,
+        num_denoising=0,
+        learn_initial_query=False,
+        num_queries=queries,
+        anchor_image_size=(size, size),
+        feat_strides=[8, 16],
+        num_feature_levels=2,
+        hidden_dim=width,
+        encoder_in_channels=[128, 128],
+        encode_proj_layers=[1],
+        num_attention_heads=4,
+        encoder_ffn_dim=128,
+        num_encoder_layers=1,
+        hidden_expansion=0.5,
+        depth_multiplier=0.34,
+        eval_idx=-1,
+        num_decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=128,
+        decoder_n_points=[4, 4],
+        lqe_hidden_dim=32,
+        num_lqe_layers=2,
+        out_features=levels,
+        image_shape=shape,
+    )
+    model = DFineObjectDetector(backbone, num_classes, "xyxy")
+    model.compute_loss = functools.partial(dfine_loss, model)
+    return model
+
+
+def dfine_loss(model, x, y, y_pred, sample_weight=None, **kwargs):
+    """The loss of a D-FINE, image by image.
+
+    KerasHub 0.32 compares the boxes of all images in a batch with those of the first
+    image, expects targets relative to the image, and takes padding for objects. Here,
+    padding becomes a box as large as the image, of no class.
+    """
+    height, width = x.shape[1:3]
+    boxes = keras.utils.bounding_boxes.convert_format(
+        y["boxes"], "xyxy", "rel_center_xywh", height=height, width=width
+    )
+    whole_image = ops.convert_to_tensor([0.5, 0.5, 1.0, 1.0])
+    y = {
+        "boxes": ops.where(y["labels"][..., None] < 0, whole_image, boxes),
+        "labels": y["labels"],
+    }
+
+    def of_one(values):
+        truth, predicted = keras.tree.map_structure(lambda value: value[None], values)
+        return type(model).compute_loss(model, None, truth, predicted, None)
+
+    return ops.mean(ops.map(of_one, (y, dict(y_pred))))
+
+
 # Maximum likelihood
 
 
@@ -75,7 +175,8 @@ def fit_likelihood(task):
 
     Trains until the loss of held-out images stops improving.
     """
-    model = build_retinanet(task.preset.image_size, len(task.class_names))
+    build = {"retinanet": build_retinanet, "dfine": build_dfine}[task.model]
+    model = build(task.preset.image_size, len(task.class_names))
     data, epochs = task.training("likelihood")
     return model, fit_own_loss(model, data, epochs, task.preset.likelihood, task)
 
@@ -103,18 +204,19 @@ def fit_own_loss(model, data, epochs, schedule, task):
 
 
 def tuner(model, task):
-    """The detector as a distribution over which of its boxes are shown.
-
-    Only the heads are tuned: no loss holds the boxes, so they would drift with the
-    features below.
-    """
+    """The detector as a distribution over which of its boxes are shown."""
     preset = task.preset
-    model.backbone.trainable = False
+    terms = [ConfidenceLoss(preset.confidence)] if preset.confidence else []
+    if preset.own_loss:
+        model.compile()
+        terms.append(MaximumLikelihood(preset.own_loss))
+    else:
+        model.backbone.trainable = False  # no loss holds the boxes, they would drift
     return RewardTuning(
         model,
         reward=task.reward,
         policy=DetectionPolicy(preset.num_candidates),
-        terms=[ConfidenceLoss(preset.confidence)] if preset.confidence else [],
+        terms=terms,
         num_samples=preset.num_samples,
         seed=task.seed,
     )

@@ -4,9 +4,9 @@ import math
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
-from keras_reward.forms.boxes import corners, standardize_format
+from keras_reward.forms.boxes import standardize_format
 from keras_reward.nests import merge_rows, repeat_rows, samples_per_input
 from keras_reward.policies.detectors import (
     all_predictions,
@@ -14,6 +14,7 @@ from keras_reward.policies.detectors import (
     missing_of_detector,
     own_loss,
 )
+from keras_reward.policies.drawn_boxes import boxes_drawn_by
 from keras_reward.policies.likelihood import of_parts, of_positions
 from keras_reward.policies.multi_output import seed_of_part
 from keras_reward.policies.policy import Policy
@@ -61,7 +62,8 @@ class DetectionPolicy(Policy):
             whose scores are low, set it to the score at which it is best cut: with a
             low temperature, candidates far below are never shown, and not tuned.
         tune_boxes: standard deviation of what is drawn, as a share of the width of a
-            box or of its height, such as 0.05. Default None: boxes are not tuned.
+            box or of its height, such as 0.05; or "predicted", for the distribution
+            that a D-FINE predicts for each side. Default None: boxes are not tuned.
         name: optional name.
 
     Raises:
@@ -107,14 +109,16 @@ class DetectionPolicy(Policy):
                 "`threshold` must be a score between 0 and 1. "
                 f"Received: threshold={threshold!r}"
             )
-        if tune_boxes is not None and not tune_boxes > 0:
+        is_number = isinstance(tune_boxes, int | float) and tune_boxes > 0
+        if not (is_number or tune_boxes in (None, "predicted")):
             raise ValueError(
-                "`tune_boxes` must be a positive number, or None. "
+                '`tune_boxes` must be a positive number, "predicted", or None. '
                 f"Received: tune_boxes={tune_boxes!r}"
             )
         self.num_candidates = num_candidates
         self.threshold = threshold
         self.tune_boxes = tune_boxes
+        self.drawn = None  # what draws boxes, once there is a model
         self.offset = math.log(threshold / (1.0 - threshold))
 
     def bind(self, model, temperature=1.0):
@@ -127,7 +131,9 @@ class DetectionPolicy(Policy):
                 "another form write a Policy. Received: "
                 f"{type(model).__name__} {model.name!r} without {', '.join(missing)}"
             )
-        self.check_preprocessor(model, standardize_format(model.bounding_box_format))
+        layout = standardize_format(model.bounding_box_format)
+        self.check_preprocessor(model, layout)
+        self.drawn = boxes_drawn_by(self.tune_boxes, model, layout)
         return super().bind(model, temperature)
 
     @staticmethod
@@ -155,7 +161,8 @@ class DetectionPolicy(Policy):
 
         Returns:
             dict of `boxes` `(batch, M, 4)`, `labels` `(batch, M)` int32, `logits`
-            `(batch, M)`, those of the labels, with gradient, `valid` `(batch, M)`, and
+            `(batch, M)`, those of the labels, with gradient, `valid` `(batch, M)`,
+            `places` `(batch, M)`, which of the detector's boxes they are, and
             `outputs`, what the detector returned. Boxes have a gradient only if they
             are tuned.
         """
@@ -170,7 +177,11 @@ class DetectionPolicy(Policy):
             self.model.prediction_decoder.iou_threshold,
             self.count(logits.shape),
         )
-        return {**candidates, "outputs": outputs}
+        context = {**candidates, "outputs": outputs}
+        if self.drawn is not None:
+            images = tree.flatten(x)[0]
+            context.update(self.drawn.context(outputs, candidates["places"], images))
+        return context
 
     def own_loss(self, x, y, context):
         """The loss that the detector was compiled with, a scalar."""
@@ -201,19 +212,14 @@ class DetectionPolicy(Policy):
 
     def sample(self, context, num_samples, seed=None, noise=None):
         """As in `Policy`; with `tune_boxes`, `noise` is a dict of `shown`, uniform, and
-        `boxes`, normal."""
+        `boxes`, normal, or uniform for "predicted"."""
         if self.tune_boxes is None:
             return self.sample_shown(context, num_samples, seed, noise)
         noise = {} if noise is None else noise
         first, second = (seed_of_part(seed, index) for index in range(2))
         shown = self.sample_shown(context, num_samples, first, noise.get("shown"))
-        boxes = context["boxes"][:, None]
-        normal = noise.get("boxes")
-        if normal is None:
-            shape = (*ops.shape(shown), 4)
-            normal = keras.random.normal(shape, seed=second, dtype="float32")
-        drawn = ops.stop_gradient(boxes) + self.stddevs(context)[:, None] * normal
-        return {"boxes": drawn, "shown": shown}
+        given = ops.shape(shown), second, noise.get("boxes")
+        return {"boxes": self.drawn.draw(context, *given), "shown": shown}
 
     def sample_shown(self, context, num_samples, seed, noise):
         if noise is None:
@@ -222,16 +228,6 @@ class DetectionPolicy(Policy):
             noise = keras.random.uniform(shape, seed=seed, dtype="float32")
         shown = ops.convert_to_tensor(noise, "float32") < self.probabilities(context)
         return ops.cast(shown, "int32")
-
-    def stddevs(self, context):
-        """The standard deviation of each number of each box, `(batch, M, 4)`."""
-        boxes = ops.stop_gradient(context["boxes"])
-        left, top, right, bottom = corners(boxes, self.bounding_box_format)
-        sizes = [right - left, bottom - top]
-        if self.bounding_box_format.split("_")[-1].startswith("y"):
-            sizes.reverse()
-        sizes = ops.stack([*sizes, *sizes], axis=-1)
-        return ops.where(context["valid"][:, :, None], self.tune_boxes * sizes, 1.0)
 
     def choices_of(self, samples):
         return samples if self.tune_boxes is None else samples["shown"]
@@ -271,12 +267,10 @@ class DetectionPolicy(Policy):
         if self.tune_boxes is None:
             return shown
         boxes = ops.stack([each["boxes"] for each in (samples, *choices)])
-        stddevs = self.stddevs(context)[:, None]
-        off = (boxes - context["boxes"][:, None]) / stddevs
-        log_probs = -0.5 * off**2 - ops.log(stddevs) - 0.5 * math.log(2.0 * math.pi)
+        log_probs = self.drawn.log_prob(context, boxes)
         # A hidden box was drawn as well, but nobody saw it.
         counted = ops.logical_and(shown.counted, ops.cast(samples["shown"], "bool"))
-        of_boxes = of_positions(ops.sum(log_probs, axis=-1), shown.entropy, counted)
+        of_boxes = of_positions(log_probs, shown.entropy, counted)
         return of_parts([of_boxes, shown])
 
     def likelihood_shown(self, context, drawn, entropy_gradient):
@@ -306,8 +300,8 @@ class DetectionPolicy(Policy):
 
     def mode(self, context):
         shown = ops.logical_and(context["valid"], context["logits"] > self.offset)
-        boxes = ops.stop_gradient(context["boxes"])
-        return self.with_choices({"boxes": boxes}, ops.cast(shown, "int32"))
+        boxes = {} if self.drawn is None else {"boxes": self.drawn.mode(context)}
+        return self.with_choices(boxes, ops.cast(shown, "int32"))
 
     def decode(self, x, samples, context):
         """The detections of samples, with label -1 for what they hide.
@@ -322,7 +316,7 @@ class DetectionPolicy(Policy):
         """
         found = repeat_rows(self.detections(context), samples_per_input(samples))
         if self.tune_boxes is not None:
-            found["boxes"] = merge_rows(samples["boxes"])
+            found["boxes"] = merge_rows(self.drawn.boxes(context, samples["boxes"]))
         shown = ops.cast(merge_rows(self.choices_of(samples)), "bool")
         return self.rewarded({**found, "shown": shown})
 

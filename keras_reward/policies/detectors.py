@@ -161,10 +161,11 @@ def best_candidates(boxes, logits, bounding_box_format, iou_threshold, count):
 
     Returns:
         dict of `boxes` `(batch, count, 4)` and `logits` `(batch, count)`, with
-        gradient, `labels` `(batch, count)` int32 and `valid` `(batch, count)` bool.
-        Where fewer are left, the last ones are not valid: zeros. If all scores of an
-        image are NaN, as of a model whose weights are, its logits are NaN and valid, so
-        that the loss is NaN too, and does not look as if nothing had been found.
+        gradient, `labels` `(batch, count)` int32, `valid` `(batch, count)` bool, and
+        `places` `(batch, count)`, which of the N boxes they are. Where fewer are left,
+        the last ones are not valid: zeros. If all scores of an image are NaN, as of a
+        model whose weights are, its logits are NaN and valid, so that the loss is NaN
+        too, and does not look as if nothing had been found.
     """
     number, classes = logits.shape[1:]
     held = ops.stop_gradient(logits)
@@ -182,14 +183,16 @@ def best_candidates(boxes, logits, bounding_box_format, iou_threshold, count):
     chosen, valid = first_true(unsuppressed(*sides, usable, iou_threshold), count)
     boxes = ops.take_along_axis(boxes, chosen[:, :, None], axis=1)
     labels = ops.take_along_axis(labels, chosen, axis=1)
-    place = ops.take_along_axis(order, chosen, axis=1) * classes + labels
+    places = ops.take_along_axis(order, chosen, axis=1)
     logits = ops.reshape(logits, (-1, number * classes))
-    logits = ops.where(valid, ops.take_along_axis(logits, place, axis=1), 0.0)
+    logits = ops.take_along_axis(logits, places * classes + labels, axis=1)
+    logits = ops.where(valid, logits, 0.0)
     return {
         "boxes": ops.where(valid[:, :, None], boxes, 0.0),
         "labels": ops.where(valid, labels, 0),
         "logits": ops.where(lost, float("nan"), logits),
         "valid": ops.logical_or(valid, lost),
+        "places": places,
     }
 
 

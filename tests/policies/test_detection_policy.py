@@ -196,12 +196,13 @@ WIDE = {
 
 @pytest.mark.parametrize("layout", WIDE)
 def test_drawn_boxes_deviate_by_their_own_sides(layout):
-    policy = bound(tune_boxes=0.5)
-    policy.model.bounding_box_format = layout
+    model = tiny_detector()
+    model.bounding_box_format = layout
+    policy = DetectionPolicy(tune_boxes=0.5).bind(model)
     boxes = ops.convert_to_tensor([[WIDE[layout]]], "float32")
     context = {"boxes": boxes, "valid": ops.ones((1, 1), dtype="bool")}
     expected = [1.0, 2.0, 1.0, 2.0] if "_y" in f"_{layout}" else [2.0, 1.0, 2.0, 1.0]
-    np.testing.assert_allclose(to_numpy(policy.stddevs(context))[0, 0], expected)
+    np.testing.assert_allclose(to_numpy(policy.drawn.stddevs(context))[0, 0], expected)
 
 
 def test_what_a_sample_hides_has_label_minus_one():
@@ -277,8 +278,9 @@ def test_the_number_of_candidates():
             DetectionPolicy(wrong)
     with pytest.raises(ValueError, match="threshold=1"):
         DetectionPolicy(threshold=1)
-    with pytest.raises(ValueError, match="tune_boxes=0"):
-        DetectionPolicy(tune_boxes=0)
+    for wrong in (0, "own"):
+        with pytest.raises(ValueError, match=f"tune_boxes={wrong!r}"):
+            DetectionPolicy(tune_boxes=wrong)
 
 
 def test_auto_recognizes_detectors():
@@ -302,6 +304,8 @@ def test_models_of_another_form_are_refused():
     model.prediction_decoder = MultiClassNonMaxSuppression()
     with pytest.raises(ValueError, match="that suppresses boxes whatever their class"):
         DetectionPolicy().bind(model)
+    with pytest.raises(ValueError, match=r"a D-FINE predicts.*TinyDetector"):
+        DetectionPolicy(tune_boxes="predicted").bind(tiny_detector())
     model = tiny_detector()
     model.bounding_box_format = "corners"
     with pytest.raises(ValueError, match="bounding_box_format='corners'"):
@@ -325,7 +329,9 @@ def test_a_reference_model_has_other_candidates():
 def test_the_own_loss_of_a_detector_that_was_not_compiled():
     terms = [MaximumLikelihood()]
     for credit in ("parts", "output"):
-        tuned = RewardTuning(tiny_detector(), RecallReward(), terms=terms, credit=credit)
+        tuned = RewardTuning(
+            tiny_detector(), RecallReward(), terms=terms, credit=credit
+        )
         tuned.compile("sgd")
         with pytest.raises(ValueError, match=r"Compile the detector.*TinyDetector"):
             tuned.fit(features(2), targets(2), verbose=0)

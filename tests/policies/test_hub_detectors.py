@@ -57,7 +57,9 @@ def tune(name, path):
 
     model = getattr(hub_detectors, name)()
     reward = RecallReward(bounding_box_format=model.bounding_box_format)
-    tuned = RewardTuning(model, reward, DetectionPolicy(6), seed=0)
+    drawn = "predicted" if name == "dfine" else None
+    policy = DetectionPolicy(6, tune_boxes=drawn)
+    tuned = RewardTuning(model, reward, policy, seed=0)
     tuned.compile(keras.optimizers.Adam(1e-4))
     x, y = hub_detectors.images(4), hub_detectors.targets(4)
     history = tuned.fit(x, y, batch_size=2, epochs=1, verbose=0).history
@@ -136,3 +138,75 @@ def other_format():
 def test_a_preprocessor_of_other_boxes_is_refused(hub):
     message = hub(other_format)
     assert "image_converter" in message and "'xyxy'" in message
+
+
+def sides_of_dfine(layout):
+    """What a D-FINE predicts, and what is drawn from it, in NumPy."""
+    import hub_detectors
+
+    from keras_reward import DetectionPolicy
+
+    model = hub_detectors.dfine(layout)
+    generator = np.random.default_rng(0)
+    for weight in model.weights:  # else all distances are as likely
+        if "bbox_embed" in weight.path:
+            weight.assign(generator.normal(size=weight.shape, scale=0.5))
+    x = keras.ops.convert_to_tensor(hub_detectors.images(2))
+    policy = DetectionPolicy(5, tune_boxes="predicted").bind(model)
+    context = policy.encode(x)
+    decoder = model.backbone.decoder
+    samples = policy.sample(context, 400, seed=1)
+    likelihood = policy.likelihood(context, samples)
+    drawn = {
+        "boxes": policy.decode(x, samples, context)["boxes"],
+        "log_probs": likelihood.position_log_probs,
+        "scale": decoder.reg_scale,
+        "up": decoder.upsampling_factor,
+    }
+    del context["outputs"]
+    nests = context, samples, drawn, policy.mode(context)
+    to_numpy = keras.ops.convert_to_numpy
+    return keras.tree.map_structure(to_numpy, nests), decoder.max_num_bins
+
+
+@pytest.mark.parametrize("layout", ["yxyx", "rel_xyxy"])
+def test_sides_are_drawn_as_a_dfine_predicts_them(layout, hub):
+    (context, samples, drawn, mode), bins = hub(sides_of_dfine, layout)
+    valid = context["valid"]
+    assert valid.any() and bins == 32
+    # Peng et al. 2024, equation 3: a = up, c = 1 / scale, times 1 / c.
+    a, scale = drawn["up"].item(), drawn["scale"].item()
+    steps = (a * scale + 1) ** (np.arange(1, bins // 2) / (bins / 2 - 1))
+    half = np.append(steps - 1, 2 * a * scale)
+    distances = np.concatenate([-half[::-1], [0], half])
+    logits = context["sides"].astype("float64")
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+
+    def boxes_at(distance, references):
+        cx, cy, w, h = np.moveaxis(references, -1, 0)
+        left, top, right, bottom = np.moveaxis(0.5 + distance / scale, -1, 0)
+        sides = [cx - left * w, cy - top * h, cx + right * w, cy + bottom * h]
+        if layout == "yxyx":
+            sides = [64 * sides[i] for i in (1, 0, 3, 2)]
+        return np.stack(sides, -1)
+
+    at_means = boxes_at(p @ distances, context["references"])
+    tolerance = {"rtol": 1e-3, "atol": 1e-3}
+    np.testing.assert_allclose(context["boxes"][valid], at_means[valid], **tolerance)
+    chosen = samples["boxes"]
+    assert chosen.min() >= 0 and chosen.max() <= bins
+    at_drawn = boxes_at(distances[chosen], context["references"][:, None])
+    at_drawn = np.where(valid[:, None, :, None], at_drawn, 0).reshape(800, 5, 4)
+    np.testing.assert_allclose(drawn["boxes"], at_drawn, **tolerance)
+    frequent = np.stack([(chosen == k).mean(1) for k in range(bins + 1)], -1)
+    np.testing.assert_allclose(frequent[valid], p[valid], atol=0.13)
+    assert np.ptp(p[valid], axis=-1).max() > 0.2
+    np.testing.assert_array_equal(mode["boxes"], logits.argmax(-1))
+    log_p = np.broadcast_to(np.log(p)[:, None], (*chosen.shape, bins + 1))
+    log_p = np.take_along_axis(log_p, chosen[..., None], axis=-1)[..., 0]
+    seen = np.logical_and(samples["shown"], valid[:, None])
+    expected = np.where(seen, log_p.sum(-1), 0)
+    np.testing.assert_allclose(
+        drawn["log_probs"][..., :5], expected, rtol=1e-3, atol=1e-3
+    )

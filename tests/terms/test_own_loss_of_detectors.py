@@ -8,7 +8,7 @@ pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
 
 def steps(name):
-    """Weights and losses after one step of the detector's own, and after one of ours."""
+    """Weights and the loss, for a step of the detector's own and for one of ours."""
     import hub_detectors
 
     from keras_reward import DetectionPolicy, MaximumLikelihood, RewardTuning
