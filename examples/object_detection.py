@@ -107,7 +107,7 @@ def main():
     curves.update(tune(model, task))
     model.save(output / "tuned.keras")
     clock.stop("tuning")
-    after, boxes_after = measure(model, task, sorted({"class", task.score}))
+    after, boxes_after = measure(model, task, task.scores)
     clock.stop("measuring")
     shared.heading("3. Greedy boxes in held-out images")
     shared.print_table({"before": before, "after": after})
@@ -182,11 +182,12 @@ class Task:
         if args.reward == "recall":
             # Average recall is over the same thresholds.
             self.reward = RecallReward(iou_thresholds=COCO_THRESHOLDS, **penalty)
-            self.score = "class"
+            self.scores = ("class",)
         else:
             counts = "coco" if len(self.class_names) == 80 else None
             self.reward = MeanAveragePrecisionReward(class_counts=counts, **penalty)
-            self.score = "confidence"
+            # The confidence rates a box of this class, and not how sure the class is.
+            self.scores = "class", "confidence", "product"
 
     def sizes(self):
         """What a model of the task has: classes, or words and length; image size."""
@@ -238,7 +239,7 @@ class Task:
             model,
             reward=self.reward,
             policy=AutoregressivePolicy(codec=self.codec(score)),
-            terms=[ConfidenceLoss()] if self.score == "confidence" else [],
+            terms=[ConfidenceLoss()] if "confidence" in self.scores else [],
             num_samples=self.preset.num_samples,
             seed=self.seed,
         )
@@ -287,7 +288,7 @@ def tune(model, task):
     rate, warmup, last = (task.preset.tuning[k] for k in ("rate", "warmup", "last"))
     data, epochs = task.training("tuning")
     rate = shared.learning_rate(len(data) * epochs, rate, warmup, last)
-    tuner = task.tuner(model, task.score)
+    tuner = task.tuner(model, task.scores[-1])
     tuner.compile(optimizer=keras.optimizers.Adam(rate, global_clipnorm=1.0))
     history = tuner.fit(
         data,
@@ -325,7 +326,7 @@ def measure(model, task, scores):
     means = ("greedy reward", "boxes an image", "objects an image")
     column = {
         "ar_100": results["constant"]["ar_100"],
-        "map": maps.get("map, confidence score", max(maps.values())),
+        "map": results[scores[-1]]["map"],
         **maps,
         "sampled reward": reward_distribution(
             tuners[scores[0]], task.watched, task.preset.num_samples, batch_size=BATCH

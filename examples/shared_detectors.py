@@ -227,7 +227,7 @@ def tuner(model, task):
 
 def measure(model, task):
     """The table's column for a detector, and its boxes in the first images."""
-    tuner = task.tuner(model, task.score)
+    tuner = task.tuner(model, task.scores[-1])
     images, truth = task.watched
     watched = F1()
     watched.update_state(truth, tuner.predict(images, verbose=0))

@@ -6,6 +6,7 @@ also test a few public but undocumented attributes: those of LoRA (`lora_enabled
 `lora_kernel_a`), `async_safe` of a callback, and `train_function`.
 """
 
+import contextlib
 import inspect
 
 import keras
@@ -156,6 +157,34 @@ def build_compiled_metrics(model, y, outputs, named):
         for built, pair in zip(kind, pairs, strict=False)
         for metric in (built.metrics if built else ())
     ]
+
+
+def build_compiled_loss(model):
+    """Builds the losses that a model of several named outputs was compiled with.
+
+    Keras does it in the first step, with a metric for each. Variables that are made
+    while another model's step is traced cannot be used after it.
+    """
+    compiled = model._compile_loss
+    if compiled is not None and not compiled.built and isinstance(model.loss, dict):
+        some = {name: keras.ops.zeros((1, 1)) for name in model.loss}
+        compiled.build(some, some)
+
+
+@contextlib.contextmanager
+def without_loss_metrics(model):
+    """Within it, the losses that a model was compiled with keep no metrics.
+
+    A step that is not the model's own does not know them, so on JAX it would fail. No
+    argument of `compile` or `compute_loss` turns them off.
+    """
+    compiled = model._compile_loss
+    kept = compiled._metrics
+    compiled._metrics = [None] * len(kept)
+    try:
+        yield
+    finally:
+        compiled._metrics = kept
 
 
 def wrapped_function(metric):

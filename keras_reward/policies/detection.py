@@ -13,6 +13,7 @@ from keras_reward.policies.detectors import (
     best_candidates,
     missing_of_detector,
     own_loss,
+    ready_own_loss,
 )
 from keras_reward.policies.drawn_boxes import boxes_drawn_by
 from keras_reward.policies.likelihood import of_parts, of_positions
@@ -182,6 +183,10 @@ class DetectionPolicy(Policy):
             images = tree.flatten(x)[0]
             context.update(self.drawn.context(outputs, candidates["places"], images))
         return context
+
+    def ready_own_loss(self):
+        """Raises if the detector is not ready for `own_loss`."""
+        ready_own_loss(self.model)
 
     def own_loss(self, x, y, context):
         """The loss that the detector was compiled with, a scalar."""

@@ -6,6 +6,10 @@ KerasHub and KerasCV are not imported: detectors are recognized by their attribu
 from keras import ops, tree
 from keras.utils.bounding_boxes import convert_format
 
+from keras_reward.backend.keras_private import (
+    build_compiled_loss,
+    without_loss_metrics,
+)
 from keras_reward.forms.boxes import corners
 from keras_reward.nests import is_float, map_leaves
 from keras_reward.policies.factorized import SMALLEST_PROBABILITY
@@ -105,15 +109,8 @@ def all_predictions(detector, x, outputs):
     return boxes, logits
 
 
-def own_loss(detector, x, y, outputs):
-    """The loss that a detector was compiled with, a scalar.
-
-    Args:
-        detector: a detector.
-        x: the inputs that it was called with.
-        y: dict of `boxes` `(batch, N, 4)` in the detector's format, and `labels`
-            `(batch, N)`, -1 for padding.
-        outputs: what it returned.
+def ready_own_loss(detector):
+    """Makes a detector ready for `own_loss`, outside of any step.
 
     Raises:
         ValueError: if it was not compiled; for a D-FINE that has KerasHub's own loss.
@@ -132,6 +129,19 @@ def own_loss(detector, x, y, outputs):
             "the detector a `compute_loss` that does not. "
             f"Received: {type(detector).__name__} {detector.name!r} with KerasHub's"
         )
+    build_compiled_loss(detector)
+
+
+def own_loss(detector, x, y, outputs):
+    """The loss that a detector was compiled with, a scalar.
+
+    Args:
+        detector: a detector, after `ready_own_loss`.
+        x: the inputs that it was called with.
+        y: dict of `boxes` `(batch, N, 4)` in the detector's format, and `labels`
+            `(batch, N)`, -1 for padding.
+        outputs: what it returned.
+    """
     truth = {name: y[name] for name in ("boxes", "labels")}
     if type(detector).__module__.startswith("keras_cv"):
         labels = truth.pop("labels")
@@ -141,9 +151,10 @@ def own_loss(detector, x, y, outputs):
             "boxes": ops.where(is_object, ops.cast(truth["boxes"], "float32"), -1.0),
             "classes": labels,
         }
-    return detector.compute_loss(
-        x=x, y=truth, y_pred=outputs, sample_weight=None, training=True
-    )
+    with without_loss_metrics(detector):
+        return detector.compute_loss(
+            x=x, y=truth, y_pred=outputs, sample_weight=None, training=True
+        )
 
 
 def best_candidates(boxes, logits, bounding_box_format, iou_threshold, count):

@@ -50,13 +50,18 @@ class MaximumLikelihood(Term):
 
     def __init__(self, weight=1.0, name="mle_loss", **kwargs):
         super().__init__(weight, name=name, **kwargs)
+        self.policy = None
 
     def bind(self, tuner):
-        policy = tuner.policy
+        self.policy = policy = tuner.policy
         if isinstance(policy, DetectionPolicy):
             return
         if type(policy).target_log_prob is Policy.target_log_prob:
             policy.target_log_prob(None, None)  # raises what is missing
+
+    def before_training(self):
+        if isinstance(self.policy, DetectionPolicy):
+            self.policy.ready_own_loss()
 
     def check_targets(self, policy, y):
         policy.check_targets(y)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from backends import trains
+from keras import ops
 from tiny import classifier, inputs, to_numpy, weights_of
 
 import keras_reward
@@ -15,6 +16,7 @@ from keras_reward.backend import keras_private
 from keras_reward.backend.keras_private import (
     KeepsWeights,
     ReadsBatches,
+    build_compiled_loss,
     build_compiled_metrics,
     flatten_layers,
     has_compiled_metrics,
@@ -22,6 +24,7 @@ from keras_reward.backend.keras_private import (
     producer_of,
     structure_of_inputs,
     variables_of_optimizer,
+    without_loss_metrics,
     wrapped_function,
 )
 from keras_reward.callbacks import HostFailure, RewardProgress
@@ -361,3 +364,22 @@ def test_lines_go_where_the_progress_bar_goes(capsys):
     finally:
         keras.config.enable_interactive_logging()
     assert not capsys.readouterr().out, message
+
+
+def test_compiled_losses_can_be_computed_without_their_metrics():
+    message = changed("`Model._compile_loss`, its `build` and its `_metrics`.")
+    x = keras.Input((2,))
+    outputs = {name: keras.layers.Dense(1, name=name)(x) for name in ("a", "b")}
+    model = keras.Model(x, outputs)
+    model.compile(loss={"a": "mse", "b": "mae"}, loss_weights={"a": 2.0, "b": 1.0})
+    build_compiled_loss(model)
+    compiled = model._compile_loss
+    assert compiled.built and len(compiled.metrics) == 2, message
+    y = {"a": ops.ones((4, 1)), "b": ops.ones((4, 1))}
+    y_pred = {"a": ops.full((4, 1), 3.0), "b": ops.full((4, 1), 2.0)}
+    with without_loss_metrics(model):
+        found = model.compute_loss(None, y, y_pred)
+    assert float(found) == 2 * 4 + 1, message
+    assert [float(each.count) for each in compiled.metrics] == [0, 0], message
+    assert float(model.compute_loss(None, y, y_pred)) == 9
+    assert [float(each.count) for each in compiled.metrics] == [4, 4], message

@@ -226,7 +226,7 @@ def test_detection_on_scenes(tmp_path, monkeypatch):
     assert {"sampled reward", "boxes an image", "ar_100"} <= set(results["before"])
     assert len(results["curves"]["val_loss"]) == len(results["curves"]["reward"]) == 2
     after = results["after"]
-    assert after["map"] == after["map, confidence score"]
+    assert after["map"] == after["map, product score"]
     task = make_task(example)
     example.load_checkpoint("out/mle.keras", task)
     task.preset.max_boxes += 1

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import types
 
+import keras
 import numpy as np
 import pytest
 from test_examples_jax import coco_folder, detection, load_example, run, same_weights
@@ -20,10 +21,10 @@ def folder(tmp_path, monkeypatch):
 def example(monkeypatch):
     """The example with few small images and few steps."""
     example, few = detection(), {"batch": 4, "steps": 4, "warmup": 1}
-    settings = example.detectors.RETINANET
+    settings = example.detectors.PRESETS["retinanet"]
     small = {stage: settings[stage] | few for stage in ("likelihood", "tuning")}
     small |= {"train_scenes": 8, "image_size": 32}
-    monkeypatch.setattr(example.detectors, "RETINANET", settings | small)
+    monkeypatch.setitem(example.detectors.PRESETS, "retinanet", settings | small)
     return example
 
 
@@ -105,3 +106,26 @@ def test_a_box_finds_an_object_of_its_label_once(detectors):
     assert f1.at(0.3) == 2 * 2 / (4 + 2)
     assert f1.at(0.95) == 0.0
     assert f1.at(f1.best_threshold()) == f1.at(0.3)  # the most
+
+
+def loss_of_dfine(rows, objects):
+    """The loss of the D-FINE for the images of `rows` of a batch of two."""
+    detectors = load_example("shared_detectors")
+    keras.utils.set_random_seed(0)
+    model = detectors.build_dfine(64, 10)
+    images = np.random.default_rng(0).uniform(size=(2, 64, 64, 3))[rows]
+    boxes = np.array([[[4, 4, 24, 30], [30, 8, 50, 60]], [[8, 30, 20, 60], [0] * 4]])
+    y = {
+        "boxes": boxes[rows, :objects].astype("float32"),
+        "labels": np.array([[3, 5], [7, -1]])[rows, :objects],
+    }
+    x = keras.ops.convert_to_tensor(images.astype("float32"))
+    return float(model.compute_loss(x, y, model(x)))
+
+
+def test_the_loss_of_a_dfine_is_that_of_each_image(hub):
+    one, other = (hub(loss_of_dfine, [row], 2) for row in range(2))
+    assert abs(one - other) > 0.1
+    np.testing.assert_allclose(
+        hub(loss_of_dfine, [0, 1], 2), (one + other) / 2, rtol=1e-4
+    )

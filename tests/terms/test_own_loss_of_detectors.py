@@ -78,6 +78,7 @@ def loss_of_dfine(replaced):
     x = keras.ops.convert_to_tensor(hub_detectors.images(2))
     policy = DetectionPolicy(6).bind(model)
     try:
+        policy.ready_own_loss()
         loss = policy.own_loss(x, hub_detectors.targets(2), policy.encode(x))
     except ValueError as error:
         return str(error)
@@ -87,3 +88,33 @@ def loss_of_dfine(replaced):
 def test_the_loss_of_a_dfine_must_be_replaced(hub):
     assert "objects of the first one" in hub(loss_of_dfine, False)
     assert hub(loss_of_dfine, True).shape == (2, 3)
+
+
+def goes_on():
+    """Tunes with batches of two sizes, and then trains the detector itself."""
+    import hub_detectors
+
+    from keras_reward import (
+        DetectionPolicy,
+        MaximumLikelihood,
+        RecallReward,
+        RewardTuning,
+    )
+
+    x, y = hub_detectors.images(5), hub_detectors.targets(5)
+    model = hub_detectors.retinanet()
+    model.compile(keras.optimizers.SGD(1e-3))
+    reward = RecallReward(bounding_box_format="yxyx")
+    terms = [MaximumLikelihood()]
+    tuned = RewardTuning(model, reward, DetectionPolicy(6), terms=terms)
+    tuned.compile(keras.optimizers.SGD(1e-3))
+    tuned.fit(x, y, batch_size=2, epochs=2, verbose=0)
+    logs = keras.Model.evaluate(model, x, y, verbose=0, return_dict=True)
+    logs |= keras.Model.fit(model, x, y, verbose=0).history
+    return {name: float(np.mean(value)) for name, value in logs.items()}
+
+
+def test_batches_of_other_sizes_and_the_detector_afterwards(hub):
+    logs = hub(goes_on)
+    assert {"loss", "bbox_regression_loss", "cls_logits_loss"} <= logs.keys()
+    assert np.isfinite(list(logs.values())).all()
