@@ -24,6 +24,9 @@ class OfficialMetrics(keras.callbacks.Callback):
             list.
         batch_size: batch size of predictions if `data` is arrays. Default 32.
 
+    Raises:
+        ValueError: if the evaluator and the model have boxes of different formats.
+
     Example:
 
     ```python
@@ -57,6 +60,19 @@ class OfficialMetrics(keras.callbacks.Callback):
         self.evaluator = evaluator
         self.data = data
         self.batch_size = batch_size
+
+    def set_model(self, model):
+        super().set_model(model)
+        read = getattr(self.evaluator, "bounding_box_format", None)
+        policy = getattr(model, "policy", None)
+        written = getattr(policy, "bounding_box_format", None)
+        if None not in (read, written) and read != written:
+            raise ValueError(
+                f"The evaluator reads boxes as {read!r}, but the model predicts "
+                f"{written!r}. Pass `bounding_box_format={written!r}` to "
+                f"{type(self.evaluator).__name__}. "
+                f"Received: bounding_box_format={read!r}"
+            )
 
     def on_epoch_end(self, epoch, logs=None):
         for name, value in self.results().items():

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from detectors import tiny_detector
 from keras import ops
 from tiny import inputs, randomize
 
@@ -10,6 +11,7 @@ from keras_reward import (
     CategoricalPolicy,
     FunctionReward,
     GaussianPolicy,
+    RecallReward,
     RewardTuning,
 )
 from keras_reward.callbacks import OfficialMetrics
@@ -151,3 +153,10 @@ def test_data_in_any_form_gives_the_same_batches(form):
         np.concatenate([target for target, _ in callback.evaluator.seen]), y
     )
     assert [len(target) for target, _ in callback.evaluator.seen] == [2, 2, 1]
+
+
+def test_boxes_of_another_format_are_refused():
+    tuned = RewardTuning(tiny_detector(), RecallReward())  # boxes as xyxy
+    with pytest.raises(ValueError, match=r"reads boxes as 'yxyx'.*predicts 'xyxy'"):
+        OfficialMetrics(CocoDetection("yxyx"), (None, None)).set_model(tuned)
+    OfficialMetrics(CocoDetection(), (None, None)).set_model(tuned)
