@@ -30,18 +30,18 @@ SETTINGS = {
     "num_candidates": 20,  # in an image
     "num_samples": 1,
     "confidence": 0.3,  # weight of the confidence loss, which keeps scores ordered
-    "own_loss": 10.0,  # weight of the detector's own loss, which holds its boxes
 }
 PRESETS = {
     "retinanet": {
         **SETTINGS,
         # The rate falls until the loss of held-out images does not improve any more.
         "likelihood": {"rate": 1e-3, "warmup": 50, "batch": 16, "steps": 3072},
-        "tuning": {"rate": 3e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 768},
+        "tuning": {"rate": 1e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 768},
+        "own_loss": 100.0,  # weight of the detector's own loss, which holds its boxes
     },
     "dfine": {
         **SETTINGS,
-        "own_loss": 0.1,
+        "own_loss": 1.0,
         "likelihood": {"rate": 1e-3, "warmup": 50, "batch": 16, "steps": 5120},
         "tuning": {"rate": 1e-4, "warmup": 50, "last": 0.0, "batch": 16, "steps": 768},
     },
@@ -206,18 +206,14 @@ def fit_own_loss(model, data, epochs, schedule, task):
 def tuner(model, task):
     """The detector as a distribution over which of its boxes are shown."""
     preset = task.preset
-    terms = [ConfidenceLoss(preset.confidence)] if preset.confidence else []
-    if preset.own_loss:
-        model.compile()
-        terms.append(MaximumLikelihood(preset.own_loss))
-    else:
-        model.backbone.trainable = False  # no loss holds the boxes, they would drift
+    model.compile()  # its own loss
     return RewardTuning(
         model,
         reward=task.reward,
         policy=DetectionPolicy(preset.num_candidates),
-        terms=terms,
+        terms=[ConfidenceLoss(preset.confidence), MaximumLikelihood(preset.own_loss)],
         num_samples=preset.num_samples,
+        model_training=True,  # batch normalization as in the first stage
         seed=task.seed,
     )
 
