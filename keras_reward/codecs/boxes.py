@@ -105,7 +105,7 @@ class BoxCodec:
                 f"num_buckets={num_buckets}"
             )
         tokens = num_classes + num_buckets
-        if BOX_TOKENS * max_boxes * tokens > MAX_LOGITS:
+        if not BOX_TOKENS * max_boxes * tokens <= MAX_LOGITS:  # NaN is not
             raise ValueError(
                 "A BoxCodec knows which of its tokens may come at which position, of "
                 f"at most {MAX_LOGITS} pairs: choose fewer boxes, buckets or classes. "

@@ -149,14 +149,15 @@ def check_table(sizes, probes):
         sizes: lengths of the three columns, the directory, and the idf.
         probes: the size of the largest bucket.
     """
-    are_lists = isinstance(sizes, list | tuple) and len(sizes) == 5
-    numbers = [*sizes, probes] if are_lists else []
+    are_sizes = isinstance(sizes, list | tuple) and len(sizes) == 5
+    numbers = [*sizes, probes] if are_sizes else [None]
     is_whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
-    entries = numbers[0] - probes if numbers and is_whole else -1
-    expected = [entries + probes] * 3 + [number_of_buckets(entries), entries + 1]
-    if not 0 <= entries <= MAX_ENTRIES or not 0 < probes <= MAX_PROBES:
-        expected = None
-    if expected != list(sizes if are_lists else ()):
+    entries = numbers[0] - probes if is_whole else -1
+    expected = None
+    if 0 <= entries <= MAX_ENTRIES and 0 < probes <= MAX_PROBES:
+        columns = [entries + probes] * 3
+        expected = [*columns, number_of_buckets(entries), entries + 1]
+    if not is_whole or expected != list(sizes):
         raise ValueError(
             f"A table of n-grams has up to {MAX_ENTRIES} entries, and the sizes of its "
             "parts follow from their number. Load a file as it was saved. "

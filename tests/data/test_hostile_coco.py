@@ -71,7 +71,7 @@ def test_only_files_in_the_folder_are_read(tmp_path, name, kind):
 
 
 def test_a_folder_that_is_a_link_itself_is_read(tmp_path):
-    images, annotations = with_images(tmp_path)
+    _, annotations = with_images(tmp_path)
     os.symlink("images", tmp_path / "linked")
     assert len(quietly(CocoBoxes, tmp_path / "linked", annotations, SIZE).items) == 1
 
