@@ -2,30 +2,44 @@
 
 The baselines map rewards of shape `(batch, samples)` to advantages of the same shape,
 float32. A group is the samples of one input. A reward that is not finite (NaN: "no
-reward") gets advantage 0 and is left out of the baseline of its group.
+reward"), or beyond `LARGEST_REWARD`, gets advantage 0 and is left out of the baseline
+of its group.
 
 Unbiased means that the average of `advantage * grad(log_prob)` is the gradient of the
 expected reward. A baseline is unbiased if it does not depend on the sample that it is
 subtracted from (Williams 1992, "Simple statistical gradient-following algorithms").
 """
 
+import numpy as np
 from keras import ops
 
 from keras_reward.nests import may_be_equal, position_shape
 
+# float32 ends at 3.4e38. What is computed from rewards must stay below: the squares of
+# differences, 4e24, summed over many samples, and those of gradients, which optimizers
+# sum too: of an advantage of 2e12 at a million positions, 4e36.
+LARGEST_REWARD = 1e12
+
+
+def within_range(rewards):
+    """Rewards in float32, NaN for those that do not count: infinite or too large."""
+    rewards = ops.cast(rewards, "float32")
+    return ops.where(ops.abs(rewards) <= LARGEST_REWARD, rewards, np.nan)
+
 
 def split_finite(rewards):
-    """Separates finite rewards from those that are NaN or infinite.
+    """Separates the rewards that count from those that do not.
 
     Args:
-        rewards: `(batch, samples)`, may contain NaN or infinities.
+        rewards: `(batch, samples)`, may contain NaN, infinities and values beyond
+            `LARGEST_REWARD`.
 
     Returns:
-        `(values, finite)`: the rewards, with 0 where they are not finite, and a
-        boolean mask of the finite ones, both `(batch, samples)`.
+        `(values, finite)`: the rewards, with 0 where they do not count, and a boolean
+        mask of those that do, both `(batch, samples)`.
     """
     rewards = ops.cast(rewards, "float32")
-    finite = ops.isfinite(rewards)
+    finite = ops.abs(rewards) <= LARGEST_REWARD  # NaN is not
     return ops.where(finite, rewards, 0.0), finite
 
 
@@ -90,6 +104,12 @@ def greedy(rewards, greedy_rewards):
     """
     values, finite = split_finite(rewards)
     baseline, has_baseline = split_finite(greedy_rewards)
+    if not may_be_equal(tuple(baseline.shape), tuple(values.shape[:1])):
+        raise ValueError(
+            "`greedy_rewards` must have one number for each input. "
+            f"Expected: shape {tuple(values.shape[:1])}. "
+            f"Received: shape {tuple(baseline.shape)}"
+        )
     finite = ops.logical_and(finite, has_baseline[:, None])
     return ops.where(finite, values - baseline[:, None], 0.0)
 

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_reward import advantages
-from keras_reward.saved_objects import deserialized, serialized
+from keras_reward.saved_objects import deserialized, entry, serialized
 from keras_reward.symbolic import refuse_values
 
 
@@ -273,7 +273,7 @@ class FunctionBaseline(Baseline):
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{**config, "function": deserialized(config["function"])})
+        return cls(**{**config, "function": deserialized(entry(config, "function"))})
 
 
 BASELINES = {

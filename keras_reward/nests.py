@@ -47,7 +47,18 @@ def to_arrays(nest):
 def to_tensor(nest):
     """Converts every array in a nest to a tensor; refuses integers that it cuts off."""
     refuse_cut_integers(nest)
-    return map_leaves(ops.convert_to_tensor, nest)
+    return map_leaves(as_tensor, nest)
+
+
+def as_tensor(leaf):
+    """An array as a tensor, with an error of ours for a dtype that tensors lack."""
+    try:
+        return ops.convert_to_tensor(leaf)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "Arrays must be of a dtype that tensors of this backend have: cast them "
+            f"before. Received: dtype {getattr(leaf, 'dtype', type(leaf).__name__)}"
+        ) from error
 
 
 def refuse_cut_integers(nest):
@@ -57,7 +68,7 @@ def refuse_cut_integers(nest):
             continue
         if leaf.dtype.itemsize < 8 or not leaf.size:
             continue
-        held = keras.backend.standardize_dtype(ops.convert_to_tensor(leaf[:0]).dtype)
+        held = keras.backend.standardize_dtype(as_tensor(leaf[:0]).dtype)
         limits = np.iinfo(held)
         if leaf.max() > limits.max or leaf.min() < limits.min:
             raise ValueError(
@@ -78,7 +89,7 @@ def leaves_of(nest):
 
 def rows_of(nest):
     """Number of rows of a nest of arrays; None if it is unknown while tracing."""
-    return keras.tree.flatten(nest)[0].shape[0]
+    return leaves_of(nest)[0].shape[0]
 
 
 def take_rows(nest, rows):
@@ -237,6 +248,22 @@ def check_floatx():
             '`keras.config.set_dtype_policy("bfloat16")`. '
             f"Received: floatx={keras.config.floatx()!r} on {keras.config.backend()}, "
             f"where Keras makes {dtype} of an int"
+        )
+
+
+def check_size(name, size, largest, smallest=1):
+    """Raises unless a size, perhaps of a file's config, is one that memory can hold.
+
+    Args:
+        name: of the argument.
+        size: its value.
+        largest, smallest: ints.
+    """
+    is_whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
+    if not is_whole or not smallest <= size <= largest:
+        raise ValueError(
+            f"`{name}` must be a whole number from {smallest} to {largest}. "
+            f"Received: {name}={size!r}"
         )
 
 

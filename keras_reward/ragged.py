@@ -63,12 +63,14 @@ def holds_numbers(values):
 
 
 def is_object(value):
-    """Whether a value is a NumPy array of Python objects."""
-    return isinstance(value, np.ndarray) and value.dtype.kind == "O"
+    """Whether a value is a NumPy array of Python objects, of at least one axis."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "O" and value.ndim > 0
 
 
 def is_empty(value):
     """Whether a value is a list or array without items."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return False
     return isinstance(value, list | tuple | np.ndarray) and not len(value)
 
 

@@ -41,6 +41,21 @@ def deserialized(value, custom_objects=None):
         ) from None  # Keras's message has the whole config
 
 
+def entry(config, name):
+    """What the config of an object says under a name.
+
+    Raises:
+        ValueError: if it says nothing.
+    """
+    if not isinstance(config, dict) or name not in config:
+        held = list(config) if isinstance(config, dict) else type(config).__name__
+        raise ValueError(
+            f"The config of a saved object must have {name!r}. Load a file as it was "
+            f"saved. Received: {ascii(held)[:200]}"
+        )
+    return config[name]
+
+
 def serialized(value):
     """The config of an object, of the user's perhaps; warns if it will not load."""
     own = value if isinstance(value, types.FunctionType) else type(value)

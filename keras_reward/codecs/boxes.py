@@ -9,6 +9,7 @@ from keras_reward.sequences.sequence_model import shift_right
 
 BOX_TOKENS = 6  # y0, x0, y1, x1, class, confidence
 CLASS, CONFIDENCE = 4, 5  # their places in a box
+MAX_LOGITS = 2**28  # 100 boxes of 2,000 buckets and 91 classes have a million
 SCORES = ("confidence", "class", "product", None)
 
 
@@ -101,6 +102,14 @@ class BoxCodec:
             raise ValueError(
                 "BoxCodec needs at least one class, one box and two buckets. Received: "
                 f"num_classes={num_classes}, max_boxes={max_boxes}, "
+                f"num_buckets={num_buckets}"
+            )
+        tokens = num_classes + num_buckets
+        if not BOX_TOKENS * max_boxes * tokens <= MAX_LOGITS:  # NaN is not
+            raise ValueError(
+                "A BoxCodec knows which of its tokens may come at which position, of "
+                f"at most {MAX_LOGITS} pairs: choose fewer boxes, buckets or classes. "
+                f"Received: num_classes={num_classes}, max_boxes={max_boxes}, "
                 f"num_buckets={num_buckets}"
             )
         if score not in SCORES:

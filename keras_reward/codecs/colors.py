@@ -18,6 +18,8 @@ from keras_reward.forms.colors import (
     rgb_to_lab,
 )
 
+MIN_SPACING, MAX_SPACING = 1.0, 1000.0  # from about 130 on, there is grey alone
+
 
 def gamut_colors(spacing):
     """Points of a square (a, b) grid that sRGB can show at some lightness.
@@ -64,7 +66,7 @@ class ColorPalette:
         independent_positions: whether each cell paints pixels of its own.
 
     Raises:
-        ValueError: if `spacing` is not positive, or `interpolation` is another one.
+        ValueError: if `spacing` is below 1, or `interpolation` is another one.
 
     Example:
 
@@ -80,9 +82,11 @@ class ColorPalette:
     """
 
     def __init__(self, spacing=20.0, interpolation="bilinear"):
-        if not spacing > 0:
+        if not MIN_SPACING <= spacing <= MAX_SPACING:
             raise ValueError(
-                f"`spacing` must be a positive number. Received: spacing={spacing}"
+                f"`spacing` must be a positive number, from {MIN_SPACING:g}, where a "
+                f"palette has 22,144 colours, to {MAX_SPACING:g}. "
+                f"Received: spacing={spacing}"
             )
         if interpolation not in INTERPOLATIONS:
             raise ValueError(

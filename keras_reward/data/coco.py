@@ -2,12 +2,18 @@
 
 import numpy as np
 
+from keras_reward.data.coco_crowds import crowd_of
 from keras_reward.data.coco_dataset import CocoDataset
-from keras_reward.data.coco_files import choose_classes, is_id, read_categories
+from keras_reward.data.coco_files import (
+    choose_classes,
+    is_id,
+    is_number,
+    read_categories,
+)
+from keras_reward.data.coco_masks import import_masks, run_lengths
 from keras_reward.data.image_dataset import resize
-from keras_reward.data.image_files import import_pillow
+from keras_reward.data.image_files import MAX_PIXELS, import_pillow
 from keras_reward.data.vocabulary import split
-from keras_reward.forms.boxes import find_crowds
 
 PAD_LABEL = -1
 
@@ -25,9 +31,11 @@ class CocoBoxes(CocoDataset):
 
     Left out and counted in `problems` are boxes outside their image, without area, or
     of a category that the file does not have. Boxes over the edge are clipped, and
-    counted if more than a pixel is cut off. An `area` that is negative or not finite is
-    counted and replaced by that of the box. Images without boxes are kept, with padding
-    only.
+    counted if more than a pixel is cut off. An `area` that is negative, or larger than
+    any image may be, is counted and replaced by that of the box. Annotations whose
+    `bbox` is not four numbers, whose `iscrowd` is neither 0 nor 1, or, with masks,
+    whose `segmentation` does not fit its image are left out and counted as malformed.
+    Images without boxes are kept, with padding only.
 
     Args:
         images, annotations, image_size: see `CocoDataset`; `coco_files` finds the
@@ -96,10 +104,11 @@ class CocoBoxes(CocoDataset):
         path = self.annotations
         categories = read_categories(data, path)
         self.class_names = choose_classes(categories, self.categories, path)
+        numbers = {name: label for label, name in enumerate(self.class_names)}
         labels = {
-            category: self.class_names.index(entry["name"])
+            category: numbers[entry["name"]]
             for category, entry in categories.items()
-            if entry["name"] in self.class_names
+            if entry["name"] in numbers
         }
         found = {image_id: [] for image_id in images}
         for annotation, image, name in self.known_annotations(data, images):
@@ -149,11 +158,14 @@ class CocoBoxes(CocoDataset):
 
     def _box(self, annotation, image, name):
         """A dict of one box in pixels of the original image; None if unusable."""
+        is_crowd = crowd_of(annotation)
         try:
-            left, top, width, height = map(float, annotation["bbox"])
-            area = float(annotation.get("area", width * height))
+            left, top, width, height = numbers_of(annotation["bbox"])
+            (area,) = numbers_of([annotation.get("area", width * height)])
             mask = run_lengths(annotation["segmentation"], image) if self.masks else 0
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError):
+            is_crowd = None
+        if is_crowd is None:
             self.problems["malformed annotation"].append(name)
             return None
         sides = [left, top, left + width, top + height]
@@ -167,10 +179,9 @@ class CocoBoxes(CocoDataset):
             return None
         if np.abs(inside - sides).max() > 1:
             self.problems["box over the edge of its image"].append(name)
-        if not 0 <= area < np.inf:
+        if not 0 <= area <= MAX_PIXELS:
             self.problems["impossible area"].append(name)
-            area = width * height
-        is_crowd = bool(find_crowds(annotation))
+            area = float(np.prod(inside[2:] - inside[:2]))
         if is_crowd and not self.keep_crowds:
             return None
         box = {"boxes": inside, "area": area, "is_crowd": is_crowd}
@@ -266,7 +277,7 @@ class CocoCaptions(CocoDataset):
         found = {image_id: [] for image_id in images}
         for annotation, image, name in self.known_annotations(data, images):
             caption = annotation.get("caption")
-            if not isinstance(caption, str):
+            if not is_text(caption):
                 self.problems["malformed annotation"].append(name)
             elif not split(caption):
                 self.problems["caption without words"].append(name)
@@ -298,28 +309,24 @@ class CocoCaptions(CocoDataset):
         return ids
 
 
-def run_lengths(segmentation, image):
-    """Converts COCO's polygons or run lengths to compressed run lengths."""
-    size = [image["height"], image["width"]]
-    tools = import_masks()
+def numbers_of(values):
+    """A list of JSON's numbers as floats.
+
+    Raises:
+        TypeError: for anything else, such as a string of digits.
+        ValueError: for an integer beyond what a float holds.
+    """
+    if not isinstance(values, list) or not all(map(is_number, values)):
+        raise TypeError("must be a list of numbers")
     try:
-        if isinstance(segmentation, list):
-            return tools.merge(tools.frPyObjects(segmentation, *size))
-        if isinstance(segmentation["counts"], list):
-            segmentation = tools.frPyObjects(segmentation, *size)
-    except Exception as error:  # what pycocotools itself raises
-        raise ValueError("unreadable segmentation") from error
-    if list(segmentation["size"]) != size:
-        raise ValueError("a segmentation of another size than its image's")
-    return segmentation
+        return [float(value) for value in values]
+    except OverflowError as error:
+        raise ValueError("must be numbers that a float holds") from error
 
 
-def import_masks():
-    """pycocotools' module for masks, or an error on how to install it."""
+def is_text(value):
+    """Whether a JSON value is a string that can be written as UTF-8."""
     try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise ImportError(
-            "COCO's masks need pycocotools. Install it with `pip install pycocotools`."
-        ) from error
-    return mask
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False

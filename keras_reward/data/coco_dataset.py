@@ -1,7 +1,8 @@
 """The base class of the readers of COCO's formats."""
 
-from keras_reward.data.coco_files import is_id, read_annotations
+from keras_reward.data.coco_files import is_id, is_integer, read_annotations
 from keras_reward.data.image_dataset import ImageDataset, Item
+from keras_reward.data.image_files import MAX_PIXELS, shown
 
 
 class CocoDataset(ImageDataset):
@@ -30,6 +31,11 @@ class CocoDataset(ImageDataset):
         transform: optional function of `images` and `targets` that returns the batch,
             such as `(x, y, sample_weight)`. It runs in the workers.
         **workers: Keras's `workers`, `use_multiprocessing` and `max_queue_size`.
+
+    Files come from others, and are not trusted. A `file_name` that leads out of the
+    folder of images, by `..` or by a link, is a problem, and so is an image of more
+    than 89,478,485 pixels (a quarter of a GiB), which is not decoded. Ids are strings
+    or integers of 64 bits.
 
     Problems with the files are counted in `problems`, a dict from a description to a
     list of the paths or ids, and summarized in one warning. The rest of the data is
@@ -69,7 +75,8 @@ class CocoDataset(ImageDataset):
                 self.problems["malformed annotation"].append(f"number {number}")
                 continue
             image_id = annotation["image_id"]
-            name = f"annotation {annotation.get('id', number)} of image {image_id}"
+            number = annotation.get("id", number)
+            name = shown(f"annotation {number} of image {image_id}")
             if image_id in images:
                 yield annotation, images[image_id], name
             else:
@@ -80,9 +87,12 @@ class CocoDataset(ImageDataset):
         images = {}
         for entry in data["images"]:
             if not is_image_entry(entry):
-                self.problems["malformed image entry"].append(repr(entry)[:80])
+                self.problems["malformed image entry"].append(ascii(entry)[:80])
+                continue
+            name = f"image {shown(str(entry['id']))}: {shown(entry['file_name'])}"
+            if entry["height"] * entry["width"] > MAX_PIXELS:
+                self.problems[f"image of more than {MAX_PIXELS} pixels"].append(name)
             elif entry["id"] in images:
-                name = f"image {entry['id']}: {entry['file_name']}"
                 self.problems["duplicate image id"].append(name)
             else:
                 images[entry["id"]] = entry
@@ -90,7 +100,10 @@ class CocoDataset(ImageDataset):
         items = []
         for image_id, entry in images.items():
             name = entry["file_name"]
-            if name not in self._files:
+            if self._files.leads_out(name):
+                path = self._files.path_of(name)
+                self.problems["image outside its folder"].append(path)
+            elif name not in self._files:
                 self.problems["missing image"].append(self._files.path_of(name))
             elif image_id in found:
                 size = (entry["height"], entry["width"])
@@ -106,5 +119,5 @@ def is_image_entry(entry):
     return (
         is_id(entry.get("id"))
         and isinstance(entry.get("file_name"), str)
-        and all(isinstance(size, int) and size > 0 for size in sizes)
+        and all(is_integer(size) and size > 0 for size in sizes)
     )

@@ -1,5 +1,6 @@
 """Finding and reading COCO's files."""
 
+import collections
 import json
 import pathlib
 
@@ -7,6 +8,7 @@ SPLITS = {
     "train": ("train", "train2017", "train2014"),
     "eval": ("eval", "val", "val2017", "val2014"),
 }
+SHOWN_NAMES = 20  # of categories, in messages
 ANNOTATIONS = {  # file names for each kind, best first
     "boxes": ("boxes", "instances"),
     "instances": ("instances",),
@@ -112,6 +114,11 @@ def read_annotations(path):
         raise ValueError(
             f"{path} is not valid JSON, perhaps cut off in a download: {error}"
         ) from error
+    except RecursionError:  # whose traceback has thousands of lines
+        raise ValueError(
+            f"{path} is not in COCO's format: lists or objects are nested too deeply "
+            "to be read. Received: more than Python's limit for recursion"
+        ) from None
     for key in ("images", "annotations"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             found = sorted(data) if isinstance(data, dict) else type(data).__name__
@@ -131,7 +138,8 @@ def read_categories(data, path):
 
     Raises:
         ValueError: if there is no such list, or if a category has no integer `id` or no
-            `name`, or the same as another one; with the path.
+            `name`, or the same as another one, or an `isthing` other than 0 and 1; with
+            the path.
     """
     categories = data.get("categories")
     is_list = isinstance(categories, list)
@@ -141,13 +149,18 @@ def read_categories(data, path):
                 f"{path} must have a list `categories` of objects with an integer `id` "
                 f"and a string `name`. Received: {repr(category)[:200]}"
             )
+        if not is_flag(category.get("isthing", 1)):
+            raise ValueError(
+                f"{path} must have `categories` whose `isthing` is 0 or 1. "
+                f"Received: {repr(category)[:200]}"
+            )
     for key in ("id", "name"):
-        values = [category[key] for category in categories]
-        repeated = [repr(value) for value in values if values.count(value) > 1]
+        counts = collections.Counter(category[key] for category in categories)
+        repeated = [repr(v) for v, n in counts.items() for _ in range(n) if n > 1]
         if repeated:
             raise ValueError(
                 f"{path} must have `categories` with a different `{key}` each. "
-                f"Received: {', '.join(repeated)}"
+                f"Received: {listed(repeated)}"
             )
     return {c["id"]: c for c in sorted(categories, key=lambda c: c["id"])}
 
@@ -156,7 +169,7 @@ def is_category(value):
     """Whether a JSON value is a valid category."""
     return (
         isinstance(value, dict)
-        and isinstance(value.get("id"), int)
+        and is_integer_id(value.get("id"))
         and isinstance(value.get("name"), str)
     )
 
@@ -172,15 +185,41 @@ def choose_classes(categories, names, path):
     known = tuple(category["name"] for category in categories.values())
     if names is None:
         return known
-    unknown = [name for name in names if name not in known]
+    unknown = set(names) - set(known)
     if isinstance(names, str) or unknown or len(set(names)) < len(names):
         raise ValueError(
             f"`categories` must be a list of different names of those in {path}: "
-            f"{', '.join(known)}. Received: categories={names!r}"
+            f"{listed(known)}. Received: categories={names!r}"
         )
     return tuple(names)
 
 
+def listed(names):
+    """Names for a message, the first ones if there are many."""
+    names = list(names)
+    more = f", and {len(names) - SHOWN_NAMES} more" if names[SHOWN_NAMES:] else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
+
+
 def is_id(value):
-    """Whether a JSON value can be an id."""
-    return isinstance(value, int | str)
+    """Whether a JSON value can be an id: a string, or an integer of 64 bits."""
+    return isinstance(value, str) or is_integer_id(value)
+
+
+def is_integer_id(value):
+    return is_integer(value) and -(2**63) <= value < 2**63
+
+
+def is_integer(value):
+    """Whether a JSON value is an integer, which true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value):
+    """Whether a JSON value is a number, which a string of digits is not."""
+    return is_integer(value) or isinstance(value, float)
+
+
+def is_flag(value):
+    """Whether a JSON value is 0, 1, false or true; "0" would count as true."""
+    return isinstance(value, int) and value in (0, 1)

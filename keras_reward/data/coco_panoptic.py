@@ -2,13 +2,19 @@
 
 import numpy as np
 
+from keras_reward.data.coco_crowds import crowd_of
 from keras_reward.data.coco_dataset import CocoDataset
-from keras_reward.data.coco_files import choose_classes, is_id, read_categories
+from keras_reward.data.coco_files import (
+    choose_classes,
+    is_id,
+    is_integer,
+    read_categories,
+)
 from keras_reward.data.image_dataset import read_checked, resize
 from keras_reward.data.image_files import ImageFiles
-from keras_reward.forms.boxes import find_crowds
 
 VOID = 0
+LARGEST_ID = 256**3 - 1  # that a colour encodes
 ID_OF_RGB = np.array([1, 256, 256**2], "int32")  # a map's colours encode an id
 
 
@@ -23,7 +29,8 @@ class CocoPanoptic(CocoDataset):
 
     Images without a map are left out and counted in `problems`. A segment becomes void
     and is counted if the file does not have its category, or if the JSON does not list
-    it. The latter is only found when the map is read, with a warning.
+    it. The latter is only found when the map is read, with a warning. A segment whose
+    id no colour encodes, or one that was listed before, is left out and counted.
 
     Args:
         images, annotations, maps, image_size: see `CocoDataset`; `maps` is the folder
@@ -92,6 +99,7 @@ class CocoPanoptic(CocoDataset):
             for label, name in enumerate(self.class_names, start=1)
             if not is_thing[name]
         )
+        self._labels = {n: label for label, n in enumerate(self.class_names, start=1)}
         found = {}
         for annotation, image, name in self.known_annotations(data, images):
             file_name = annotation.get("file_name")
@@ -99,6 +107,9 @@ class CocoPanoptic(CocoDataset):
             is_list = isinstance(segments, list) and all(map(is_segment, segments))
             if not isinstance(file_name, str) or not is_list:
                 self.problems["malformed annotation"].append(name)
+            elif self._maps.leads_out(file_name):
+                path = self._maps.path_of(file_name)
+                self.problems["map outside its folder"].append(path)
             elif file_name not in self._maps:
                 self.problems["missing map"].append(self._maps.path_of(file_name))
             else:
@@ -129,27 +140,33 @@ class CocoPanoptic(CocoDataset):
 
     def _segments(self, segments, categories, name):
         """`(class, instance)` by id in the map."""
-        found, things = {}, 0
+        found, things, stuff = {}, 0, set(self.stuff_classes)
         for segment in segments:
+            number = segment["id"]
+            which = f"segment {number} in {name}"
+            if not 0 < number <= LARGEST_ID:
+                self.problems["segment with an impossible id"].append(which)
+                continue
+            if number in found:
+                self.problems["duplicate segment id"].append(which)
+                continue
             category = categories.get(segment["category_id"])
             if category is None:
-                self.problems["segment of an unknown category"].append(
-                    f"segment {segment['id']} in {name}"
-                )
-            if category is None or category["name"] not in self.class_names:
-                found[segment["id"]] = (VOID, 0)
+                self.problems["segment of an unknown category"].append(which)
+            if category is None or category["name"] not in self._labels:
+                found[number] = (VOID, 0)
                 continue
-            label = self.class_names.index(category["name"]) + 1
+            label = self._labels[category["name"]]
             instance = 0
-            if label not in self.stuff_classes:
+            if label not in stuff:
                 things += 1
-                instance = -things if find_crowds(segment) else things
-            found[segment["id"]] = (label, instance)
+                instance = -things if crowd_of(segment) else things
+            found[number] = (label, instance)
         return found
 
 
 def is_segment(segment):
     """Whether a JSON value is a valid segment."""
-    return isinstance(segment, dict) and all(
-        is_id(segment.get(key)) for key in ("id", "category_id")
-    )
+    if not isinstance(segment, dict) or crowd_of(segment) is None:
+        return False
+    return is_integer(segment.get("id")) and is_id(segment.get("category_id"))

@@ -63,7 +63,7 @@ def progression(log, reward="val_reward", metric="val_cider"):
     for name in (reward, metric):
         if name not in columns:
             raise ValueError(
-                "`reward` and `metric` must be names in the log. "
+                f"`reward` and `metric` must be names in the log{named(log)}. "
                 f"Known: {', '.join(sorted(columns))}. Received: {name!r}"
             )
     epochs = columns.get("epoch")
@@ -71,7 +71,11 @@ def progression(log, reward="val_reward", metric="val_cider"):
     length = min(map(len, pair))
     first, second = (values[:length] for values in pair)
     both = np.isfinite(first) & np.isfinite(second)
-    epochs = np.arange(length) if epochs is None else epochs[:length].astype(int)
+    if epochs is None:
+        epochs = np.arange(length)
+    else:
+        both &= np.abs(epochs[:length]) < 2**31  # NaN is not
+        epochs = np.where(both, epochs[:length], 0).astype(int)
     first, second = first[both], second[both]
     correlation = rank_correlation(first, second)
     return Progression(epochs[both], first, second, correlation, (reward, metric))
@@ -80,18 +84,39 @@ def progression(log, reward="val_reward", metric="val_cider"):
 def read_log(log):
     """Columns of a log: arrays of float64 by name, NaN where a cell is not a number."""
     if isinstance(log, str | pathlib.Path):
-        with open(log, newline="") as file:
-            rows = list(csv.DictReader(file))
-        log = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+        log = read_csv(log)
     log = getattr(log, "history", log)
     return {name: np.array([number(v) for v in column]) for name, column in log.items()}
+
+
+def named(log):
+    """The path of a log, for messages; nothing if it is no file."""
+    return f" {str(log)!r}" if isinstance(log, str | pathlib.Path) else ""
+
+
+def read_csv(path):
+    """Columns of a CSV file, lists of strings by name.
+
+    Raises:
+        ValueError: if it is not such a file, with the path.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, names = list(reader), reader.fieldnames or []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            "A log must be a CSV file, as `keras.callbacks.CSVLogger` writes it. "
+            f"Received: {str(path)!r} ({error})"
+        ) from error
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def number(cell):
     """A float; NaN if the cell is not a number."""
     try:
         return float(cell)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return float("nan")
 
 

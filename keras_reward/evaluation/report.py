@@ -3,7 +3,11 @@
 import base64
 import html
 import io
+import os
 import pathlib
+import re
+import shutil
+import uuid
 
 import numpy as np
 
@@ -13,6 +17,11 @@ from keras_reward.forms.pictures import as_rgb
 
 # The page may show its own content, and load nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# What no page can hold, or a browser would not show: control characters and halves of
+# surrogate pairs.
+UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+DEEPEST = 50  # level of nested settings
+MAX_CURVES = 150  # panels; a figure of more is too large to be drawn
 STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 70rem; margin: 2rem auto;
   padding: 0 1rem; color: #222; background: #fff; }
@@ -40,7 +49,9 @@ def report(
     """Writes one self-contained HTML page about a tuning.
 
     Pictures are embedded in the file, and nothing is loaded from elsewhere. All text is
-    escaped. Sections without data are left out.
+    escaped, with U+FFFD for control characters and halves of surrogate pairs. Sections
+    without data are left out. The file is written as a whole or not at all: if it was
+    there before, and anything fails, it stays as it was.
 
     Args:
         path: path of the file.
@@ -51,8 +62,8 @@ def report(
         intervals: `"bootstrap"`: metrics are of examples, and a mean is shown with the
             interval that contains 95 % of resamples. `"seeds"`: they are of runs, and a
             mean is shown with the minimum and the maximum. Default `"bootstrap"`.
-        history: what `fit` returned, or lists by name. Drawn as curves, training and
-            validation (`val_`) together.
+        history: what `fit` returned, or lists of numbers by name. Drawn as curves,
+            training and validation (`val_`) together, the first 150.
         distributions: two `RewardDistribution`, before and after. Shown as the paper's
             figure 5, with its three findings as numbers.
         pairs: list of dicts, sample pairs to show side by side: `input`, `before`,
@@ -64,7 +75,9 @@ def report(
         The path, a `pathlib.Path`.
 
     Raises:
-        ValueError: for metrics with different names, or unknown `intervals`.
+        ValueError: for metrics with different names, metrics, curves or rewards that
+            are not numbers, settings that are nested without end, or unknown
+            `intervals`.
 
     Example:
 
@@ -109,13 +122,43 @@ def report(
 </html>
 """
     path = pathlib.Path(path)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page.encode())
     return path
 
 
+def write_whole(path, content):
+    """Writes bytes to a file, which has all of them afterwards, or what it had."""
+    target = path.resolve()  # a link stays one
+    if target.exists() and not target.is_file():  # such as a terminal
+        target.write_bytes(content)
+        return
+    new = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex}")
+    try:
+        with open(new, "xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if target.exists():
+            shutil.copymode(target, new)
+        os.replace(new, target)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
 def escape(text):
-    """Any value as escaped HTML text."""
-    return html.escape(str(text), quote=True)
+    """Any value as escaped HTML text, without what UTF-8 or a browser has not."""
+    return html.escape(UNSHOWN.sub("\ufffd", str(text)), quote=True)
+
+
+def numbers(values, what):
+    """Values as float64, or an error that says what they are of."""
+    try:
+        return np.asarray(values, "float64")
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{what} must be numbers. Received: {ascii(values)[:100]}"
+        ) from error
 
 
 def section(title, content):
@@ -139,11 +182,16 @@ def settings_table(settings):
     return table(rows)
 
 
-def flat(settings, prefix=""):
+def flat(settings, prefix="", depth=1):
     """Names and values of a nested dict, with outer names as prefixes."""
+    if not isinstance(settings, dict) or depth > DEEPEST:
+        raise ValueError(
+            f"`settings` must be a dict, nested at most {DEEPEST} times. Received: "
+            f"{type(settings).__name__} at level {depth}"
+        )
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}: ")
+            yield from flat(value, f"{prefix}{name}: ", depth + 1)
         else:
             yield f"{prefix}{name}", value
 
@@ -160,7 +208,7 @@ def metric_table(before, after, intervals, seed):
         return ""
     rows = []
     for name in before:
-        pair = before[name], after[name]
+        pair = [numbers(m[name], f"Metric {name!r}") for m in (before, after)]
         columns = [interval(values, intervals, seed) for values in pair]
         columns.append(difference(*pair, intervals, seed))
         rows.append([f"<td>{escape(name)}</td>", *map(metric_cell, columns)])
@@ -191,10 +239,17 @@ def curves(history):
     """One panel for each quantity, training and validation together."""
     from matplotlib.figure import Figure
 
-    history = getattr(history, "history", history)
+    history = {
+        str(name): np.atleast_1d(numbers(values, f"Curve {name!r} of `history`"))
+        for name, values in getattr(history, "history", history).items()
+    }
     names = [name.removeprefix("val_") for name in history if name != "epoch"]
     names = list(dict.fromkeys(names))
+    if not names:
+        return ""
     names.sort(key=lambda name: name != "reward")  # first; the others keep their order
+    left_out = len(names) - MAX_CURVES
+    names = names[:MAX_CURVES]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
@@ -205,12 +260,18 @@ def curves(history):
         panel.axis("on")
         for key, label in ((name, "training"), (f"val_{name}", "validation")):
             if key in history:
-                values = np.asarray(history[key], "float64")
+                values = history[key]
+                if values.ndim != 1:
+                    raise ValueError(
+                        f"Curve {key!r} of `history` must have shape (epochs,). "
+                        f"Received: shape {values.shape}"
+                    )
                 panel.plot(np.arange(1, len(values) + 1), values, ".-", label=label)
-        panel.set_title(name, parse_math=False)
+        panel.set_title(UNSHOWN.sub("\ufffd", name), parse_math=False)
         panel.set_xlabel("epoch")
         panel.legend(fontsize=8)
-    return embedded(figure, "Curves of " + ", ".join(names))
+    note = f"<p>{left_out} more are not drawn.</p>" if left_out > 0 else ""
+    return embedded(figure, "Curves of " + ", ".join(names)) + note
 
 
 def distribution(distributions):
@@ -241,7 +302,13 @@ def pair_table(pairs):
         for name in names:
             cell = thing(pair[name], name) if name in pair else ""
             if f"{name}_reward" in pair:
-                reward = float(pair[f"{name}_reward"])
+                reward = numbers(pair[f"{name}_reward"], f"`{name}_reward`")
+                if reward.size != 1:
+                    raise ValueError(
+                        f"`{name}_reward` of a pair must be one number. "
+                        f"Received: shape {reward.shape}"
+                    )
+                reward = reward.item()
                 cell += f"<br><small>reward {reward:.4g}</small>"
             cells.append(f"<td>{cell}</td>")
         rows.append(cells)
@@ -250,14 +317,21 @@ def pair_table(pairs):
 
 def thing(value, name):
     """A picture as an image, anything else as text."""
-    shape = getattr(value, "shape", ())
-    if len(shape) == 3 and shape[-1] in (1, 3):
+    value = np.asarray(value) if len(getattr(value, "shape", ())) == 3 else value
+    if is_picture(value):
         from PIL import Image
 
         buffer = io.BytesIO()
-        Image.fromarray(as_rgb(np.asarray(value))).save(buffer, format="png")
+        Image.fromarray(as_rgb(value)).save(buffer, format="png")
         return image(buffer.getvalue(), name)
     return escape(value)
+
+
+def is_picture(value):
+    """Whether a value is an array of numbers that can be shown as a picture."""
+    if not isinstance(value, np.ndarray) or value.ndim != 3 or not value.size:
+        return False
+    return value.shape[-1] in (1, 3) and value.dtype.kind in "fiub"
 
 
 def embedded(figure, description):

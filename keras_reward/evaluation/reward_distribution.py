@@ -84,9 +84,29 @@ class RewardDistribution(NamedTuple):
 
     @classmethod
     def load(cls, path):
-        """Reads a file of `save`, or of `reward_distribution` with a `path`."""
-        with np.load(path) as data:
-            return cls(*(data[name] for name in cls._fields))
+        """Reads a file of `save`, or of `reward_distribution` with a `path`.
+
+        Raises:
+            ValueError: if it is not such a file.
+        """
+        with open(path, "rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as data:
+                    found = cls(*(np.asarray(data[n], "float32") for n in cls._fields))
+            except Exception as error:  # NumPy raises all kinds of errors
+                raise unreadable(path, str(error)) from error
+        shapes = [array.shape for array in found]
+        if len(shapes[0]) != 2 or shapes != [shapes[0]] * 2 + [shapes[0][:1]]:
+            raise unreadable(path, f"shapes {shapes}")
+        return found
+
+
+def unreadable(path, why):
+    return ValueError(
+        "A file of a RewardDistribution must have arrays `rewards` and `log_probs` "
+        "(examples, samples) and `greedy` (examples,). "
+        f"Received: {str(path)!r} ({why[:300]})"
+    )
 
 
 def reward_distribution(

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_reward.forms.integers import as_int32, refuse_beyond_int32
-from keras_reward.nests import may_be_equal, with_last_sizes
+from keras_reward.nests import as_tensor, dtype_of, may_be_equal, with_last_sizes
 
 BOX_FORMATS = (
     *("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw"),
@@ -123,13 +123,18 @@ def _check_boxes(detections, role):
     if "boxes" not in detections or label_key not in detections:
         raise ValueError(
             f"`{role}` must have the keys `boxes` and `labels` (or `classes`). "
-            f"Received: keys {sorted(detections)}"
+            f"Received: keys {sorted(map(str, detections))}"
         )
     labels = detections[label_key]
+    for key, value in (("boxes", detections["boxes"]), (label_key, labels)):
+        if not dtype_of(value).startswith(("int", "uint", "float", "bfloat", "bool")):
+            raise ValueError(
+                f"`{role}` must hold arrays of numbers in `{key}`. "
+                f"Received: {getattr(value, 'dtype', type(value).__name__)}"
+            )
     if isinstance(labels, np.ndarray):
         refuse_beyond_int32("A detection reward", role, labels, label_key)
-    boxes = ops.convert_to_tensor(detections["boxes"])
-    labels = ops.convert_to_tensor(labels)
+    boxes, labels = as_tensor(detections["boxes"]), as_tensor(labels)
     shape, label_shape = tuple(boxes.shape), tuple(labels.shape)
     if len(shape) != 3 or not may_be_equal(shape, (*label_shape, 4)):
         raise ValueError(

@@ -33,6 +33,11 @@ def check_ids(name, ids, shape, what):
             f"Expected: shape ({', '.join(shape)}). "
             f"Received: shape {received}, dtype {dtype}"
         )
+    if len(shape) == 2 and received[1] == 0:
+        raise ValueError(
+            f"Reward {name!r} needs {what} of at least one token, perhaps padding. "
+            f"Received: shape {received}"
+        )
     if isinstance(ids, np.ndarray):
         refuse_beyond_int32(f"Reward {name!r}", what, ids, "token ids")
         return ids.astype("int32")

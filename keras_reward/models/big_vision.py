@@ -1,11 +1,12 @@
 """Weights from the checkpoint files of google-research/big_vision."""
 
+import math
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_reward.models.big_vision_files import read_arrays
+from keras_reward.models.big_vision_files import Checkpoint
 from keras_reward.models.encoder_decoder import VisionEncoderDecoder
 from keras_reward.models.uvim_networks import of_parts
 from keras_reward.models.uvim_stage_one import UViMStageOne
@@ -14,6 +15,8 @@ from keras_reward.models.vision_transformer import VisionTransformer
 POSITIONS = ("learn", "sincos2d")
 # Parts of a classifier that an encoder does not have.
 CLASSIFIER = re.compile(r"(head|pre_logits|MAPHead_0)/|cls$")
+MAX_POSITIONS = 2**16  # in a file: a grid of 256 x 256
+LISTED = 100  # problems, in a message
 WAVELENGTH = 10_000.0  # the longest wavelength of sincos2d positions, over 2 pi
 
 
@@ -23,8 +26,9 @@ class Weight(NamedTuple):
     Attributes:
         variable: the Keras variable.
         name: name in the file, None for a value that does not need the file.
-        convert: turns the file's array into the variable's value. It may raise.
-        shape: shape that the array must have; None if `convert` checks it.
+        convert: turns the file's array into the variable's value.
+        shape: shape that the array must have, or a function of a shape that raises a
+            ValueError for one that it must not have.
     """
 
     variable: Any
@@ -59,9 +63,11 @@ def load_big_vision(path, model, positions="learn"):
         `model`.
 
     Raises:
-        ValueError: if the file cannot be read without pickle; for another kind of
-            model; and if names are missing or left over or shapes differ. One message
-            lists all of these, and the model does not change.
+        ValueError: if the file is broken or cannot be read without pickle, or has a
+            value that is NaN or infinite; for another kind of model; and if names are
+            missing or left over or shapes differ. One message lists all of these. The
+            model does not change, and values are read only if all names, shapes and
+            sizes fit.
 
     Example:
 
@@ -91,46 +97,44 @@ def load_big_vision(path, model, positions="learn"):
             f"`positions` must be one of {POSITIONS}. Received: positions={positions!r}"
         )
     weights = weights_of(model, positions)
-    arrays = read_arrays(path)
-    values, problems = [], []
-    for weight in weights:
-        value, problem = value_of(weight, arrays)
-        values.append(value)
-        if problem:
-            problems.append(problem)
+    file = Checkpoint(path)
+    problems = list(filter(None, (problem_of(w, file.stored) for w in weights)))
     known = {weight.name for weight in weights}
     is_encoder = isinstance(model, VisionTransformer)
-    for name in sorted(set(arrays) - known):
+    for name in sorted(set(file.stored) - known):
         if positions == "sincos2d" and name.startswith("pos_embedding"):
             problems.append(f"left over: {name}, with positions='sincos2d'")
         elif not (is_encoder and CLASSIFIER.match(name)):
-            problems.append(f"left over: {name} {arrays[name].shape}")
+            shown = ascii(name)[1:-1][:200]
+            problems.append(f"left over: {shown} {file.stored[name].shape}")
     if problems:
+        more = [f"and {len(problems) - LISTED} more"] if problems[LISTED:] else []
         raise ValueError(
             f"The weights in {str(path)!r} must be those of a {type(model).__name__} "
             f"of these sizes; nothing was loaded. Received {len(problems)} that do not "
-            "fit:\n" + "\n".join(problems)
+            "fit:\n" + "\n".join(problems[:LISTED] + more)
         )
+    arrays = file.read(known - {None})
+    values = [weight.convert(arrays.get(weight.name)) for weight in weights]
     for weight, value in zip(weights, values, strict=True):
         weight.variable.assign(value)
     return model
 
 
-def value_of(weight, arrays):
-    """The value of a variable and None, or None and the problem."""
-    if weight.name is None:
-        return weight.convert(None), None
-    if weight.name not in arrays:
-        return None, f"missing: {weight.name}"
-    array = arrays[weight.name]
-    expected = weight.shape
-    if expected is not None and array.shape != expected:
-        return None, f"shape: {weight.name} is {array.shape}, not {expected}"
+def problem_of(weight, stored):
+    """What does not fit between a weight and the arrays in a file, or None."""
+    name, expected = weight.name, weight.shape
+    if name is None or name not in stored:
+        return name and f"missing: {name}"
+    shape = stored[name].shape
     try:
-        value = weight.convert(array)
+        if callable(expected):
+            expected(shape)
+        elif shape != expected:
+            raise ValueError(f"not {expected}")
     except ValueError as error:
-        return None, f"shape: {weight.name} is {array.shape}, {error}"
-    return value, None
+        return f"shape: {name} is {shape}, {error}"
+    return None
 
 
 # Models: each function returns a list of weights.
@@ -337,12 +341,15 @@ def position_table(layer, name, grid, positions, resizes=True):
     if not resizes:
         return reshaped(layer.embeddings, name, (1, length, width))
 
-    def convert(array):
-        if array.ndim != 3 or array.shape[0] != 1 or array.shape[2] != width:
+    def check(shape):
+        if len(shape) != 3 or shape[0] != 1 or shape[2] != width:
             raise ValueError(f"not (1, positions, {width})")
+        check_positions(shape[1], grid)
+
+    def convert(array):
         return resize_positions(array[0], grid)
 
-    return Weight(layer.embeddings, name, convert, None)
+    return Weight(layer.embeddings, name, convert, check)
 
 
 def resize_positions(table, grid):
@@ -350,17 +357,26 @@ def resize_positions(table, grid):
 
     Linear interpolation that keeps the corners, as in scipy's `zoom`.
     """
+    check_positions(len(table), grid)
     if len(table) == grid[0] * grid[1]:
         return table
-    side = int(np.sqrt(len(table)))
+    side = math.isqrt(len(table))
     if side**2 + 1 == len(table):
         table = table[1:]
-    elif side**2 != len(table):
-        raise ValueError("not those of a square grid")
     if grid == (side, side):
         return table
     matrices = [corner_matrix(side, size) for size in grid]
     return (np.kron(*matrices) @ table).astype("float32")
+
+
+def check_positions(count, grid):
+    """Raises for a number of positions that is not that of the grid or of a square."""
+    if count == grid[0] * grid[1]:
+        return
+    if not 0 < count <= MAX_POSITIONS:
+        raise ValueError(f"not of 1 to {MAX_POSITIONS} positions")
+    if math.isqrt(count) ** 2 not in (count, count - 1):
+        raise ValueError("not those of a square grid")
 
 
 def corner_matrix(size, target):

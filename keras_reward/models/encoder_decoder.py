@@ -12,7 +12,7 @@ from keras_reward.models.captions import (
     check_array_of_ids,
     check_special_ids,
 )
-from keras_reward.models.sizes import check_sizes, encoder_shapes
+from keras_reward.models.sizes import check_layers, check_sizes, encoder_shapes
 from keras_reward.models.transformer import (
     STDDEV,
     DecoderBlock,
@@ -21,7 +21,7 @@ from keras_reward.models.transformer import (
     layer_norm,
 )
 from keras_reward.nests import may_be_equal, with_last_sizes
-from keras_reward.saved_objects import deserialized, serialized
+from keras_reward.saved_objects import deserialized, entry, serialized
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -111,6 +111,7 @@ class VisionEncoderDecoder(keras.Model):
             mlp_dim=mlp_dim,
             width=width,
         )
+        check_layers(num_layers=num_layers)
         check_special_ids(vocabulary_size, start_id, end_id, pad_id)
         if width % num_heads:
             raise ValueError(
@@ -366,7 +367,7 @@ class VisionEncoderDecoder(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        encoder = deserialized(config["encoder"], custom_objects)
+        encoder = deserialized(entry(config, "encoder"), custom_objects)
         return cls(**{**config, "encoder": encoder})
 
 

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_reward.models.sizes import check_sizes
+
 # A new entry is its parent with each coordinate multiplied by a number this close to 1.
 PERTURBATION = 1e-3
 # Added to variances, and the smallest norm, before a division.
@@ -65,11 +67,7 @@ class VectorQuantizer(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**{**kwargs, "dtype": "float32"})
-        if not isinstance(num_codes, int) or num_codes < 1:
-            raise ValueError(
-                "`num_codes` must be a whole number from 1. "
-                f"Received: num_codes={num_codes!r}"
-            )
+        check_sizes(num_codes=num_codes)
         if not 0 <= momentum < 1 or min_count < 0 or commitment < 0:
             raise ValueError(
                 "`momentum` must be from 0 to 1, 1 excluded, `min_count` and "

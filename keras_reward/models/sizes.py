@@ -1,15 +1,21 @@
 """Checks of model sizes, and the shapes of an encoder."""
 
-import numpy as np
+from keras_reward.nests import check_size
+
+LARGEST = 2**20  # of any size
+MOST_LAYERS = 1024
 
 
 def check_sizes(**sizes):
-    """Raises if one of the named sizes is not a positive whole number."""
+    """Raises if one of the named sizes is not a positive whole number, or absurd."""
     for name, size in sizes.items():
-        if not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(
-                f"`{name}` must be a whole number from 1. Received: {name}={size!r}"
-            )
+        check_size(name, size, LARGEST)
+
+
+def check_layers(**numbers):
+    """Raises if one of the named numbers of layers is not one, or absurd. 0 is one."""
+    for name, number in numbers.items():
+        check_size(name, number, MOST_LAYERS, smallest=0)
 
 
 def encoder_shapes(encoder):

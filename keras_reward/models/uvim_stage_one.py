@@ -8,10 +8,11 @@ from keras_reward.compiled import CompiledFunction, kept
 from keras_reward.models import uvim_networks as networks
 from keras_reward.models import uvim_tasks as tasks
 from keras_reward.models.quantization import CodeUsage, VectorQuantizer
+from keras_reward.models.sizes import check_layers, check_sizes
 from keras_reward.models.vision_transformer import check_arguments
 from keras_reward.nests import merge_rows, repeat_rows
 from keras_reward.objective import input_weights
-from keras_reward.saved_objects import deserialized, serialized
+from keras_reward.saved_objects import deserialized, entry, serialized
 from keras_reward.sequences.sequence_model import shift_right
 
 CODE_DROPOUTS = ("random", "ordered", None)
@@ -117,6 +118,8 @@ class UViMStageOne(keras.Model):
         super().__init__(name=name, dtype=dtype)
         check_arguments(image_shape, patch_size, width, num_heads, stem)
         check_codes(code_grid, code_dropout)
+        check_layers(oracle_layers=oracle_layers, base_layers=base_layers)
+        check_sizes(mlp_dim=mlp_dim or 4 * width, code_dim=code_dim or width)
         self.task = task
         self.image_shape = tuple(image_shape)
         self.config = {
@@ -361,7 +364,7 @@ class UViMStageOne(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        task = deserialized(config["task"], custom_objects)
+        task = deserialized(entry(config, "task"), custom_objects)
         return cls(**{**config, "task": task})
 
 

@@ -20,6 +20,7 @@ from keras_reward.forms.colors import (
     rgb_to_lab,
 )
 from keras_reward.forms.integers import refuse_beyond_int32
+from keras_reward.models.sizes import check_sizes
 
 AB_SCALE = 110.0  # Lab's a and b of sRGB colours are in [-1, 1] if divided by it
 COLOR_OUTPUTS = ("ab", "rgb")
@@ -185,6 +186,7 @@ class PanopticTask:
                 "PanopticTask needs at least one class and one segment. Received: "
                 f"num_classes={num_classes}, max_segments={max_segments}"
             )
+        check_sizes(num_classes=num_classes, max_segments=max_segments)
         if not 0 <= min_fraction < 1:
             raise ValueError(
                 "`min_fraction` must be from 0 to 1, 1 excluded. "

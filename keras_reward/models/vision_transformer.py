@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_reward.models.sizes import check_layers, check_sizes
 from keras_reward.models.transformer import (
     Dense,
     EncoderBlock,
@@ -73,6 +74,8 @@ class VisionTransformer(keras.Model):
     ):
         check_arguments(image_shape, patch_size, width, num_heads, stem)
         mlp_dim = mlp_dim or 4 * width
+        check_sizes(mlp_dim=mlp_dim)
+        check_layers(num_layers=num_layers)
         images = keras.Input(image_shape, name="images")
         embed = convolution_stem if stem == "conv" else patch_stem
         x = embed(images, patch_size, width, dtype)
@@ -155,7 +158,9 @@ def convolution_stem(images, size, width, dtype):
 
 def check_arguments(image_shape, patch_size, width, num_heads, stem):
     """Raises if sizes do not fit together."""
-    height, columns, _ = image_shape
+    height, columns, channels = image_shape
+    check_sizes(height=height, width_of_images=columns, channels=channels)
+    check_sizes(patch_size=patch_size, width=width, num_heads=num_heads)
     if height % patch_size or columns % patch_size:
         raise ValueError(
             "`patch_size` must divide the height and the width of the images. "

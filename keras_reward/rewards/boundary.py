@@ -1,7 +1,5 @@
 """A reward for boundaries: those that a model draws, or those of its regions."""
 
-import math
-
 import keras
 import numpy as np
 from keras import ops
@@ -16,6 +14,8 @@ from keras_reward.rewards.mask_boundaries import (
     steps,
 )
 from keras_reward.rewards.neighbors import count, disc_sum, moved
+
+MAX_TOLERANCE = 256
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -61,7 +61,7 @@ class BoundaryReward(LabelMapReward):
     and 1.
 
     Raises:
-        ValueError: if `tolerance` is negative or not finite.
+        ValueError: if `tolerance` is negative or above 256.
 
     Example:
 
@@ -86,9 +86,10 @@ class BoundaryReward(LabelMapReward):
 
     def __init__(self, tolerance, masks=False, ignore_class=None, name=None):
         super().__init__(ignore_class, name=name)
-        if not 0 <= tolerance < math.inf:
+        if not 0 <= tolerance <= MAX_TOLERANCE:
             raise ValueError(
-                "`tolerance` must be a distance in pixels, at least 0. "
+                "`tolerance` must be a distance in pixels, at least 0 and at most "
+                f"{MAX_TOLERANCE}, since each row of a disc is added on its own. "
                 f"Received: tolerance={tolerance}"
             )
         self.tolerance = float(tolerance)

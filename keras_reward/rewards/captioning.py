@@ -15,6 +15,7 @@ from keras_reward.forms.integers import refuse_beyond_int32
 from keras_reward.ragged import as_array, rank_of
 from keras_reward.rewards.ngrams import (
     build_table,
+    check_table,
     count_matches,
     document_frequencies,
     look_up_ngrams,
@@ -270,6 +271,7 @@ class CIDErReward(Reward):
         sizes = config.pop("table_sizes", None)
         reward = cls(**config)
         if sizes is not None:
+            check_table(sizes, probes)
             reward._probes = probes
             dtypes = ("int32", "int32", "int32", "int32", "float32")
             reward._make_variables(list(map(np.zeros, sizes, dtypes)))

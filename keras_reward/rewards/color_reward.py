@@ -10,6 +10,7 @@ from keras_reward.forms.colors import (
     rgb_to_lab,
 )
 from keras_reward.nests import is_float, map_leaves, with_last_sizes
+from keras_reward.rewards.checks import refuse_empty
 from keras_reward.rewards.reward import Reward
 
 # Chroma over (L + 16): painted grey stays below, 1.7e-6, and the greys of 8-bit images,
@@ -131,6 +132,7 @@ class ColorReward(Reward):
                 f"Received: shape {shape}, dtype {dtype}. If the policy's samples are "
                 "not images, give it a `codec` that turns them into images."
             )
+        refuse_empty(self.name, "y_pred", shape)
         images = ops.cast(with_last_sizes(images, (3,)), "float32")
         images = ops.where(are_readable(images), ops.clip(images, 0.0, 1.0), np.nan)
         lightness, a, b = rgb_to_lab(images, stack=False)

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_reward.nests import check_size
 from keras_reward.rewards.color_reward import ColorReward
 
 # Palettes have colours whose chroma is exactly the threshold, or whose hue is exactly
@@ -12,6 +13,7 @@ from keras_reward.rewards.color_reward import ColorReward
 # painted are off by up to 1.2e-4. So that rounding decides nothing, the threshold is a
 # little higher, the boundaries are turned by a little, and painted grey counts as grey.
 CHROMA_MARGIN = 5e-4
+MAX_BINS = 360  # each is compared with on its own
 TURN = 5e-5  # radians: 1e-3 at a chroma of 20
 
 
@@ -149,6 +151,7 @@ class HueEntropyReward(ColorReward):
 
     def __init__(self, bins=7, name=None):
         super().__init__(name=name)
+        check_size("bins", bins, MAX_BINS)
         self.bins = bins
 
     def flags(self, a, b):
@@ -200,6 +203,7 @@ class ColorfulnessReward(ColorReward):
 
     def __init__(self, threshold=10.0, bins=7, name=None):
         super().__init__(name=name)
+        check_size("bins", bins, MAX_BINS)
         self.threshold = threshold
         self.bins = bins
 

@@ -6,10 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_reward.nests import are_arrays, goes_with
+from keras_reward.advantages import within_range
+from keras_reward.nests import are_arrays, goes_with, map_leaves
 from keras_reward.rewards.credit import Credit, positions_of, weighted_sum
 from keras_reward.rewards.reward import Reward, takes_inputs
-from keras_reward.saved_objects import deserialized, serialized
+from keras_reward.saved_objects import deserialized, entry, serialized
 
 # A subclass that overwrites one of the last credits parts in another way.
 COMBINING = ("merged_credit", ("call", "evaluate", "merge"))
@@ -87,7 +88,7 @@ class Combination(Reward):
                 components[reward.name] = value
             for name, component in inner.items():
                 components[reward.component_log_name(name)] = component
-        return self.merge(values), components
+        return within_range(self.merge(values)), components
 
     def merge(self, values):
         """Combines a list of rewards, `(rows,)` each, into one."""
@@ -132,11 +133,12 @@ class Combination(Reward):
     def evaluate_parts(self, y_true, y_pred, inputs, choices, positions):
         given = y_pred, inputs, choices, positions
         collected, credits = self.each_evaluated("evaluate_parts", y_true, *given)
-        return *collected, self.merged_credit(credits)
+        merged = map_leaves(within_range, tuple(self.merged_credit(credits)))
+        return *collected, Credit(*merged)
 
     def evaluate_gains(self, y_true, y_pred, inputs):
         collected, gains = self.each_evaluated("evaluate_gains", y_true, y_pred, inputs)
-        return *collected, self.merged_gains(gains)
+        return *collected, within_range(self.merged_gains(gains))
 
     def each_evaluated(self, method, y_true, y_pred, inputs, *choices):
         """Evaluates each reward once, the influential ones by a method.
@@ -161,7 +163,7 @@ class Combination(Reward):
 
     @classmethod
     def from_config(cls, config):
-        rewards = [deserialized(reward) for reward in config["rewards"]]
+        rewards = [deserialized(reward) for reward in entry(config, "rewards")]
         return cls(**{**config, "rewards": rewards})
 
 
@@ -328,7 +330,7 @@ class FunctionReward(Reward):
 
     @classmethod
     def from_config(cls, config):
-        function = deserialized(config["function"])
+        function = deserialized(entry(config, "function"))
         return cls(**{**config, "function": function})
 
 

@@ -12,6 +12,7 @@ from keras_reward.forms.boxes import (
     standardize_format,
 )
 from keras_reward.rewards.box_matching import DetectionReward
+from keras_reward.rewards.checks import check_rows
 from keras_reward.rewards.class_weights import inverse_frequency
 
 COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -52,6 +53,7 @@ def matched_iou(y_true, y_pred, iou_threshold=0.5, bounding_box_format="xyxy"):
     layout = standardize_format(bounding_box_format)
     truth = read_boxes(y_true, layout, "y_true")
     boxes = read_boxes(y_pred, layout, "y_pred")
+    check_rows("matched_iou", truth, boxes)
     iou, surely, _ = best_ious(truth, boxes, iou_rounding(ops, boxes, layout))
     return ops.where(surely > iou_threshold, ops.minimum(iou, 1.0), 0.0)
 

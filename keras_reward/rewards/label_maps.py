@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_reward.forms.integers import array_beyond_int32, as_int32, beyond_int32
 from keras_reward.nests import dtype_of, host_array, is_float, is_integer
+from keras_reward.rewards.checks import refuse_empty
 from keras_reward.rewards.reward import Reward
 
 
@@ -81,6 +82,7 @@ class LabelMapReward(Reward):
                 f"Received: shape {shape}, "
                 f"dtype {getattr(labels, 'dtype', type(labels).__name__)}"
             )
+        refuse_empty(self.name, argument, shape)
         return labels if is_target else as_int32(labels, -1)
 
     def check_same_size(self, truth, labels):

@@ -4,7 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_reward.advantages import within_range
 from keras_reward.nests import goes_with, is_float, may_be_equal, rows_of
+from keras_reward.rewards.checks import check_rows, refuse_empty
 from keras_reward.rewards.combination import FunctionReward
 from keras_reward.rewards.credit import Credit
 from keras_reward.rewards.host import HostReward
@@ -136,6 +138,7 @@ class MapReward(FunctionReward):
                 f"Expected: {'rows' if rows is None else rows} rows. "
                 f"Received: shape {shape}, dtype {places.dtype}"
             )
+        refuse_empty(self.name, "function(...)", shape)
         if None not in shape and self.reach >= max(shape[1:]):
             raise ValueError(
                 f"The `reach` of MapReward {self.name!r} must be smaller than its map. "
@@ -168,6 +171,7 @@ class MapReward(FunctionReward):
         return True
 
     def evaluate_parts(self, y_true, y_pred, inputs, choices, positions):
+        check_rows(self.name, y_true, y_pred, inputs)
         try:
             places, components = self.places(y_true, y_pred, inputs)
         except Exception as error:
@@ -180,8 +184,8 @@ class MapReward(FunctionReward):
                 'position of an output. Use `credit="output"` for others. '
                 f"Received: a map of shape {shape}, positions of shape {positions}"
             )
-        near = within_reach(places, self.reach) / self.divisor(places)
-        reward = self.reduced(places)
+        near = within_range(within_reach(places, self.reach) / self.divisor(places))
+        reward = within_range(self.reduced(places))
         near = ops.where(ops.isfinite(reward)[:, None, None], near, np.nan)
         if len(positions) == 3:
             near = ops.repeat(ops.expand_dims(near, -1), positions[2], axis=-1)

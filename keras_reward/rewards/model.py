@@ -4,8 +4,11 @@ import keras
 from keras import ops
 
 from keras_reward.backend.keras_private import flatten_layers
+from keras_reward.nests import leaves_of
+from keras_reward.rewards.checks import described, refuse_empty
 from keras_reward.rewards.reward import Reward
-from keras_reward.saved_objects import deserialized, serialized
+from keras_reward.saved_objects import deserialized, entry, serialized
+from keras_reward.symbolic import refuse_values
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -99,7 +102,19 @@ class ModelReward(Reward):
                 "`tuned.reward.model = model`. Received: model=None"
             )
         arguments = [inputs, y_pred] if self.with_inputs else y_pred
-        rewards = self._model(arguments, training=False)
+        for leaf in leaves_of(y_pred):
+            if len(leaf.shape) == 4:  # images
+                refuse_empty(self.name, "y_pred", tuple(leaf.shape))
+        try:
+            rewards = self._model(arguments, training=False)
+        except (TypeError, ValueError) as error:
+            refuse_values(f"Reward {self.name!r}", error)
+            given = ", ".join(map(described, leaves_of(arguments)))
+            raise ValueError(
+                f"Reward {self.name!r} has a model that must take outputs of this form"
+                f"{', after the inputs' if self.with_inputs else ''}. "
+                f"Received: {given}, and the error {type(error).__name__}: {error}"
+            ) from error
         if len(rewards.shape) == 2 and rewards.shape[1] == 1:
             rewards = rewards[:, 0]
         return ops.cast(rewards, "float32")
@@ -114,4 +129,4 @@ class ModelReward(Reward):
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{**config, "model": deserialized(config["model"])})
+        return cls(**{**config, "model": deserialized(entry(config, "model"))})

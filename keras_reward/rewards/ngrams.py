@@ -8,6 +8,8 @@ import numpy as np
 from keras import ops
 
 WORD_BITS = 31  # of an int32, without the sign
+MAX_ENTRIES = 2**27  # of the captions of COCO, there are about 2^20
+MAX_PROBES = 4096
 ROOT, UNKNOWN = -1, 0  # the empty n-gram, and any n-gram that is not in the table
 
 
@@ -108,6 +110,11 @@ def bucket_of(xp, parents, words, buckets):
     return xp.bitwise_and(mixed, buckets - 1)
 
 
+def number_of_buckets(entries):
+    """Two to four buckets per entry, so that few entries share one."""
+    return 2 ** int(2 * max(entries, 1) - 1).bit_length()
+
+
 def build_table(parents, words):
     """Sorts distinct pairs by bucket. The pair at index i gets the number i + 1.
 
@@ -119,8 +126,7 @@ def build_table(parents, words):
         row of each bucket; the size of the largest bucket.
     """
     entries = len(words)
-    # Two to four buckets per entry, so that few entries share one.
-    buckets = 2 ** int(2 * max(entries, 1) - 1).bit_length()
+    buckets = number_of_buckets(entries)
     bucket = bucket_of(np, parents, words, buckets)
     sizes = np.bincount(bucket, minlength=buckets)
     directory = (np.cumsum(sizes) - sizes).astype("int32")
@@ -134,6 +140,29 @@ def build_table(parents, words):
         for column in (parents, words, np.arange(1, entries + 1))
     ]
     return columns, directory, probes
+
+
+def check_table(sizes, probes):
+    """Raises unless a table of n-grams can have these sizes, which a file may claim.
+
+    Args:
+        sizes: lengths of the three columns, the directory, and the idf.
+        probes: the size of the largest bucket.
+    """
+    are_sizes = isinstance(sizes, list | tuple) and len(sizes) == 5
+    numbers = [*sizes, probes] if are_sizes else [None]
+    is_whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    entries = numbers[0] - probes if is_whole else -1
+    expected = None
+    if 0 <= entries <= MAX_ENTRIES and 0 < probes <= MAX_PROBES:
+        columns = [entries + probes] * 3
+        expected = [*columns, number_of_buckets(entries), entries + 1]
+    if not is_whole or expected != list(sizes):
+        raise ValueError(
+            f"A table of n-grams has up to {MAX_ENTRIES} entries, and the sizes of its "
+            "parts follow from their number. Load a file as it was saved. "
+            f"Received: table_sizes={ascii(sizes)[:200]}, probes={ascii(probes)[:50]}"
+        )
 
 
 def look_up(columns, directory, probes, parents, words):

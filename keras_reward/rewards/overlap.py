@@ -3,8 +3,11 @@
 import numpy as np
 from keras import ops
 
-from keras_reward.nests import is_float, with_last_sizes
+from keras_reward.nests import check_size, is_float, with_last_sizes
+from keras_reward.rewards.checks import refuse_empty
 from keras_reward.rewards.label_maps import LabelMapReward
+
+MAX_CLASSES = 2**16
 
 
 class OverlapReward(LabelMapReward):
@@ -24,10 +27,7 @@ class OverlapReward(LabelMapReward):
 
     def __init__(self, num_classes, ignore_class=None, ignore_absent=False, name=None):
         super().__init__(ignore_class, name=name)
-        if num_classes < 1:
-            raise ValueError(
-                f"`num_classes` must be at least 1. Received: num_classes={num_classes}"
-            )
+        check_size("num_classes", num_classes, MAX_CLASSES)
         if ignore_absent and num_classes == 1:
             raise ValueError(
                 "`ignore_absent` is about the mean over several classes. For binary "
@@ -202,6 +202,7 @@ class OverlapReward(LabelMapReward):
             y_true = with_last_sizes(y_true, (self.num_classes,))
         if not self._is_one_hot(y_true):
             return super().labels_of_targets(y_true)
+        refuse_empty(self.name, "y_true", tuple(y_true.shape))
         one_hot = ops.cast(y_true, "float32")
         largest = ops.max(one_hot, axis=-1)
         labels = ops.cast(ops.argmax(one_hot, axis=-1), "int32")

@@ -6,9 +6,13 @@ from keras import ops
 
 from keras_reward.forms.integers import maps_as_int32, narrow_maps
 from keras_reward.forms.panoptic_maps import joint_counts, rank_segments
-from keras_reward.nests import is_integer, with_last_sizes
+from keras_reward.nests import check_size, is_integer, with_last_sizes
+from keras_reward.rewards.checks import refuse_empty
 from keras_reward.rewards.reward import Reward
 
+# Each row takes their square: of numbers of pixels for each pair of segments.
+MAX_SEGMENTS = 4096
+MAX_CLASS = 2**16  # of stuff, in a table of all classes up to it
 MAX_PIXELS = 2**24  # Keras's segment operations count in float32 on PyTorch
 
 
@@ -77,16 +81,9 @@ class PanopticQualityReward(Reward):
         self, max_segments=64, unmatched_penalty=0.3, stuff_classes=(), name=None
     ):
         super().__init__(name=name)
-        if max_segments < 1:
-            raise ValueError(
-                "`max_segments` must be at least 1. "
-                f"Received: max_segments={max_segments}"
-            )
-        if any(stuff_class < 1 for stuff_class in stuff_classes):
-            raise ValueError(
-                "`stuff_classes` must be positive class ids; 0 is void. "
-                f"Received: stuff_classes={tuple(stuff_classes)}"
-            )
+        check_size("max_segments", max_segments, MAX_SEGMENTS)
+        for stuff_class in stuff_classes:  # 0 is void
+            check_size("stuff_classes", stuff_class, MAX_CLASS)
         self.max_segments = max_segments
         self.unmatched_penalty = unmatched_penalty
         self.stuff_classes = tuple(stuff_classes)
@@ -143,6 +140,7 @@ class PanopticQualityReward(Reward):
                 f"instance as `{argument}`. Expected: shape (rows, height, width, 2). "
                 f"Received: shape {shape}, dtype {dtype}"
             )
+        refuse_empty(self.name, argument, shape)
         if None not in shape[1:3] and shape[1] * shape[2] > MAX_PIXELS:
             raise ValueError(
                 f"Reward {self.name!r} counts pixels exactly up to {MAX_PIXELS} a map. "

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_reward.rewards.checks import refuse_empty
 from keras_reward.rewards.reward import Reward
 
 MAX_ERROR = 1e9  # relative to `max_val`; its square still fits in float32
@@ -62,6 +63,7 @@ class PSNRReward(Reward):
                 f"(rows, ...). Received: y_true of shape {shapes[0]}, "
                 f"y_pred of shape {shapes[1]}"
             )
+        refuse_empty(self.name, "y_pred", shapes[1])
         y_true, y_pred = (ops.cast(each, "float32") for each in (y_true, y_pred))
         error = (y_true - y_pred) / self.max_val
         error = ops.clip(error, -MAX_ERROR, MAX_ERROR)

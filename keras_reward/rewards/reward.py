@@ -4,7 +4,7 @@ import inspect
 
 from keras_reward.nests import check_floatx, goes_with, rows_of, snake_case, to_tensor
 from keras_reward.ragged import with_arrays
-from keras_reward.rewards.checks import as_alternatives, as_gains, as_rows
+from keras_reward.rewards import checks
 from keras_reward.rewards.credit import Credit, number_of
 from keras_reward.symbolic import refuse_values
 
@@ -124,7 +124,8 @@ class Reward:
             inputs: only if the signature has it: the model's inputs, `(rows, ...)`.
 
         Returns:
-            Floats of shape `(rows,)`, NaN for a row that has no reward. With
+            Floats of shape `(rows,)`, NaN for a row that has no reward; a value beyond
+            1e12 counts as none, since its square is beyond float32. With
             `component_names`, a tuple of these and a dict of `(rows,)` components.
         """
         raise NotImplementedError(
@@ -229,13 +230,15 @@ class Reward:
         evaluated = self.evaluate(y_true, y_pred, inputs)
         worth = self.ask("alternatives", y_true, y_pred, inputs, choices)
         expected = (rows_of(y_pred), *positions, number_of(choices))
-        return *evaluated, Credit(as_alternatives(self.name, worth, expected), None)
+        return *evaluated, Credit(
+            checks.as_alternatives(self.name, worth, expected), None
+        )
 
     def evaluate_gains(self, y_true, y_pred, inputs):
         """As `evaluate`, and also returns the `gains`, checked."""
         evaluated = self.evaluate(y_true, y_pred, inputs)
         added = self.ask("gains", y_true, y_pred, inputs)
-        return *evaluated, as_gains(self.name, added, rows_of(y_pred))
+        return *evaluated, checks.as_gains(self.name, added, rows_of(y_pred))
 
     def ask(self, method, y_true, y_pred, inputs, *choices):
         """Calls `alternatives` or `gains`, with the inputs if it takes them."""
@@ -265,6 +268,8 @@ class Reward:
         """
         check_floatx()
         y_true, y_pred, inputs = with_arrays((y_true, y_pred, inputs))
+        checks.check_numbers(self.name, y_true=y_true, y_pred=y_pred, inputs=inputs)
+        checks.check_rows(self.name, y_true, y_pred, inputs)
         y_true, y_pred = self.narrow("y_true", y_true), self.narrow("y_pred", y_pred)
         y_true, y_pred, inputs = to_tensor((y_true, y_pred, inputs))
         rewards = self.evaluate(self.prepare(y_true), y_pred, inputs)[0]
@@ -298,10 +303,11 @@ class Reward:
             name.
 
         Raises:
-            ValueError: if the result has the wrong shape or dtype, if its components
-                are not `component_names`, if it needs targets and there are none, or if
-                it is written in NumPy: use `HostReward`.
+            ValueError: if targets or inputs have other rows than outputs, if the result
+                has the wrong shape or dtype or other components than `component_names`,
+                if it needs targets and there are none, or if it is written in NumPy.
         """
+        checks.check_rows(self.name, y_true, y_pred, inputs)
         arguments = {"inputs": inputs} if self.uses_inputs else {}
         try:
             result = self.call(y_true, y_pred, **arguments)
@@ -322,9 +328,9 @@ class Reward:
                 f"Received: {sorted(components)}"
             )
         rows = rows_of(y_pred)
-        rewards = as_rows(self.name, rewards, rows)
+        rewards = checks.as_rows(self.name, rewards, rows)
         return rewards, {
-            component: as_rows(f"{self.name}/{component}", values, rows)
+            component: checks.as_rows(f"{self.name}/{component}", values, rows)
             for component, values in components.items()
         }
 

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_reward import objective
-from keras_reward.saved_objects import deserialized, serialized
+from keras_reward.saved_objects import deserialized, entry, serialized
 from keras_reward.terms.lora_base import LoRABase
 from keras_reward.terms.reference_model import MISSING, ReferenceModel, copy_model
 from keras_reward.terms.term import Term
@@ -157,7 +157,7 @@ class KL(Term):
 
     @classmethod
     def from_config(cls, config):
-        given = deserialized(config["reference_model"])
+        given = deserialized(entry(config, "reference_model"))
         return cls(**{**config, "reference_model": given})
 
 

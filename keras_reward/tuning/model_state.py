@@ -9,9 +9,12 @@ import keras
 
 from keras_reward import policies
 from keras_reward.backend.keras_private import flatten_layers
+from keras_reward.nests import check_size
 from keras_reward.saved_objects import deserialized, is_found, warn_not_registered
 from keras_reward.terms.lora_base import adapters_of, lora_layers
 from keras_reward.tuning.greedy_model import GreedyModel
+
+LARGEST_RANK = 2**16
 
 
 def state_of(tuner):
@@ -84,7 +87,9 @@ def restore_layers(layers, state):
     """Freezes layers and gives them adapters, as they were saved."""
     freeze(layers, state["frozen_layers"])  # a layer before those within it
     for index, rank, alpha in state["adapters"]:
+        check_size("adapters", index, len(layers) - 1, smallest=0)
         layer = layers[index]
+        check_size("lora_rank", rank, LARGEST_RANK)
         if not layer.lora_enabled:
             layer.enable_lora(rank, lora_alpha=alpha)
         layer.lora_alpha = alpha  # which Keras forgets of a layer made with a rank

@@ -13,7 +13,7 @@ from keras_reward.objective import input_weights
 from keras_reward.policies.policy import refuse_truncation
 from keras_reward.ragged import dense
 from keras_reward.rewards.checks import check_shapes
-from keras_reward.saved_objects import deserialized, serialized
+from keras_reward.saved_objects import deserialized, entry, serialized
 from keras_reward.terms import Term
 from keras_reward.terms.lora_base import SavedAdapters
 from keras_reward.tuning import metrics, model_state, own_variables
@@ -356,14 +356,14 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         refuse_renamed(config, "The file or config")
         # Earlier files, of whole outputs alone, go on as they began.
         config = {"credit": "output", **config}
-        config["model"] = model_state.made_again(config["model"], custom_objects)
+        config["model"] = model_state.made_again(entry(config, "model"), custom_objects)
         for name in ("reward", "policy", "baseline"):
-            config[name] = deserialized(config[name], custom_objects)
+            config[name] = deserialized(entry(config, name), custom_objects)
         state = config.pop("model_state", None)  # which earlier files do not have
         if state is not None:
             given = [config[name] for name in ("model", "policy", "temperature")]
             model_state.restore(*given, state)
-        terms = [deserialized(term, custom_objects) for term in config["terms"]]
+        terms = [deserialized(term, custom_objects) for term in entry(config, "terms")]
         tuner = cls(**{**config, "terms": terms})
         if state is not None:
             object.__setattr__(tuner, "seen_inputs", model_state.inputs_of(state))

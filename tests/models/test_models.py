@@ -484,15 +484,15 @@ CASES = {
     ),
     "no length": (
         lambda: sequence_model(length=0),
-        "`max_length` must be a whole number from 1. Received: max_length=0",
+        "`max_length` must be a whole number from 1 to 1048576. Received: max_length=0",
     ),
     "no layers": (
         lambda: sequence_model(num_layers=-1),
-        "`num_layers` must be a whole number from 1. Received: num_layers=-1",
+        "`num_layers` must be a whole number from 1 to .* Received: num_layers=-1",
     ),
     "a fraction of a head": (
         lambda: sequence_model(num_heads=0.5),
-        "`num_heads` must be a whole number from 1. Received: num_heads=0.5",
+        "`num_heads` must be a whole number from 1 to 1048576. Received: num_heads=0.5",
     ),
     "end is padding": (
         lambda: sequence_model(end_id=0),

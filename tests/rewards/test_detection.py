@@ -474,7 +474,7 @@ GOOD = boxes_of(WHOLE, UPPER)
         (
             {name: np.repeat(value, 3, 0) for name, value in GOOD.items()},
             GOOD,
-            "'recall' needs as many rows.*3 rows in y_true, 1 in y_pred",
+            "'recall' needs targets .*: 1 rows. Received: 3 rows in `y_true`",
         ),
     ],
 )

@@ -336,5 +336,5 @@ def test_only_integers_are_maps(dtype):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="max_segments=0"):
         PanopticQualityReward(max_segments=0)
-    with pytest.raises(ValueError, match=r"stuff_classes=\(3, 0\)"):
+    with pytest.raises(ValueError, match="stuff_classes=0"):
         PanopticQualityReward(stuff_classes=[3, 0])
