@@ -67,7 +67,16 @@ def test_only_backend_modules_import_a_backend():
 
 # From the floor up: each of these imports from those before it alone.
 ORDER = (
-    *("backend", "saved_objects", "ragged", "nests", "symbolic", "compiled"),
+    *(
+        "whole_files",
+        "interrupts",
+        "backend",
+        "saved_objects",
+        "ragged",
+        "nests",
+        "symbolic",
+        "compiled",
+    ),
     *("batches", "categorical"),
     *("objective", "advantages", "forms", "sequences", "baselines", "rewards"),
     *("codecs", "policies", "models", "data", "terms", "evaluation", "callbacks"),

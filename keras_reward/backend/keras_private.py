@@ -67,6 +67,14 @@ def print_message(message):
     io_utils.print_msg(message)
 
 
+def may_overwrite(path):
+    """Asks on the terminal whether a file may be overwritten, as `Model.save` does.
+
+    Keras asks only about the path that it writes to itself.
+    """
+    return io_utils.ask_to_proceed_with_overwrite(str(path))
+
+
 def flatten_layers(layer):
     """A layer or model and all layers within it, at any depth.
 

@@ -29,13 +29,16 @@ from keras_reward.tuning.greedy_model import GreedyModel, input_signature, symbo
 from keras_reward.tuning.raw_inputs import RawInputs
 from keras_reward.tuning.renamed import refuse_renamed
 from keras_reward.tuning.training_step import TrainingStep
+from keras_reward.tuning.whole_saves import WholeSaves
 from keras_reward.tuning.without_model import TuningWithoutModel
 
 UPDATES = ("all", "first")
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras.Model):
+class RewardTuning(
+    RewardTrainer, TrainingStep, WholeSaves, RawInputs, CheckedFitting, keras.Model
+):
     """Tunes a trained Keras model for a reward, by Reinforce.
 
     Reward tuning is maximum likelihood on the model's own samples, each weighted by
