@@ -22,6 +22,10 @@ NO_VALUES = (
 class RewardTrainer(KeepsWeights, ReadsBatches):
     """Mixin for `keras.Model`: one step of reward tuning, as a pure function."""
 
+    def is_out_of_memory(self, error):
+        """Whether an exception says that a step needs more memory than there is."""
+        return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
     def variable_scope(self):
         """Where a model that is called outside of its loops makes its variables."""
         return contextlib.nullcontext()
@@ -113,6 +117,11 @@ def pairs_in(scope, variables):
 def is_exporting():
     """False: loops are exported as they are."""
     return False
+
+
+def without_recording(function, *args):
+    """Calls a function in a thread that records no gradient: here, none does."""
+    return function(*args)
 
 
 def asks_for_values(error):

@@ -36,6 +36,25 @@ class KeepsWeights:
         """
         self.jax_state_sync()
 
+    def jax_state_sync(self):
+        """As Keras's, but leaves out what a failed step has taken and not returned.
+
+        Keras would raise, when it ends `fit`, and hide the error of the step.
+        """
+        state = getattr(self, "_jax_state", None) or {}
+        if not any(map(is_taken, keras.tree.flatten(state))):
+            super().jax_state_sync()
+
+    def has_weights(self):
+        """Whether the model has its weights, and the optimizer its variables."""
+        variables = self.variables + getattr(self.optimizer, "variables", [])
+        return not any(is_taken(variable.value) for variable in variables)
+
+
+def is_taken(value):
+    """Whether a step on JAX has reused the memory of an array."""
+    return hasattr(value, "is_deleted") and value.is_deleted()
+
 
 class ReadsBatches:
     """Mixin for `keras.Model` on JAX: `read_targets(y)` gets targets before the step.

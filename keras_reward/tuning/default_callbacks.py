@@ -5,6 +5,7 @@ import inspect
 import keras
 
 from keras_reward.callbacks.host_failure import HostFailure
+from keras_reward.callbacks.interruption import Interruption
 from keras_reward.callbacks.no_reward import NoRewardWarning
 from keras_reward.callbacks.progress import RewardProgress
 
@@ -24,7 +25,7 @@ def with_callbacks(method, model, args, kwargs):
     callbacks = bound.arguments.get("callbacks")
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []
-        callbacks.append(NoRewardWarning())
+        callbacks += [Interruption(), NoRewardWarning()]
         if model.reward.runs_on_host:
             callbacks.append(HostFailure())
         has_bar = any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks)

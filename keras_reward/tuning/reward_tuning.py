@@ -26,6 +26,7 @@ from keras_reward.tuning.credit import (
     needs_baseline,
 )
 from keras_reward.tuning.greedy_model import GreedyModel, input_signature, symbolic
+from keras_reward.tuning.interruptible import Interruptible
 from keras_reward.tuning.raw_inputs import RawInputs
 from keras_reward.tuning.renamed import refuse_renamed
 from keras_reward.tuning.training_step import TrainingStep
@@ -37,7 +38,13 @@ UPDATES = ("all", "first")
 
 @keras.saving.register_keras_serializable(package="keras_reward")
 class RewardTuning(
-    RewardTrainer, TrainingStep, WholeSaves, RawInputs, CheckedFitting, keras.Model
+    RewardTrainer,
+    TrainingStep,
+    WholeSaves,
+    Interruptible,
+    RawInputs,
+    CheckedFitting,
+    keras.Model,
 ):
     """Tunes a trained Keras model for a reward, by Reinforce.
 
