@@ -22,9 +22,22 @@ NO_VALUES = (
 class RewardTrainer(KeepsWeights, ReadsBatches):
     """Mixin for `keras.Model`: one step of reward tuning, as a pure function."""
 
+    def has_weights(self):
+        """Whether model and optimizer have values, and no failed step took them."""
+        variables = self.variables + getattr(self.optimizer, "variables", [])
+        try:
+            # What a step failed to compute raises here.
+            jax.block_until_ready([variable.value for variable in variables])
+        except (RuntimeError, ValueError):
+            return False
+        return True
+
     def is_out_of_memory(self, error):
         """Whether an exception says that a step needs more memory than there is."""
-        return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        message = str(error)
+        return isinstance(error, RuntimeError) and (
+            "RESOURCE_EXHAUSTED" in message or "Out of memory" in message
+        )
 
     def variable_scope(self):
         """Where a model that is called outside of its loops makes its variables."""

@@ -45,11 +45,6 @@ class KeepsWeights:
         if not any(map(is_taken, keras.tree.flatten(state))):
             super().jax_state_sync()
 
-    def has_weights(self):
-        """Whether the model has its weights, and the optimizer its variables."""
-        variables = self.variables + getattr(self.optimizer, "variables", [])
-        return not any(is_taken(variable.value) for variable in variables)
-
 
 def is_taken(value):
     """Whether a step on JAX has reused the memory of an array."""

@@ -75,6 +75,8 @@ def end_threads(tasks, number):
 class Processes:
     """A pool of processes, as `Threads`.
 
+    They load the function's own module and nothing of this library.
+
     Args:
         function: what they call.
         number: how many.
@@ -84,19 +86,29 @@ class Processes:
 
     def __init__(self, function, number, wait=False):
         self.function = function
-        context = multiprocessing.get_context("spawn")
-        # A fork would copy the locks of the backend's threads.
         self.pool = concurrent.futures.ProcessPoolExecutor(
             number,
-            mp_context=context,
-            initializer=start_process,
-            initargs=(context.Barrier(number),),
+            # A fork would copy the locks of the backend's threads.
+            mp_context=multiprocessing.get_context("spawn"),
+            # A terminal sends Ctrl-C to all processes; the first one decides.
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
         )
         if wait:
-            calls = [self.pool.submit(meet, function) for _ in range(number)]
-            concurrent.futures.wait(calls)
+            self.wait_for_all(number)
+
+    def wait_for_all(self, number):
+        started = set()
+        while len(started) < number:
+            calls = [self.pool.submit(os.getpid) for _ in range(number)]
+            started.update(call.result() for call in calls)
+        # Whatever comes first to a process loads the module of the function.
+        given = self.function, "__name__", None
+        calls = [self.pool.submit(getattr, *given) for _ in range(number)]
+        concurrent.futures.wait(calls)
 
     def submit(self, *arguments):
+        """A `Future` of a call of the function."""
         return self.pool.submit(self.function, *arguments)
 
     def close(self):
@@ -105,20 +117,6 @@ class Processes:
         for process in list((self.pool._processes or {}).values()):
             process.kill()
         self.pool.shutdown(wait=False, cancel_futures=True)
-
-
-def start_process(barrier):
-    """Of Ctrl-C, which a terminal sends to all processes, the first one decides."""
-    global _barrier
-    _barrier = barrier
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def meet(function):
-    """Ends when each process has loaded the function and come here."""
-    del function
-    _barrier.wait()
-    return os.getpid()
 
 
 class Calls:
@@ -159,7 +157,8 @@ class Calls:
             while waiting or running:
                 while waiting and len(running) + len(late) < self.number:
                     index, batch = waiting.popleft()
-                    running[self.submit(batch)] = index, time.monotonic()
+                    future = self.submit(batch)  # which may start a pool
+                    running[future] = index, time.monotonic()
                 self.collect(running, late, outcomes)
                 if late and not running and len(late) == self.number:
                     self.close()
