@@ -32,6 +32,7 @@ from keras_reward.tuning.renamed import refuse_renamed
 from keras_reward.tuning.training_step import TrainingStep
 from keras_reward.tuning.whole_saves import WholeSaves
 from keras_reward.tuning.without_model import TuningWithoutModel
+from keras_reward.valid_inputs import as_weights, split_valid
 
 UPDATES = ("all", "first")
 
@@ -302,13 +303,20 @@ class RewardTuning(
         self.refuse_compiled_loss()
         y_pred = self.policy.rewarded(y_pred)
         targets = self.reward.prepare(dense(y))
+        x, valid = split_valid(x)
         inputs = x if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, y_pred, inputs)
         earned, components = self.reward.evaluate(targets, y_pred, inputs)
+        earned, components = metrics.of_valid(valid, earned, components)
         metrics.record_rewards(self.trackers, earned, components)
+        metrics.record_invalid(self.trackers, valid)
         earned, _ = advantages.split_finite(earned)
-        weights = input_weights(sample_weight, earned)
-        return -ops.mean(earned if weights is None else earned * weights)
+        weights = as_weights(valid, input_weights(sample_weight, earned))
+        weighted = earned if weights is None else earned * weights
+        if valid is None:
+            return -ops.mean(weighted)
+        number = ops.sum(ops.cast(valid, "float32"))
+        return -ops.sum(weighted) / ops.maximum(number, 1.0)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the metrics given to `compile`; omits those of training alone."""
