@@ -88,7 +88,8 @@ def of_valid(valid, y, context):
         return y, context
 
     def held(leaf):
-        if tuple(leaf.shape[:1]) != tuple(valid.shape):  # not of the inputs
+        # What has no row for each input stays as it is.
+        if tuple(getattr(leaf, "shape", ())[:1]) != tuple(valid.shape):
             return leaf
         at = ops.reshape(valid, (-1, *[1] * (len(leaf.shape) - 1)))
         return ops.where(at, leaf, ops.stop_gradient(leaf))
