@@ -24,7 +24,8 @@ class RewardTrainer(KeepsWeights, ReadsBatches):
 
     def has_weights(self):
         """Whether model and optimizer have values, and no failed step took them."""
-        variables = self.variables + getattr(self.optimizer, "variables", [])
+        optimizer = getattr(self, "optimizer", None)  # which `compile` sets
+        variables = self.variables + getattr(optimizer, "variables", [])
         try:
             # What a step failed to compute raises here.
             jax.block_until_ready([variable.value for variable in variables])

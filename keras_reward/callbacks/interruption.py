@@ -30,3 +30,22 @@ class Interruption(keras.callbacks.Callback):
         if interrupts.is_wanted():
             self.model.keep_weights()
             raise KeyboardInterrupt
+
+
+def with_interruption(callbacks, model):
+    """The callbacks of a loop of Keras, with an `Interruption`.
+
+    Args:
+        callbacks: as Keras takes them.
+        model: the `RewardTuning`.
+
+    Returns:
+        A list, or the `keras.callbacks.CallbackList` that was given.
+    """
+    own = Interruption()
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        return [*(keras.tree.flatten(callbacks) if callbacks else []), own]
+    if not any(isinstance(callback, Interruption) for callback in callbacks.callbacks):
+        own.set_model(model)
+        callbacks.append(own)
+    return callbacks

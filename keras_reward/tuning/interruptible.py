@@ -6,7 +6,7 @@ import inspect
 import keras
 
 from keras_reward import interrupts
-from keras_reward.callbacks.interruption import Interruption
+from keras_reward.callbacks.interruption import with_interruption
 
 
 class Interruptible:
@@ -34,10 +34,8 @@ class Interruptible:
     @functools.wraps(keras.Model.predict)
     def predict(self, *args, **kwargs):
         bound = inspect.signature(keras.Model.predict).bind(self, *args, **kwargs)
-        callbacks = bound.arguments.get("callbacks")
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = keras.tree.flatten(callbacks) if callbacks else []
-            bound.arguments["callbacks"] = [*callbacks, Interruption()]
+        callbacks = with_interruption(bound.arguments.get("callbacks"), self)
+        bound.arguments["callbacks"] = callbacks
         with interrupts.deferred():
             return super().predict(*bound.args[1:], **bound.kwargs)
 
@@ -65,7 +63,9 @@ class Interruptible:
                 "The weights were lost with the step, which had taken them. Load them "
                 "from a file, or make the model again."
             )
-        checkpoints = keras.tree.flatten(callbacks) if callbacks else []
-        newest = [getattr(each, "newest", None) for each in checkpoints]
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = callbacks.callbacks
+        given = keras.tree.flatten(callbacks) if callbacks else []
+        newest = [getattr(each, "newest", None) for each in given]
         newest = [path for path in newest if path is not None]
         return [*notes, *(f"The newest checkpoint is {path}." for path in newest)]

@@ -64,6 +64,12 @@ class RewardTuning(
     to `compile` compare targets with what `predict` returns: `"accuracy"` is the share
     of equal ids, and metrics that read the scores of classes are refused for ids.
 
+    An input with a NaN or an infinity takes no part in a step: the model gets zeros in
+    its place, and its weight is 0. `invalid_inputs` counts them. Only batch
+    normalisation with `model_training=True` and activity regularizers see the zeros.
+
+    Ctrl-C ends `fit` after the step, with all weights; a second one ends it at once.
+
     What is trainable is settled by the first step after `compile`: compile again after
     freezing layers or adding adapters.
 

@@ -170,6 +170,15 @@ def test_handlers_of_others_and_other_threads_are_left_alone():
     assert isinstance(seen[2], interrupts.Deferral)
 
 
+def test_a_list_of_callbacks_that_is_ready_ends_too():
+    tuned = tuner()
+    given = [Press("on_train_batch_end")]
+    callbacks = keras.callbacks.CallbackList(given, add_history=True, model=tuned)
+    with pytest.raises(KeyboardInterrupt):
+        tuned.fit(X, batch_size=8, verbose=0, callbacks=callbacks)
+    assert int(tuned.optimizer.iterations) == 3
+
+
 def test_another_error_is_not_replaced():
     with pytest.raises(ValueError, match="mine"), interrupts.deferred():
         press()
