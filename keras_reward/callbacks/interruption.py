@@ -47,5 +47,5 @@ def with_interruption(callbacks, model):
         return [*(keras.tree.flatten(callbacks) if callbacks else []), own]
     if not any(isinstance(callback, Interruption) for callback in callbacks.callbacks):
         own.set_model(model)
-        callbacks.append(own)
+        callbacks.callbacks.append(own)
     return callbacks
