@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import math
 import multiprocessing
+import multiprocessing.context
 import os
 import queue
 import signal
@@ -86,16 +87,24 @@ class Processes:
 
     def __init__(self, function, number, wait=False):
         self.function = function
+        self.started = []
+        # A fork would copy the locks of the backend's threads.
+        context = multiprocessing.context.SpawnContext()
+        context.Process = self.process
         self.pool = concurrent.futures.ProcessPoolExecutor(
             number,
-            # A fork would copy the locks of the backend's threads.
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=context,
             # A terminal sends Ctrl-C to all processes; the first one decides.
             initializer=signal.signal,
             initargs=(signal.SIGINT, signal.SIG_IGN),
         )
         if wait:
             self.wait_for_all(number)
+
+    def process(self, *args, **kwargs):
+        """Makes a process, and remembers it, which the executor does not tell."""
+        self.started.append(multiprocessing.context.SpawnProcess(*args, **kwargs))
+        return self.started[-1]
 
     def wait_for_all(self, number):
         started = set()
@@ -113,9 +122,9 @@ class Processes:
 
     def close(self):
         """Kills the processes."""
-        # `kill_workers` does it, from Python 3.14 on.
-        for process in list((self.pool._processes or {}).values()):
-            process.kill()
+        for process in self.started:
+            if process.is_alive():
+                process.kill()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
