@@ -144,7 +144,7 @@ def run(args):
     save_gallery(output / "gallery.png", columns, rows=8)
     panels = {"tuning: colourfulness": (history, ("reward", "val_reward"))}
     shared.save_curves(output / "reward.png", panels)
-    tuned.model.save(output / "tuned.keras")
+    shared.save_model(tuned.model, output / "tuned.keras")
     clock.stop("saving")
     settings = {k: v for k, v in globals().items() if k.isupper() and k != "BUILT_IN"}
     shared.save_results(

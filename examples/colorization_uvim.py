@@ -118,7 +118,7 @@ def run(args):
     photos = Photographs(args, preset)
     clock.stop("data")
     uvim = uvim or train(photos, preset, task, args.seed, curves, clock)
-    uvim.save(args.output / "mle.keras")
+    shared.save_model(uvim, args.output / "mle.keras")
 
     first = uvim.stage_one
     truth, _ = measure(lambda _, colours: colours, photos.table)
@@ -130,7 +130,7 @@ def run(args):
     shared.heading("3. Reward tuning: which codes do we want?")
     curves["tuning"] = tune(uvim, photos, preset, args.seed)
     clock.stop("tuning")
-    uvim.save(args.output / "tuned.keras")
+    shared.save_model(uvim, args.output / "tuned.keras")
 
     after, painted_after = measure(painter(uvim), photos.table)
     different["after"] = different_codes(uvim, photos.table)

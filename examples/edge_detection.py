@@ -134,9 +134,9 @@ def load_model(name):
 def save_model(model, name, output):
     """Saves the tuned model in a form that `load_model` reads."""
     if name == "hed" or name.endswith(".weights.h5"):
-        model.save_weights(output / "tuned.weights.h5")
+        shared.save_model(model, output / "tuned.weights.h5")
     else:
-        model.save(output / "tuned.keras")
+        shared.save_model(model, output / "tuned.keras")
 
 
 # The task: data, tolerance and reward

@@ -33,6 +33,7 @@ from keras_reward.models import (
     VisionEncoderDecoder,
     VisionTransformer,
 )
+from keras_reward.whole_files import whole_file
 
 PAD_ID, END_ID = 0, 1
 NUM_SAMPLES = 8
@@ -99,8 +100,9 @@ def main():
     else:
         model = build_model(preset, data.vocabulary)
         curves["likelihood"] = fit_likelihood(model, preset.likelihood, data)
-        model.save(output / "mle.keras")
-    (output / "words.json").write_text(json.dumps(data.vocabulary.words))
+        shared.save_model(model, output / "mle.keras")
+    with whole_file(output / "words.json") as new:
+        new.write_text(json.dumps(data.vocabulary.words))
     clock.stop("likelihood")
     reward = CIDErReward(end_id=END_ID)
     reward.adapt(data.references)
@@ -108,7 +110,7 @@ def main():
     clock.stop("measuring")
     shared.heading("3. Reward tuning: what would most of them say?")
     curves["tuning"] = tune(model, reward, preset.tuning, data, args.seed)
-    model.save(output / "tuned.keras")
+    shared.save_model(model, output / "tuned.keras")
     clock.stop("tuning")
     after, captions_after = measure(model, reward, data)
     clock.stop("measuring")

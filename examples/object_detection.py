@@ -99,13 +99,13 @@ def main():
         model, curves = load_checkpoint(args.mle_checkpoint, task), {}
     else:
         model, curves = fit_likelihood(task)
-        model.save(output / "mle.keras")
+        shared.save_model(model, output / "mle.keras")
     clock.stop("likelihood")
     before, boxes_before = measure(model, task, ("class",))
     clock.stop("measuring")
     shared.heading(f"2. Reward tuning: which boxes do we want? {task.reward.name}")
     curves.update(tune(model, task))
-    model.save(output / "tuned.keras")
+    shared.save_model(model, output / "tuned.keras")
     clock.stop("tuning")
     after, boxes_after = measure(model, task, task.scores)
     clock.stop("measuring")

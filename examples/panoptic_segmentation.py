@@ -111,14 +111,14 @@ def main():
     clock.stop("data")
     uvim = load(args, task.preset, task.labels, CHECKPOINTS)
     uvim = uvim or train(task, curves, clock)
-    uvim.save(output / "mle.keras")
+    shared.save_model(uvim, output / "mle.keras")
 
     before, maps_before = measure(uvim, task)
     clock.stop("measuring")
     shared.heading("3. Reward tuning: which codes do we want?")
     curves["tuning"] = tune(uvim, task)
     clock.stop("tuning")
-    uvim.save(output / "tuned.keras")
+    shared.save_model(uvim, output / "tuned.keras")
 
     after, maps_after = measure(uvim, task)
     clock.stop("measuring")

@@ -7,6 +7,8 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 
+from keras_reward.whole_files import whole_file
+
 
 class Clock:
     """Seconds of each stage."""
@@ -88,8 +90,16 @@ def save_curves(path, panels):
     save_figure(path)
 
 
+def save_model(model, path):
+    """Saves a model, or its weights alone into a `.weights.h5`."""
+    is_weights = path.name.endswith(".weights.h5")
+    with whole_file(path) as new:  # an earlier file stays until it is complete
+        model.save_weights(new) if is_weights else model.save(new)
+
+
 def save_figure(path):
-    plt.savefig(path, dpi=100, bbox_inches="tight")
+    with whole_file(path) as new:
+        plt.savefig(new, dpi=100, bbox_inches="tight")
     plt.close()
     print(f"saved {path}")
 
@@ -113,5 +123,6 @@ def save_results(output, metric, before, after, clock, **details):
         **details,
     }
     path = output / "results.json"
-    path.write_text(json.dumps(results, indent=2, default=float) + "\n")
+    with whole_file(path) as new:
+        new.write_text(json.dumps(results, indent=2, default=float) + "\n")
     print(f"saved {path}, after {results['seconds']['total']:.0f} seconds")

@@ -67,8 +67,8 @@ def test_only_backend_modules_import_a_backend():
 
 # From the floor up: each of these imports from those before it alone.
 ORDER = (
-    *("backend", "saved_objects", "ragged", "nests", "symbolic", "compiled"),
-    *("batches", "categorical"),
+    *("whole_files", "interrupts", "backend", "saved_objects", "ragged", "nests"),
+    *("valid_inputs", "symbolic", "compiled", "batches", "categorical"),
     *("objective", "advantages", "forms", "sequences", "baselines", "rewards"),
     *("codecs", "policies", "models", "data", "terms", "evaluation", "callbacks"),
     "tuning",

@@ -18,6 +18,14 @@ class RewardTrainer:
     def keep_weights(self):
         """Does nothing: no step changes the weights."""
 
+    def has_weights(self):
+        """True: no step takes the weights."""
+        return True
+
+    def is_out_of_memory(self, error):
+        """Whether an exception says that a step needs more memory than there is."""
+        return isinstance(error, MemoryError)
+
     def variable_scope(self):
         """Where a model that is called outside of its loops makes its variables."""
         return contextlib.nullcontext()
@@ -43,6 +51,11 @@ def refuse_training():
 def is_exporting():
     """False: loops are exported as they are."""
     return False
+
+
+def without_recording(function, *args):
+    """Calls a function in a thread that records no gradient: here, none does."""
+    return function(*args)
 
 
 def asks_for_values(error):

@@ -22,6 +22,24 @@ NO_VALUES = (
 class RewardTrainer(KeepsWeights, ReadsBatches):
     """Mixin for `keras.Model`: one step of reward tuning, as a pure function."""
 
+    def has_weights(self):
+        """Whether model and optimizer have values, and no failed step took them."""
+        optimizer = getattr(self, "optimizer", None)  # which `compile` sets
+        variables = self.variables + getattr(optimizer, "variables", [])
+        try:
+            # What a step failed to compute raises here.
+            jax.block_until_ready([variable.value for variable in variables])
+        except (RuntimeError, ValueError):
+            return False
+        return True
+
+    def is_out_of_memory(self, error):
+        """Whether an exception says that a step needs more memory than there is."""
+        message = str(error)
+        return isinstance(error, RuntimeError) and (
+            "RESOURCE_EXHAUSTED" in message or "Out of memory" in message
+        )
+
     def variable_scope(self):
         """Where a model that is called outside of its loops makes its variables."""
         return contextlib.nullcontext()
@@ -113,6 +131,11 @@ def pairs_in(scope, variables):
 def is_exporting():
     """False: loops are exported as they are."""
     return False
+
+
+def without_recording(function, *args):
+    """Calls a function in a thread that records no gradient: here, none does."""
+    return function(*args)
 
 
 def asks_for_values(error):

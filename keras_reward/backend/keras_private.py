@@ -36,6 +36,20 @@ class KeepsWeights:
         """
         self.jax_state_sync()
 
+    def jax_state_sync(self):
+        """As Keras's, but leaves out what a failed step has taken and not returned.
+
+        Keras would raise, when it ends `fit`, and hide the error of the step.
+        """
+        state = getattr(self, "_jax_state", None) or {}
+        if not any(map(is_taken, keras.tree.flatten(state))):
+            super().jax_state_sync()
+
+
+def is_taken(value):
+    """Whether a step on JAX has reused the memory of an array."""
+    return hasattr(value, "is_deleted") and value.is_deleted()
+
 
 class ReadsBatches:
     """Mixin for `keras.Model` on JAX: `read_targets(y)` gets targets before the step.
@@ -65,6 +79,14 @@ def print_message(message):
     Keras has this in no public place.
     """
     io_utils.print_msg(message)
+
+
+def may_overwrite(path):
+    """Asks on the terminal whether a file may be overwritten, as `Model.save` does.
+
+    Keras asks only about the path that it writes to itself.
+    """
+    return io_utils.ask_to_proceed_with_overwrite(str(path))
 
 
 def flatten_layers(layer):

@@ -21,6 +21,14 @@ class RewardTrainer:
     def keep_weights(self):
         """Nothing to do: a step writes the model's own variables."""
 
+    def has_weights(self):
+        """True: a step writes to the model's own variables."""
+        return True
+
+    def is_out_of_memory(self, error):
+        """Whether an exception says that a step needs more memory than there is."""
+        return isinstance(error, tf.errors.ResourceExhaustedError)
+
     def variable_scope(self):
         """Where a model that is called outside of its loops makes its variables."""
         return self.distribute_strategy.scope()
@@ -80,6 +88,11 @@ def descend(model, loss_function):
 def is_exporting():
     """False: loops are exported as they are."""
     return False
+
+
+def without_recording(function, *args):
+    """Calls a function in a thread that records no gradient: here, none does."""
+    return function(*args)
 
 
 def asks_for_values(error):

@@ -20,6 +20,14 @@ class RewardTrainer:
         refuse_processes()
         return super().make_train_function(force)
 
+    def has_weights(self):
+        """True: a step writes to the model's own variables."""
+        return True
+
+    def is_out_of_memory(self, error):
+        """Whether an exception says that a step needs more memory than there is."""
+        return isinstance(error, torch.OutOfMemoryError)
+
     def variable_scope(self):
         """Where a model that is called outside of its loops makes its variables."""
         return contextlib.nullcontext()
@@ -80,6 +88,11 @@ def no_gradient(function, *args):
 def is_exporting():
     """Whether `torch.export` is tracing, which cannot export loops that values end."""
     return torch.compiler.is_exporting()
+
+
+def without_recording(function, *args):
+    """Calls a function in a thread of its own, which would record its gradient."""
+    return no_gradient(function, *args)
 
 
 def asks_for_values(error):

@@ -1,4 +1,4 @@
-"""A warning when no output has a reward."""
+"""A warning when no output has a reward, or no input is valid."""
 
 import warnings
 
@@ -7,6 +7,8 @@ import keras
 
 class NoRewardWarning(keras.callbacks.Callback):
     """Warns once if no sample of the epoch so far has a finite reward.
+
+    It names the inputs instead if all of them have NaN or infinite values.
 
     `RewardTuning` adds it. Training continues, but all advantages are 0, so the reward
     does not change the weights.
@@ -22,6 +24,14 @@ class NoRewardWarning(keras.callbacks.Callback):
         if self.warned or (logs or {}).get("no_reward", 0.0) < 1.0:
             return
         self.warned = True
+        if logs.get("invalid_inputs", 0.0) >= 1.0:
+            warnings.warn(
+                "Every input so far has a NaN or infinite value, so nothing is "
+                "learned: such inputs are left out. Look at `x`, for example at "
+                "`numpy.isfinite(x).all()`.",
+                stacklevel=2,
+            )
+            return
         warnings.warn(
             "The reward is NaN or infinite for every sample so far, so nothing is "
             "learned: all advantages are 0. Call the reward on a few outputs "

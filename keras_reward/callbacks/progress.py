@@ -25,7 +25,14 @@ class RewardProgress(keras.callbacks.ProgbarLogger):
 
 
 def reward_first(logs):
-    """A copy of the logs: `reward`, `val_reward`, then the others in their order."""
-    logs = dict(logs or {})
+    """A copy of the logs: `reward`, `val_reward`, then the others in their order.
+
+    Without `invalid_inputs` while there are none.
+    """
+    logs = {
+        name: value
+        for name, value in (logs or {}).items()
+        if value or not name.endswith("invalid_inputs")
+    }
     lead = {name: logs[name] for name in ("reward", "val_reward") if name in logs}
     return {**lead, **logs}

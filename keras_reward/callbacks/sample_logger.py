@@ -11,6 +11,7 @@ from keras_reward.compiled import kept
 from keras_reward.evaluation.probes import Greedy, Sampler
 from keras_reward.forms.pictures import draw_sheet, input_images, output_images
 from keras_reward.nests import rows_of, string_arrays, take_rows, to_numpy
+from keras_reward.whole_files import append_lines, whole_file
 
 MOST_NUMBERS = 4096  # maximum of an output in JSON; larger ones are only drawn
 
@@ -142,10 +143,11 @@ class SampleLogger(StepCallback):
         name = f"samples_{self.step:06d}.png"
         sheet = draw_sheet_of(self, greedy, samples)
         if sheet:
-            (self.folder / name).write_bytes(sheet[0])
+            with whole_file(self.folder / name) as new:
+                new.write_bytes(sheet[0])
         records = self.records(greedy, samples, name if sheet else None)
-        with open(self.folder / "samples.jsonl", "a") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        lines = [json.dumps(record) for record in records]
+        append_lines(self.folder / "samples.jsonl", lines)
         for outlet in self.outlets:
             outlet.write(self.step, records, sheet)
 

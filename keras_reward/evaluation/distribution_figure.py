@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_reward.evaluation.figures import save_figure
+
 
 def findings(before, after, rare=0.05):
     """The findings of the paper's figure 5, as numbers.
@@ -140,7 +142,7 @@ def plot(before, after, path=None, names=("maximum likelihood", "reward tuned"))
     right.set(title="Likeliest of N samples", xlabel="N", xscale="log")
     left.legend(fontsize=8)
     if path is not None:
-        figure.savefig(path, dpi=120)
+        save_figure(figure, path)
     return figure
 
 

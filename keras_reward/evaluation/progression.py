@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_reward.evaluation.figures import save_figure
+
 
 class Progression(NamedTuple):
     """Two quantities over the epochs in which both were measured.
@@ -181,5 +183,5 @@ def plot_progression(result, path=None):
     left.set(xlabel="epoch", title=f"rank correlation {result.rank_correlation:.2f}")
     left.legend(handles=lines)
     if path is not None:
-        figure.savefig(path, dpi=120)
+        save_figure(figure, path)
     return figure

@@ -18,6 +18,7 @@ from keras_reward.evaluation.sample_pools import (
     mean_of_chosen,
 )
 from keras_reward.nests import pad_rows, rows_of
+from keras_reward.whole_files import whole_file
 
 
 class RewardDistribution(NamedTuple):
@@ -80,7 +81,7 @@ class RewardDistribution(NamedTuple):
 
     def save(self, path):
         """Writes a NumPy file (.npz) that `load` reads."""
-        np.savez(path, **self._asdict())
+        save_arrays(path, self._asdict())
 
     @classmethod
     def load(cls, path):
@@ -294,6 +295,12 @@ def save_blocks(path, blocks, earlier, settings):
     rest = len(earlier.get("drawn", ()))
     if rest and earlier["rewards"].shape[1] == arrays["rewards"].shape[1]:
         arrays = {k: np.concatenate([v, earlier[k]]) for k, v in arrays.items()}
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, settings=json.dumps(settings), **arrays)
-    os.replace(partial, path)  # atomic: never leaves half a file
+    save_arrays(path, {"settings": json.dumps(settings), **arrays})
+
+
+def save_arrays(path, arrays):
+    """Writes a whole NumPy file, to `path` with the ending .npz, as NumPy would."""
+    if isinstance(path, (str, os.PathLike)) and not str(path).endswith(".npz"):
+        path = f"{os.fspath(path)}.npz"
+    with whole_file(path) as new:
+        np.savez(new, **arrays)

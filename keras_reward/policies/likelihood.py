@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_reward import objective
+from keras_reward.valid_inputs import where_valid
 
 
 class Likelihood(NamedTuple):
@@ -48,6 +49,19 @@ class Likelihood(NamedTuple):
     position_log_probs: Any
     counted: Any
     choice_log_probs: Any
+
+    def of_valid(self, valid):
+        """The same, but 0 and without gradient for inputs that are not valid.
+
+        Args:
+            valid: `(batch,)` bool, or None: all are.
+        """
+        return self._replace(
+            log_prob=where_valid(valid, self.log_prob),
+            entropy=where_valid(valid, self.entropy),
+            position_log_probs=where_valid(valid, self.position_log_probs),
+            choice_log_probs=where_valid(valid, self.choice_log_probs, axis=1),
+        )
 
 
 def of_parts(parts):

@@ -1,17 +1,26 @@
 """Rewards in plain Python: any function of NumPy arrays, called in each step."""
 
-import concurrent.futures
+import functools
 import math
-import multiprocessing
 import time
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_reward import interrupts
 from keras_reward.backend import XLA_CALLS_HOST, host_call
 from keras_reward.nests import rows_of, take_rows
 from keras_reward.rewards.combination import FunctionReward
+from keras_reward.rewards.host_workers import (
+    Calls,
+    Interrupted,
+    Late,
+    Processes,
+    Threads,
+)
+
+ON_TIMEOUT = ("raise", "nan")
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -24,7 +33,8 @@ class HostReward(FunctionReward):
 
     An exception in the function does not lose the weights. The rows that failed have no
     influence on the step, and then `fit`, `evaluate` or the call raises the exception,
-    with a note that says which rows failed.
+    with a note that says which rows failed. Ctrl-C ends `fit` also while the function
+    hangs.
 
     Args:
         function: `(y_true, y_pred) -> (rows,)` or `(y_true, y_pred, inputs) ->
@@ -39,6 +49,12 @@ class HostReward(FunctionReward):
             in Python. The function must be picklable, and a script that starts
             training needs `if __name__ == "__main__":`. Default False: threads, for
             functions that wait or compute in NumPy.
+        timeout: how long a call of the function may take, in seconds. A worker that
+            takes longer is replaced; a process is killed, a thread is left to itself.
+            Default: any time.
+        on_timeout: what becomes of the rows of a call that takes longer. `"raise"`
+            (default): they failed, with a `TimeoutError`. `"nan"`: they have no reward,
+            and training continues; `no_reward` counts them.
         name: name in the logs. Default: the function's own.
 
     Call arguments: `y_true`, `y_pred` as the function takes them. Returns `(rows,)`.
@@ -47,6 +63,8 @@ class HostReward(FunctionReward):
 
     Raises:
         ValueError: if the function does not return one number per row.
+        TimeoutError: if a call takes longer than `timeout`, unless `on_timeout` is
+            `"nan"`.
 
     Example:
 
@@ -67,7 +85,14 @@ class HostReward(FunctionReward):
     supports_jit = XLA_CALLS_HOST
 
     def __init__(
-        self, function, batch_size=None, workers=1, use_multiprocessing=False, name=None
+        self,
+        function,
+        batch_size=None,
+        workers=1,
+        use_multiprocessing=False,
+        timeout=None,
+        on_timeout="raise",
+        name=None,
     ):
         super().__init__(function, name=name)
         for argument, value in {"batch_size": batch_size, "workers": workers}.items():
@@ -76,11 +101,27 @@ class HostReward(FunctionReward):
                     f"`{argument}` must be a positive integer. "
                     f"Received: {argument}={value!r}"
                 )
+        if timeout is not None and not is_positive(timeout):
+            raise ValueError(
+                "`timeout` must be a positive number of seconds, or None. "
+                f"Received: timeout={timeout!r}"
+            )
+        if on_timeout not in ON_TIMEOUT:
+            raise ValueError(
+                f"`on_timeout` must be one of {ON_TIMEOUT}. "
+                f"Received: on_timeout={on_timeout!r}"
+            )
         self.batch_size = batch_size
         self.workers = workers
         self.use_multiprocessing = use_multiprocessing
+        self.timeout = timeout
+        self.on_timeout = on_timeout
         self.failure = None
-        self.pool = None
+        if use_multiprocessing:
+            pool = functools.partial(Processes, wait=timeout is not None)
+        else:
+            pool = Threads
+        self.calls = Calls(functools.partial(pool, function, workers), workers, timeout)
 
     def call(self, y_true, y_pred, inputs=None):
         rewards, seconds = self.values(y_true, y_pred, inputs)
@@ -117,11 +158,16 @@ class HostReward(FunctionReward):
         rewards = np.full((rows, *shape), np.nan, "float32")
         size = self.batch_size or max(1, -(-rows // self.workers))
         chunks = [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
+        outcomes = self.outcomes([take_rows(arguments, chunk) for chunk in chunks])
         failed = []
-        for chunk, call in zip(chunks, self.calls(arguments, chunks), strict=True):
+        for chunk, outcome in zip(chunks, outcomes, strict=True):
+            late = isinstance(outcome, Late) and self.on_timeout == "nan"
+            if late or isinstance(outcome, Interrupted):
+                continue
             try:
                 expected = (chunk.stop - chunk.start, *shape)
-                rewards[chunk] = as_rewards(self.name, call(), expected)
+                values = self.returned(outcome)
+                rewards[chunk] = as_rewards(self.name, values, expected)
             except BaseException as error:  # an interrupt must not lose weights either
                 failed.append((chunk, error))
         if failed:
@@ -129,29 +175,34 @@ class HostReward(FunctionReward):
         seconds = np.full((rows,), time.perf_counter() - start, "float32")
         return np.concatenate([rewards.reshape(rows, -1), seconds[:, None]], 1).T
 
-    def calls(self, arguments, chunks):
-        """A list of functions without arguments that return the rewards of a chunk."""
-        batches = [take_rows(arguments, chunk) for chunk in chunks]
-        if self.workers == 1:
-            return [lambda batch=batch: self.function(*batch) for batch in batches]
+    def outcomes(self, batches):
+        """What the function returned or raised for each of some batches."""
+        in_workers = self.workers > 1 or self.use_multiprocessing or self.timeout
         try:
-            futures = [self.submit(batch) for batch in batches]
-        except concurrent.futures.BrokenExecutor:  # a worker of an earlier step died
-            self.pool = None
-            futures = [self.submit(batch) for batch in batches]
-        return [future.result for future in futures]
+            # The main thread could not see Ctrl-C while the function hangs.
+            if in_workers or interrupts.is_deferred():
+                return self.calls.outcomes(batches)
+            return [self.outcome(batch) for batch in batches]
+        except BaseException as error:  # such as Ctrl-C in this thread
+            return [error] * len(batches)
 
-    def submit(self, batch):
-        """Submits a batch to the pool, which starts with the first one."""
-        if self.pool is None and self.use_multiprocessing:
-            self.pool = concurrent.futures.ProcessPoolExecutor(
-                self.workers,
-                # A fork would copy the locks of the backend's threads.
-                mp_context=multiprocessing.get_context("spawn"),
+    def outcome(self, batch):
+        try:
+            return self.function(*batch)
+        except Exception as error:
+            return error
+
+    def returned(self, outcome):
+        """What the function returned, or raises what it did."""
+        if isinstance(outcome, Late):
+            raise TimeoutError(
+                f"A call of HostReward {self.name!r} took longer than its `timeout`. "
+                'Raise that, lower `batch_size`, or pass `on_timeout="nan"` to train '
+                f"without the rewards of such calls. Received: timeout={self.timeout}"
             )
-        elif self.pool is None:
-            self.pool = concurrent.futures.ThreadPoolExecutor(self.workers)
-        return self.pool.submit(self.function, *batch)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     def keep_failure(self, failed, rows):
         """Keeps the first error for `raise_failure`, with the rows of all errors."""
@@ -174,7 +225,15 @@ class HostReward(FunctionReward):
             "batch_size": self.batch_size,
             "workers": self.workers,
             "use_multiprocessing": self.use_multiprocessing,
+            "timeout": self.timeout,
+            "on_timeout": self.on_timeout,
         }
+
+
+def is_positive(value):
+    """Whether a value is a finite number above 0."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf
 
 
 def as_host_dtype(tensor):

@@ -8,6 +8,7 @@ from keras_reward.nests import repeat_rows
 from keras_reward.policies.detection import DetectionPolicy
 from keras_reward.rewards.detection import matched_iou
 from keras_reward.terms.term import Term
+from keras_reward.valid_inputs import where_valid
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -123,6 +124,7 @@ class ConfidenceLoss(Term):
         logits = context["logits"]
         cross_entropy = ops.softplus(logits) - ops.stop_gradient(iou) * logits
         of_boxes = ops.where(context["valid"], cross_entropy, 0.0)
+        of_boxes = where_valid(update.rollout.valid, of_boxes)
         return ops.mean(ops.sum(of_boxes, axis=-1))
 
     def get_config(self):

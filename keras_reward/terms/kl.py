@@ -10,6 +10,7 @@ from keras_reward.saved_objects import deserialized, entry, serialized
 from keras_reward.terms.lora_base import LoRABase
 from keras_reward.terms.reference_model import MISSING, ReferenceModel, copy_model
 from keras_reward.terms.term import Term
+from keras_reward.valid_inputs import where_valid
 
 REFERENCE_MODELS = ("copy", "lora_base")
 
@@ -122,6 +123,7 @@ class KL(Term):
             self.reference_model.position_log_probs, update.x, samples
         )
         ratios = ops.stop_gradient(log_probs) - known
+        ratios = where_valid(update.rollout.valid, ratios)
         weights = kl_weights(ratios, update.policy.ordered)
         surrogate = -objective.weighted_likelihood_loss(
             log_probs, weights, None, update.sample_weight

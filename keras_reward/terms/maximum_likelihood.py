@@ -3,10 +3,12 @@
 import keras
 from keras import ops
 
+from keras_reward.nests import map_leaves
 from keras_reward.objective import weighted_likelihood_loss
 from keras_reward.policies.detection import DetectionPolicy
 from keras_reward.policies.policy import Policy
 from keras_reward.terms.term import Term
+from keras_reward.valid_inputs import where_valid
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
@@ -68,8 +70,30 @@ class MaximumLikelihood(Term):
 
     def loss(self, update):
         if isinstance(update.policy, DetectionPolicy):
-            return update.policy.own_loss(update.x, update.y, update.context)
+            given = of_valid(update.rollout.valid, update.y, update.context)
+            return update.policy.own_loss(update.x, *given)
         log_prob = update.policy.target_log_prob(update.context, update.y)
         log_prob = ops.expand_dims(log_prob, 1)
         ones = ops.ones_like(log_prob)
         return weighted_likelihood_loss(log_prob, ones, None, update.sample_weight)
+
+
+def of_valid(valid, y, context):
+    """Targets and context of a `DetectionPolicy` for the detector's own loss.
+
+    That takes no weights. So inputs that are not valid have no objects, by which the
+    loss may divide, and what the detector says of them has no gradient.
+    """
+    if valid is None:
+        return y, context
+
+    def held(leaf):
+        # What has no row for each input stays as it is.
+        if tuple(getattr(leaf, "shape", ())[:1]) != tuple(valid.shape):
+            return leaf
+        at = ops.reshape(valid, (-1, *[1] * (len(leaf.shape) - 1)))
+        return ops.where(at, leaf, ops.stop_gradient(leaf))
+
+    outputs = map_leaves(held, context["outputs"])
+    labels = where_valid(valid, y["labels"], -1)
+    return {**y, "labels": labels}, {**context, "outputs": outputs}

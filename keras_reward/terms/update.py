@@ -19,6 +19,9 @@ class Rollout(NamedTuple):
         alternatives: `(batch, n, *positions, choices)`, how much more each choice would
             have earned than the one that was drawn, 0 where that is not known. None
             unless parts get credit of their own, see `Reward.alternatives`.
+        valid: `(batch,)` bool, False for inputs with NaN or infinities. Their rewards
+            are NaN, and the model got zeros in their place. None if inputs have no
+            floats.
     """
 
     samples: Any
@@ -27,6 +30,7 @@ class Rollout(NamedTuple):
     rewards: Any
     components: dict
     alternatives: Any = None
+    valid: Any = None
 
 
 class Update(NamedTuple):
@@ -34,13 +38,15 @@ class Update(NamedTuple):
 
     Attributes:
         policy: the `Policy` of the tuned model.
-        x: the model's inputs, `(batch, ...)`.
+        x: the model's inputs, `(batch, ...)`, zeros where they are not valid.
         y: targets, `(batch, ...)`, or None.
         context: what `policy.encode(x)` returned.
         rollout: a `Rollout`.
         likelihood: the `Likelihood` of its samples under the current model, with
-            gradient. Its `choice_log_probs` are those of the term's own `choices`.
-        sample_weight: `(batch,)`, the weight of each input, or None.
+            gradient. Its `choice_log_probs` are those of the term's own `choices`. 0
+            without gradient for inputs that are not valid.
+        sample_weight: `(batch,)`, the weight of each input, or None. 0 for inputs that
+            are not valid.
         no_gradient: calls a function without gradient, as
             `no_gradient(function, *args)`.
     """

@@ -5,6 +5,7 @@ import inspect
 import keras
 
 from keras_reward.callbacks.host_failure import HostFailure
+from keras_reward.callbacks.interruption import with_interruption
 from keras_reward.callbacks.no_reward import NoRewardWarning
 from keras_reward.callbacks.progress import RewardProgress
 
@@ -21,9 +22,8 @@ def with_callbacks(method, model, args, kwargs):
         )
     if method is keras.Model.fit and bound.arguments.get("verbose") != 0:
         model.say_credit()
-    callbacks = bound.arguments.get("callbacks")
+    callbacks = with_interruption(bound.arguments.get("callbacks"), model)
     if not isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = keras.tree.flatten(callbacks) if callbacks else []
         callbacks.append(NoRewardWarning())
         if model.reward.runs_on_host:
             callbacks.append(HostFailure())

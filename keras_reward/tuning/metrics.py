@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_reward import advantages
+from keras_reward.valid_inputs import as_weights, where_valid
 
 # Metrics of samples, which a single greedy output does not have.
 TRAINING_ONLY = ("reward_std", "entropy", "no_signal")
@@ -20,7 +21,8 @@ def make_trackers(component_names, num_samples, term_names):
         num_samples: number of samples of each input.
         term_names: names of what the terms of the loss log.
     """
-    names = ["reward", *component_names, *TRAINING_ONLY, *term_names, "no_reward"]
+    names = ["reward", *component_names, *TRAINING_ONLY, *term_names]
+    names += ["no_reward", "invalid_inputs"]
     taken = sorted({name for name in names if names.count(name) > 1 or name == "loss"})
     if taken:
         raise ValueError(
@@ -42,11 +44,33 @@ def record_samples(trackers, rollout, likelihood):
         rollout: a `Rollout`.
         likelihood: the `Likelihood` of its samples.
     """
-    trackers["entropy"].update_state(likelihood.entropy)
+    values = {"entropy": likelihood.entropy}
     if "reward_std" in trackers:
-        trackers["reward_std"].update_state(advantages.reward_std(rollout.rewards))
-        trackers["no_signal"].update_state(no_signal(rollout))
+        values["reward_std"] = advantages.reward_std(rollout.rewards)
+        values["no_signal"] = no_signal(rollout)
+    for name, value in values.items():
+        trackers[name].update_state(value, sample_weight=as_weights(rollout.valid))
     record_rewards(trackers, rollout.rewards, rollout.components)
+    record_invalid(trackers, rollout.valid)
+
+
+def of_valid(valid, rewards, components):
+    """Rewards and components that are NaN for inputs that are not valid.
+
+    Args:
+        valid: `(batch,)` bool, or None: all are.
+        rewards: `(batch, ...)`.
+        components: dict of tensors of the same shape.
+    """
+    nan = float("nan")
+    components = {k: where_valid(valid, v, nan) for k, v in components.items()}
+    return where_valid(valid, rewards, nan), components
+
+
+def record_invalid(trackers, valid):
+    """Updates `invalid_inputs` with those of a batch, None if it has no floats."""
+    if valid is not None:
+        trackers["invalid_inputs"].update_state(ops.logical_not(valid))
 
 
 def no_signal(rollout):

@@ -26,16 +26,27 @@ from keras_reward.tuning.credit import (
     needs_baseline,
 )
 from keras_reward.tuning.greedy_model import GreedyModel, input_signature, symbolic
+from keras_reward.tuning.interruptible import Interruptible
 from keras_reward.tuning.raw_inputs import RawInputs
 from keras_reward.tuning.renamed import refuse_renamed
 from keras_reward.tuning.training_step import TrainingStep
+from keras_reward.tuning.whole_saves import WholeSaves
 from keras_reward.tuning.without_model import TuningWithoutModel
+from keras_reward.valid_inputs import as_weights, split_valid
 
 UPDATES = ("all", "first")
 
 
 @keras.saving.register_keras_serializable(package="keras_reward")
-class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras.Model):
+class RewardTuning(
+    RewardTrainer,
+    TrainingStep,
+    WholeSaves,
+    Interruptible,
+    RawInputs,
+    CheckedFitting,
+    keras.Model,
+):
     """Tunes a trained Keras model for a reward, by Reinforce.
 
     Reward tuning is maximum likelihood on the model's own samples, each weighted by
@@ -52,6 +63,12 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
     reward, so callbacks that monitor `val_loss` keep the best model too. Metrics given
     to `compile` compare targets with what `predict` returns: `"accuracy"` is the share
     of equal ids, and metrics that read the scores of classes are refused for ids.
+
+    An input with a NaN or an infinity takes no part in a step: the model gets zeros in
+    its place, and its weight is 0. `invalid_inputs` counts them. Only batch
+    normalisation with `model_training=True` and activity regularizers see the zeros.
+
+    Ctrl-C ends `fit` after the step, with all weights; a second one ends it at once.
 
     What is trainable is settled by the first step after `compile`: compile again after
     freezing layers or adding adapters.
@@ -292,13 +309,20 @@ class RewardTuning(RewardTrainer, TrainingStep, RawInputs, CheckedFitting, keras
         self.refuse_compiled_loss()
         y_pred = self.policy.rewarded(y_pred)
         targets = self.reward.prepare(dense(y))
+        x, valid = split_valid(x)
         inputs = x if self.reward.uses_inputs else None
         check_shapes(self.reward, targets, y_pred, inputs)
         earned, components = self.reward.evaluate(targets, y_pred, inputs)
+        earned, components = metrics.of_valid(valid, earned, components)
         metrics.record_rewards(self.trackers, earned, components)
+        metrics.record_invalid(self.trackers, valid)
         earned, _ = advantages.split_finite(earned)
-        weights = input_weights(sample_weight, earned)
-        return -ops.mean(earned if weights is None else earned * weights)
+        weights = as_weights(valid, input_weights(sample_weight, earned))
+        weighted = earned if weights is None else earned * weights
+        if valid is None:
+            return -ops.mean(weighted)
+        number = ops.sum(ops.cast(valid, "float32"))
+        return -ops.sum(weighted) / ops.maximum(number, 1.0)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the metrics given to `compile`; omits those of training alone."""

@@ -27,13 +27,15 @@ from keras_reward.rewards.credit import reward_to_go
 from keras_reward.terms.update import Rollout, Update
 from keras_reward.tuning import metrics
 from keras_reward.tuning.compiled_metrics import check_compiled_metrics
+from keras_reward.valid_inputs import as_weights, split_valid, where_valid
 
 
 class TrainingStep:
     """Mixin for `RewardTuning`: what a step does, the same on every backend.
 
     The order is that of the method: encode, sample, decode, reward, advantage,
-    likelihood, loss.
+    likelihood, loss. An input with NaN or an infinity takes no part: the model gets
+    zeros in its place, its samples have no reward, and its weight is 0.
     """
 
     def training_step(self, data, descend):
@@ -79,20 +81,22 @@ class TrainingStep:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y = dense(y)
         self.see_inputs(x)
+        x, valid = split_valid(x)
         context = self.policy.encode(x, training=self.model_training)
-        rollout = no_gradient(self.rollout, context, x, y)
+        rollout = no_gradient(self.rollout, context, x, y, valid)
         likelihood, losses = self.update_losses(
             rollout, context, x, y, sample_weight, no_gradient
         )
         return losses["loss"], (rollout, likelihood, losses)
 
-    def rollout(self, context, x, y):
+    def rollout(self, context, x, y, valid=None):
         """Draws samples and computes their rewards and advantages.
 
         Args:
             context: what `policy.encode(x)` returned.
             x: the model's inputs.
             y: targets, or None.
+            valid: which inputs are finite, `(batch,)` bool. Default: all.
 
         Returns:
             A `Rollout`.
@@ -104,12 +108,14 @@ class TrainingStep:
             drawn = with_sample(samples, self.policy.mode(context))
         given = context, x, y, drawn
         outputs, earned, components, credit = self.credit_samples(*given, self.by_parts)
+        earned, components = metrics.of_valid(valid, earned, components)
         advantage = alternatives = None
         if credit is None:
             advantage = self.advantages(earned, samples)
         else:
             part_rewards = self.policy.part_rewards(credit)
             if part_rewards is not None:
+                part_rewards = where_valid(valid, part_rewards, float("nan"))
                 advantage = self.part_advantages(part_rewards)
         kept = 1 if self.update == "first" else n
         first = first_of(samples, kept)
@@ -123,6 +129,7 @@ class TrainingStep:
             earned[:, :n],
             {name: values[:, :n] for name, values in components.items()},
             alternatives,
+            valid,
         )
 
     def reward_samples(self, context, x, y, samples):
@@ -209,8 +216,9 @@ class TrainingStep:
             The `Likelihood` of the samples, and a dict of float32 scalars: `"loss"`,
             and what the terms log.
         """
-        likelihood, choices = self.likelihood(context, rollout.samples)
+        likelihood, choices = self.likelihood(context, rollout.samples, rollout.valid)
         weights = input_weights(sample_weight, likelihood.log_prob)
+        weights = as_weights(rollout.valid, weights)
         loss, losses = self.loss_of_reward(rollout, context, likelihood, weights), {}
         for term, own in zip(self.terms, choices, strict=True):
             given = likelihood._replace(choice_log_probs=own)
@@ -241,8 +249,10 @@ class TrainingStep:
             loss += parts_loss(probabilities, rollout.alternatives, sample_weight)
         return loss
 
-    def likelihood(self, context, samples):
+    def likelihood(self, context, samples, valid=None):
         """The likelihood of samples, computed once for all terms.
+
+        That of inputs that are not valid is 0, without gradient.
 
         Returns:
             A `Likelihood`, and for each term the log-probabilities of its `choices`.
@@ -253,7 +263,7 @@ class TrainingStep:
             samples,
             choices=[choice for choices in asked for choice in choices],
             entropy_gradient=any(t.uses_entropy and t.weight for t in self.terms),
-        )
+        ).of_valid(valid)
         given, start = [], 0
         for choices in asked:
             end = start + len(choices)

@@ -112,7 +112,7 @@ def test_threads_score_at_the_same_time():
 def test_processes_score_too():
     reward = HostReward(process_of, workers=2, use_multiprocessing=True)
     assert os.getpid() not in to_numpy(reward(None, np.zeros((4, 1)))).astype(int)
-    reward.pool.shutdown()
+    reward.calls.close()
 
 
 def test_nests_inputs_and_missing_targets_arrive_as_arrays():
