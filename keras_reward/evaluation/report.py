@@ -3,17 +3,15 @@
 import base64
 import html
 import io
-import os
 import pathlib
 import re
-import shutil
-import uuid
 
 import numpy as np
 
 from keras_reward.evaluation.distribution_figure import findings, plot
 from keras_reward.evaluation.intervals import KINDS, difference, interval
 from keras_reward.forms.pictures import as_rgb
+from keras_reward.whole_files import whole_file
 
 # The page may show its own content, and load nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -122,28 +120,9 @@ def report(
 </html>
 """
     path = pathlib.Path(path)
-    write_whole(path, page.encode())
+    with whole_file(path) as new:
+        new.write_text(page, encoding="utf-8")
     return path
-
-
-def write_whole(path, content):
-    """Writes bytes to a file, which has all of them afterwards, or what it had."""
-    target = path.resolve()  # a link stays one
-    if target.exists() and not target.is_file():  # such as a terminal
-        target.write_bytes(content)
-        return
-    new = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex}")
-    try:
-        with open(new, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if target.exists():
-            shutil.copymode(target, new)
-        os.replace(new, target)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def escape(text):
