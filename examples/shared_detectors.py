@@ -206,6 +206,8 @@ def fit_own_loss(model, data, epochs, schedule, task):
 def tuner(model, task):
     """The detector as a distribution over which of its boxes are shown."""
     preset = task.preset
+    if task.model == "dfine":  # a file does not keep it
+        model.compute_loss = functools.partial(dfine_loss, model)
     model.compile()  # its own loss
     return RewardTuning(
         model,
