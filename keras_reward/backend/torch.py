@@ -5,12 +5,14 @@ import contextlib
 import keras
 import torch
 
+from keras_reward.backend.keras_private import StartsAtBatch
+
 XLA_CALLS_HOST = True  # `torch.compile` leaves `host_call` alone
 LOOPS_RECOMPUTE = True
 NO_VALUES = (TypeError, RuntimeError)  # on another device, or with gradient
 
 
-class RewardTrainer:
+class RewardTrainer(StartsAtBatch):
     """Mixin for `keras.Model`: one step of reward tuning."""
 
     def keep_weights(self):
@@ -35,6 +37,10 @@ class RewardTrainer:
     def of_one_replica(self, batch):
         """The batch: here, none is divided before a step."""
         return batch
+
+    def data_for_fit(self, data):
+        """What `fit` gets instead of an `OrderedData`: here, the same."""
+        return data
 
     def train_step(self, data):
         return self.training_step(data, lambda loss: descend(self, loss))
