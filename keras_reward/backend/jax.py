@@ -56,6 +56,13 @@ class RewardTrainer(KeepsWeights, ReadsBatches, StartsAtBatch):
         """What `fit` gets instead of an `OrderedData`: here, the same."""
         return data
 
+    def random_state(self):
+        """Random state outside of variables, a list of NumPy arrays: here, none."""
+        return []
+
+    def set_random_state(self, state):
+        """Sets what `random_state` returned."""
+
     def train_step(self, state, data):
         kinds = (
             self.trainable_variables,

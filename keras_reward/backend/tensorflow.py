@@ -50,6 +50,13 @@ class RewardTrainer(StartsAtBatch):
             return data
         return pipeline(data)
 
+    def random_state(self):
+        """Random state outside of variables, a list of NumPy arrays: here, none."""
+        return []
+
+    def set_random_state(self, state):
+        """Sets what `random_state` returned."""
+
     def make_train_function(self, force=False):
         """Builds the optimizer before the step is traced.
 

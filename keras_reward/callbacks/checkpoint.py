@@ -208,24 +208,30 @@ class Checkpoint(keras.callbacks.Callback):
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint_files.discard_old(self.folder, self.keep)
+        self.fixed = run_state.checksum_of_fixed(self.model)
         if self.resumed is not None:
             run_state.check_built(self.model)
             self.restore("weights", "optimizer")
+            run_state.check_fixed(self.resumed.about["fixed"], self.fixed)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.batch = epoch, 0
         self.first_step = self.step
         if self.first_batch:
-            # Once more: of an epoch that goes on, its beginning is not to be seen.
-            self.restore("weights", "optimizer", "metrics")
             self.first_step -= self.first_batch
-        self.resumed, self.first_batch = None, 0
+        else:
+            self.resumed = None
 
     def restore(self, *groups):
         about, arrays = self.resumed.about, self.resumed.arrays
         run_state.restore(self.model, self.companions, arrays, about["state"], groups)
 
     def on_train_batch_begin(self, batch, logs=None):
+        if self.resumed is not None:
+            # Once more: of an epoch that goes on, its beginning is not to be seen. What
+            # reads the data may have drawn random numbers.
+            self.restore("weights", "optimizer", "metrics")
+            self.resumed, self.first_batch = None, 0
         self.batch, self.step = batch, self.first_step + batch
         self.tell(self.background.failure())
         if self.signalled or (self.is_due() and not self.every_epoch):
@@ -264,7 +270,7 @@ class Checkpoint(keras.callbacks.Callback):
             arrays, state = run_state.collect(self.model, self.companions)
             run = {"step": self.step, "epoch": epoch, "batch": batch}
             run |= {"order": self.order, "stopped": stopped}
-            about = {"run": run, "state": state}
+            about = {"run": run, "state": state, "fixed": self.fixed}
             self.tell(self.background.start(self.write, self.step, arrays, about))
             self.saved_step, self.saved_at = self.step, time.monotonic()
         if self.signalled:

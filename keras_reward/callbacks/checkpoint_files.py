@@ -7,6 +7,7 @@ format. A folder has its name only when all of it is on disk.
 """
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -133,7 +134,7 @@ def read(path):
             f"{manifest['format']}, of which this version reads {FORMAT}"
         )
     try:
-        files = {entry["file"] for entry in manifest["arrays"]}
+        files = {plain_name(entry["file"]) for entry in manifest["arrays"]}
         files = {name: np.fromfile(path / name, "uint8") for name in files}
     except OSError as error:
         raise BrokenCheckpointError(str(error)) from error
@@ -149,13 +150,20 @@ def read_manifest(path):
     return json.loads(text)
 
 
+def plain_name(name):
+    """The name of a file in the folder itself."""
+    if name != os.path.basename(name):
+        raise BrokenCheckpointError(f"{name!r} is not a file of the checkpoint")
+    return name
+
+
 def array_in(data, entry):
     """The array of a manifest entry, from the bytes of its file."""
     # Keras brings the names of others than NumPy's, such as bfloat16.
     dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    size = dtype.itemsize * int(np.prod(shape, dtype="int64"))
+    size = dtype.itemsize * math.prod(shape)
     part = data[entry["offset"] :][:size]
-    if len(part) != size:
+    if len(part) != size or dtype.hasobject:
         raise BrokenCheckpointError(f"{entry['file']} is too short")
     if zlib.crc32(part) != entry["checksum"]:
         raise BrokenCheckpointError(f"{entry['file']} has a wrong checksum")

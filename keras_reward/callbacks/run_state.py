@@ -1,6 +1,7 @@
 """What a run is, as arrays and what JSON can hold, and back."""
 
 import inspect
+import zlib
 
 import keras
 import numpy as np
@@ -34,6 +35,31 @@ def variables_of(tuner):
     }
 
 
+def checksum_of_fixed(tuner):
+    """A checksum of what a run reads and does not keep: models of reward and terms."""
+    kept = {id(v) for v in variables_of(tuner)["weights"]}
+    read = [*tuner.reward.variables]
+    for term in tuner.terms:
+        read += term.frozen_variables
+    checksum = 0
+    for variable in read:
+        if id(variable) not in kept:
+            array = np.ascontiguousarray(ops.convert_to_numpy(variable))
+            checksum = zlib.crc32(array.reshape(-1).view("uint8"), checksum)
+    return checksum
+
+
+def check_fixed(saved, own):
+    """Raises unless models that are not in the checkpoint are those of the run."""
+    if saved != own:
+        raise ValueError(
+            "A reference model or a reward model is not that of the run in the "
+            "checkpoint, which does not keep it. Make it as it was, or keep it: "
+            "`KL(..., save=True)`, `ModelReward(..., save_model=True)`. "
+            f"Received: checksum {own:08x}, not {saved:08x}"
+        )
+
+
 def described(variables):
     """What must be equal for values to be loaded: path, dtype and shape of each."""
     return [[v.path, str(v.dtype), list(map(int, v.shape))] for v in variables]
@@ -58,7 +84,8 @@ def collect(tuner, callbacks):
     ]
     names = {name: described(variables) for name, variables in groups.items()}
     states = [[name, packed(state(), arrays)] for name, state, _ in stateful(callbacks)]
-    return arrays, {"variables": names, "callbacks": states}
+    about = {"variables": names, "callbacks": states}
+    return arrays, {**about, "random": packed(tuner.random_state(), arrays)}
 
 
 def restore(tuner, callbacks, arrays, about, groups=("weights", "optimizer")):
@@ -74,6 +101,7 @@ def restore(tuner, callbacks, arrays, about, groups=("weights", "optimizer")):
     Raises:
         ValueError: if the variables are not those of the state.
     """
+    tuner.set_random_state(unpacked(about["random"], arrays))
     start = 0
     for name, variables in variables_of(tuner).items():
         check_variables(name, about["variables"][name], variables)
