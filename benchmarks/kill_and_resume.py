@@ -33,6 +33,7 @@ BATCH, ROWS, HELD_OUT, FEATURES = 8, 92, 64, 6
 POSITIONS, CLASSES = 4, 5
 EPOCHS, EVERY_STEPS = 10, 3
 KINDS = ("step", "saving", "validating")  # what goes on, as the process says it
+JAX_DETERMINISTIC = " --xla_gpu_deterministic_ops=true"  # at its start
 WIDTH, COST_STEPS = 512, 300
 
 
@@ -165,6 +166,7 @@ class Process:
             **os.environ,
             "KERAS_BACKEND": backend,
             "TF_CPP_MIN_LOG_LEVEL": "3",
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + JAX_DETERMINISTIC,
         }
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--train", str(folder)],

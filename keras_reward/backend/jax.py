@@ -60,6 +60,10 @@ class RewardTrainer(KeepsWeights, ReadsBatches, StartsAtBatch):
         """Random state outside of variables, a list of NumPy arrays: here, none."""
         return []
 
+    def number_of_processes(self):
+        """How many processes train one model."""
+        return jax.process_count()
+
     def set_random_state(self, state):
         """Sets what `random_state` returned."""
 

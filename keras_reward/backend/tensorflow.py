@@ -54,6 +54,10 @@ class RewardTrainer(StartsAtBatch):
         """Random state outside of variables, a list of NumPy arrays: here, none."""
         return []
 
+    def number_of_processes(self):
+        """How many processes train one model: here, several are not supported."""
+        return 1
+
     def set_random_state(self, state):
         """Sets what `random_state` returned."""
 

@@ -53,6 +53,10 @@ class RewardTrainer(StartsAtBatch):
             states += torch.cuda.get_rng_state_all()
         return [state.numpy() for state in states]
 
+    def number_of_processes(self):
+        """How many processes train one model: here, several are not supported."""
+        return 1
+
     def set_random_state(self, state):
         """Sets what `random_state` returned."""
         own, *devices = [torch.from_numpy(np.array(part)) for part in state]

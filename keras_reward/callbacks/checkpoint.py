@@ -177,6 +177,8 @@ class Checkpoint(keras.callbacks.Callback):
         try:
             with self.terminated():
                 yield
+            if self.signalled:  # after the last step
+                self.end()
         finally:
             self.tell(self.background.wait())
             self.companions = self.resumed = None
@@ -205,6 +207,11 @@ class Checkpoint(keras.callbacks.Callback):
                 "Checkpoint works with `RewardTuning.fit`, which starts the data where "
                 "they were. Use `keras.callbacks.BackupAndRestore` for other models. "
                 f"Received: {type(self.model).__name__}"
+            )
+        if self.model.number_of_processes() > 1:
+            raise NotImplementedError(
+                "Checkpoint writes runs of one process. "
+                f"Received: {self.model.number_of_processes()} processes"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint_files.discard_old(self.folder, self.keep)
@@ -274,8 +281,12 @@ class Checkpoint(keras.callbacks.Callback):
             self.tell(self.background.start(self.write, self.step, arrays, about))
             self.saved_step, self.saved_at = self.step, time.monotonic()
         if self.signalled:
-            self.tell(self.background.wait())
-            raise SystemExit(128 + signal.SIGTERM)
+            self.end()
+
+    def end(self):
+        """Ends the process, as after SIGTERM."""
+        self.tell(self.background.wait())
+        raise SystemExit(128 + signal.SIGTERM)
 
     def write(self, step, arrays, about):
         checkpoint_files.write(self.folder, step, arrays, about)

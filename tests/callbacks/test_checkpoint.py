@@ -274,11 +274,9 @@ def test_several_steps_at_once(tmp_path):
 
 
 def test_samples_are_written_once_and_steps_counted_on(tmp_path):
-    logger = (
-        lambda: [  # noqa: E731
-            SampleLogger(tmp_path / "samples", HELD_OUT[:1], every_steps=5)
-        ]
-    )
+    def logger():
+        return [SampleLogger(tmp_path / "samples", HELD_OUT[:1], every_steps=5)]
+
     run(tmp_path / "run", [KillAt(0, 3), KillAt(1, 1)], extra=logger)
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     lines = (tmp_path / "samples" / "samples.jsonl").read_text().splitlines()
