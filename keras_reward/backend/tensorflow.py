@@ -1,5 +1,7 @@
 """The reward tuning step on TensorFlow."""
 
+import itertools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -83,19 +85,24 @@ def pipeline(data):
     arrays = data.dataset
 
     def rows():
-        for index in range(data.num_batches):
-            part = arrays.rows(*data.place(index))
-            if isinstance(part, slice):
-                part = range(part.start, part.stop)
-            yield np.asarray(part, "int64")
+        """The rows of an epoch, those of each pass over the arrays in one piece."""
+        places = map(data.place, range(data.num_batches))
+        for number, group in itertools.groupby(places, lambda place: place[0]):
+            yield np.concatenate([arrays.row_numbers(number, i) for _, i in group])
+
+    def cut(order):
+        if arrays.static_size is None:
+            return tf.data.Dataset.from_tensor_slices(order).batch(arrays.batch_size)
+        order = tf.reshape(order, (-1, arrays.static_size))
+        return tf.data.Dataset.from_tensor_slices(order)
 
     def gather(part, held):
         return keras.tree.map_structure(
             lambda leaf: None if leaf is None else tf.gather(leaf, part), held
         )
 
-    spec = tf.TensorSpec((arrays.static_size,), tf.int64)
-    parts = tf.data.Dataset.from_generator(rows, output_signature=spec)
+    spec = tf.TensorSpec((None,), tf.int64)
+    parts = tf.data.Dataset.from_generator(rows, output_signature=spec).flat_map(cut)
     held = keras.utils.pack_x_y_sample_weight(*arrays.arrays)
     held = tf.data.Dataset.from_tensors(held if type(held) is tuple else (held,))
     batches = tf.data.Dataset.zip((parts, held.repeat()))
@@ -103,6 +110,8 @@ def pipeline(data):
     # An epoch that begins later ends before it would notice that some are missing.
     batches = batches.apply(tf.data.experimental.assert_cardinality(data.num_batches))
     options = tf.data.Options()
+    # As in Keras: they would copy the graph, with all of the arrays in it.
+    options.experimental_optimization.apply_default_optimizations = False
     sharding = tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = sharding
     return batches.with_options(options).prefetch(tf.data.AUTOTUNE)

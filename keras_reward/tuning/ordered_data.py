@@ -76,6 +76,11 @@ class ArrayBatches(keras.utils.PyDataset):
             self.order = number, order
         return order[start:stop]
 
+    def row_numbers(self, number, index):
+        """As `rows`, always an array of ints."""
+        rows = self.rows(number, index)
+        return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+
 
 class OrderedData(keras.utils.PyDataset):
     """The batches of each epoch of `fit`, which depend on nothing but their numbers.
