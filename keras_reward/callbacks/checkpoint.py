@@ -115,8 +115,8 @@ class Checkpoint(keras.callbacks.Callback):
     ```
     """
 
-    # All is done before a step, when Keras waits for nothing: it need not wait for
-    # each step to end, as it does for callbacks that act after one.
+    # What is due after a step is done before the next one. A callback with
+    # `on_train_batch_end` would make Keras wait for the end of each step.
 
     def __init__(
         self, folder, every_steps=None, every_seconds=None, keep=3, fixed_order=False

@@ -117,7 +117,7 @@ def read(path):
         path: of the checkpoint.
 
     Returns:
-        The arrays, read-only, and `about`, as passed to `write`.
+        The arrays and `about`, as passed to `write`.
 
     Raises:
         BrokenCheckpointError: if it is not what was written.
@@ -167,9 +167,7 @@ def array_in(data, entry):
         raise BrokenCheckpointError(f"{entry['file']} is too short")
     if zlib.crc32(part) != entry["checksum"]:
         raise BrokenCheckpointError(f"{entry['file']} has a wrong checksum")
-    array = part.copy().view(dtype).reshape(shape)  # copied so that it is aligned
-    array.flags.writeable = False
-    return array
+    return part.copy().view(dtype).reshape(shape)  # copied so that it is aligned
 
 
 def newest_readable(folder):

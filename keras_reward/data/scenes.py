@@ -81,7 +81,8 @@ class Scenes(EpochOrder, keras.utils.PyDataset):
         transform: a function of `(images, targets)` that returns the batch, such as
             `(x, y, sample_weight)`. Default None.
         size: height and width of the images, at least 32. Default 64.
-        shuffle: whether each epoch has its own order. Default False.
+        shuffle: whether each epoch has its own order, which follows from `seed` and
+            the number of the epoch, see `set_epoch`. Default False.
         seed: int, seed of the orders. Default 0.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
             `keras.utils.PyDataset`.

@@ -19,6 +19,7 @@ from keras_reward.callbacks import (
     RewardGuard,
     SampleLogger,
     checkpoint_files,
+    run_state,
 )
 
 X, HELD_OUT = inputs(22), inputs(8, seed=1)
@@ -150,9 +151,11 @@ def whole():
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path, every):
     kills = [KillAt(0, 1), KillAt(0, event="validation"), KillAt(1, 3), KillAt(2, 5)]
-    own = {"every_steps": every}
+    own = {"every_steps": every, "keep": 99}
     resumed = run(tmp_path, kills, extra=watchers, own=own, **VALIDATED)
     assert_same_runs(resumed, whole)
+    steps = sorted({*range(every, STEPS * EPOCHS, every), STEPS * EPOCHS})
+    assert sorted(os.listdir(tmp_path)) == [f"step_{step:08}" for step in steps]
 
 
 def test_checkpoints_change_nothing(whole, tmp_path):
@@ -296,6 +299,18 @@ def test_a_run_that_was_stopped_stays_stopped(tmp_path):
     assert len(again["reward"]) == 1
     assert_same_runs((again, state_of(tuned)), (history, state))
     assert len(fit(tuned, [Checkpoint(tmp_path)], epochs=EPOCHS + 1)["reward"]) == 4
+
+
+def test_later_steps_do_not_change_what_was_collected():
+    tuned = tuner()
+    fit(tuned, [], epochs=1)
+    arrays, _ = run_state.collect(tuned, [])
+    before = [array.copy() for array in arrays]
+    fit(tuned, [], epochs=1)
+    changed = [(a != b).any() for a, b in zip(state_of(tuned), before, strict=False)]
+    assert sum(changed) > 10
+    for array, copy in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
 
 
 def test_own_callbacks_keep_a_state(tmp_path):

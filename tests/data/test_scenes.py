@@ -356,3 +356,17 @@ def test_a_missing_package_and_photograph_are_named(monkeypatch):
     monkeypatch.setitem(scene_pictures.PHOTOGRAPHS["test"], "grey", ("no_such.png",))
     with pytest.raises(FileNotFoundError, match=r"Received: no no_such\.png in"):
         scene_pictures.load_photographs.__wrapped__("test", 64)
+
+
+def test_an_epoch_has_each_scene_once_in_its_own_order():
+    options = {"task": "panoptic", "batch_size": 4, "start": 5, "size": 32}
+    images = np.concatenate([x for x, _ in Scenes("train", 6, **options)])
+    shuffled = Scenes("train", 6, shuffle=True, seed=3, **options)
+    for epoch in (0, 2):
+        shuffled.set_epoch(epoch)
+        order = np.random.default_rng((3, epoch)).permutation(6)
+        found = np.concatenate([x for x, _ in shuffled])
+        np.testing.assert_array_equal(found, images[order])
+    shuffled.on_epoch_end()
+    order = np.random.default_rng((3, 3)).permutation(6)
+    np.testing.assert_array_equal(shuffled[1][0], images[order[4:]])
