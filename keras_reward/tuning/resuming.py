@@ -9,6 +9,7 @@ import keras
 
 from keras_reward.backend.keras_private import Start, print_message
 from keras_reward.callbacks.checkpoint import Checkpoint
+from keras_reward.tuning.mapped_data import MappedDataset
 from keras_reward.tuning.ordered_data import TellsEpoch, own_order
 
 
@@ -127,6 +128,8 @@ def start_of(resumed, data, given, fixed_order):
 
 def replay(dataset, epoch):
     """Ends the epochs of a `PyDataset` that has no other way to know where it is."""
+    if isinstance(dataset, MappedDataset):
+        dataset = dataset.dataset
     if hasattr(dataset, "set_epoch"):
         return
     for _ in range(epoch):
