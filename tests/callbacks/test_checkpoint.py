@@ -302,13 +302,14 @@ def test_a_run_that_was_stopped_stays_stopped(tmp_path):
 
 
 def test_later_steps_do_not_change_what_was_collected():
-    tuned = tuner()
+    # Not with `use_ema`, with which Keras trains only once on JAX.
+    tuned = tuner(optimizer=lambda: keras.optimizers.SGD(0.1, momentum=0.9))
     fit(tuned, [], epochs=1)
     arrays, _ = run_state.collect(tuned, [])
     before = [array.copy() for array in arrays]
     fit(tuned, [], epochs=1)
     changed = [(a != b).any() for a, b in zip(state_of(tuned), before, strict=False)]
-    assert sum(changed) > 10
+    assert sum(changed) > 8
     for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
 
