@@ -41,7 +41,7 @@ def whole_run(tuner, args, kwargs):
             say_resumed(resumed, given)
     batch = 0 if start is None else start.batch
     if data is not None:
-        given["callbacks"].append(TellsEpoch(data, batch))
+        held_callbacks(given).append(TellsEpoch(data, batch))
         given["x"] = tuner.data_for_fit(data)
     object.__setattr__(tuner, "starts_at", start)
     try:
@@ -53,6 +53,12 @@ def whole_run(tuner, args, kwargs):
             yield bound.args[1:], bound.kwargs
     finally:
         object.__setattr__(tuner, "starts_at", None)
+
+
+def held_callbacks(given):
+    """The callbacks of `fit`: a list, or that within a ready `CallbackList`."""
+    callbacks = given["callbacks"]
+    return callbacks if isinstance(callbacks, list) else callbacks.callbacks
 
 
 def take_checkpoint(given):
@@ -68,7 +74,7 @@ def take_checkpoint(given):
     """
     callbacks = given["callbacks"]
     is_list = isinstance(callbacks, list)
-    held = callbacks if is_list else callbacks.callbacks
+    held = held_callbacks(given)
     found = [callback for callback in held if isinstance(callback, Checkpoint)]
     if not found:
         return None

@@ -414,6 +414,9 @@ def test_errors_of_arguments(tmp_path):
         Checkpoint(tmp_path, every_steps=1, every_seconds=1.0)
     with pytest.raises(ValueError, match=r"one Checkpoint.*Received: 2"):
         fit(tuner(), [Checkpoint(tmp_path), Checkpoint(tmp_path)])
+    ready = keras.callbacks.CallbackList([Checkpoint(tmp_path)], model=tuner())
+    with pytest.raises(ValueError, match=r"one Checkpoint.*in a CallbackList"):
+        fit(tuner(), ready)
     model = two_layers()
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match=r"works with `RewardTuning.fit`"):
