@@ -39,6 +39,12 @@ def as_pair(batch):
     return to_numpy((string_arrays(x), y))
 
 
+def permutation(count, *key):
+    """An order of `count` things, `(count,)` ints, that follows from a key of ints."""
+    key = [part % 2**64 for part in key]  # NumPy takes no negative ones
+    return np.random.default_rng(key).permutation(count)
+
+
 FIRST_ROWS = 8
 
 

@@ -7,7 +7,11 @@ import keras
 import numpy as np
 from jax.experimental import io_callback
 
-from keras_reward.backend.keras_private import KeepsWeights, ReadsBatches
+from keras_reward.backend.keras_private import (
+    KeepsWeights,
+    ReadsBatches,
+    StartsAtBatch,
+)
 
 XLA_CALLS_HOST = True
 LOOPS_RECOMPUTE = True
@@ -19,7 +23,7 @@ NO_VALUES = (
 )
 
 
-class RewardTrainer(KeepsWeights, ReadsBatches):
+class RewardTrainer(KeepsWeights, ReadsBatches, StartsAtBatch):
     """Mixin for `keras.Model`: one step of reward tuning, as a pure function."""
 
     def has_weights(self):
@@ -47,6 +51,21 @@ class RewardTrainer(KeepsWeights, ReadsBatches):
     def of_one_replica(self, batch):
         """The batch: here, none is divided before a step."""
         return batch
+
+    def data_for_fit(self, data):
+        """What `fit` gets instead of an `OrderedData`: here, the same."""
+        return data
+
+    def random_state(self):
+        """Random state outside of variables, a list of NumPy arrays: here, none."""
+        return []
+
+    def number_of_processes(self):
+        """How many processes train one model."""
+        return jax.process_count()
+
+    def set_random_state(self, state):
+        """Sets what `random_state` returned."""
 
     def train_step(self, state, data):
         kinds = (

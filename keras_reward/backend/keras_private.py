@@ -8,6 +8,8 @@ also test a few public but undocumented attributes: those of LoRA (`lora_enabled
 
 import contextlib
 import inspect
+import queue
+from typing import NamedTuple
 
 import keras
 from keras.src.utils import io_utils
@@ -71,6 +73,93 @@ class ReadsBatches:
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             return batch
         return (batch[0], self.read_targets(batch[1]), *batch[2:])
+
+
+class Start(NamedTuple):
+    """Where the first epoch of `fit` begins.
+
+    Attributes:
+        batch: number of its first batch.
+        skipped: how many batches of the data to pass over, if they do not begin there.
+        passed: how many batches of the current pass over the data lie before.
+    """
+
+    batch: int
+    skipped: int = 0
+    passed: int = 0
+
+
+class StartsAtBatch:
+    """Mixin for `keras.Model`: the next `fit` begins at a batch of its first epoch.
+
+    Keras counts batches from 0, and a callback cannot tell it otherwise. Nothing public
+    comes between `fit` and what counts them.
+    """
+
+    starts_at = None  # of the next `fit`: a `Start`
+
+    def _symbolic_build(self, iterator=None, data_batch=None):
+        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
+        self._start_iterator(iterator)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        self._start_iterator(iterator)
+
+    def _start_iterator(self, iterator):
+        """Prepares what `fit` counts batches with, when the model is built."""
+        if iterator is None:
+            return
+        if getattr(iterator.data_adapter, "enqueuer", None) is not None:
+            forget_fetched(iterator.data_adapter)
+        start = self.starts_at
+        if start is not None:
+            self.starts_at = None
+            start_at(iterator, start)
+
+
+def forget_fetched(adapter):
+    """Lets each pass over a `PyDataset` with workers begin with its own batches.
+
+    What workers had fetched when a pass was cut short, as the one that builds the
+    model, would come first in the next one.
+    """
+    if adapter.num_batches is None:
+        return
+    begin = adapter.on_epoch_begin
+
+    def begin_afresh():
+        adapter.enqueuer.ready_queue = queue.Queue()
+        begin()
+
+    adapter.on_epoch_begin = begin_afresh
+
+
+def start_at(iterator, start):
+    """Makes the first pass of an iterator over epochs begin at a batch.
+
+    Args:
+        iterator: Keras's `EpochIterator`.
+        start: a `Start`.
+    """
+    whole = iterator._enumerate_iterator
+
+    def rest():
+        del iterator._enumerate_iterator  # the next passes are whole
+        steps = iterator.steps_per_epoch
+        if steps:
+            iterator.steps_per_epoch = steps - start.batch
+        try:
+            for begin, end, data in whole():
+                if begin == 0:
+                    for _ in range(start.skipped):
+                        next(data)
+                iterator._steps_seen = start.passed + end + 1
+                yield begin + start.batch, end + start.batch, data
+        finally:
+            iterator.steps_per_epoch = steps
+
+    iterator._enumerate_iterator = rest
 
 
 def print_message(message):
@@ -149,6 +238,15 @@ def has_compiled_metrics(model):
     return compiled is not None and bool(
         compiled._user_metrics or compiled._user_weighted_metrics
     )
+
+
+def metrics_of_steps(model):
+    """The metrics of a model that its training steps update: not the compiled ones.
+
+    `Model.metrics` has both.
+    """
+    compiled = getattr(model, "_compile_metrics", None)
+    return [metric for metric in model.metrics if metric is not compiled]
 
 
 def build_compiled_metrics(model, y, outputs, named):

@@ -1,9 +1,12 @@
 """The reward tuning step on TensorFlow."""
 
+import itertools
+
 import keras
+import numpy as np
 import tensorflow as tf
 
-from keras_reward.backend.keras_private import flatten_layers
+from keras_reward.backend.keras_private import StartsAtBatch, flatten_layers
 
 XLA_CALLS_HOST = False
 LOOPS_RECOMPUTE = False
@@ -15,7 +18,7 @@ NO_VALUES = (
 )
 
 
-class RewardTrainer:
+class RewardTrainer(StartsAtBatch):
     """Mixin for `keras.Model`: one step of reward tuning."""
 
     def keep_weights(self):
@@ -38,6 +41,28 @@ class RewardTrainer:
         parts = self.distribute_strategy.experimental_local_results
         return keras.tree.map_structure(lambda leaf: parts(leaf)[0], batch)
 
+    def data_for_fit(self, data):
+        """What `fit` gets instead of an `OrderedData`.
+
+        Of arrays, a `tf.data.Dataset`, which knows the number of rows of a batch if
+        all have the same, and fetches ahead outside of Python.
+        """
+        arrays = getattr(data.dataset, "arrays", None)
+        if arrays is None or data.dataset.function is not None:
+            return data
+        return pipeline(data)
+
+    def random_state(self):
+        """Random state outside of variables, a list of NumPy arrays: here, none."""
+        return []
+
+    def number_of_processes(self):
+        """How many processes train one model: here, several are not supported."""
+        return 1
+
+    def set_random_state(self, state):
+        """Sets what `random_state` returned."""
+
     def make_train_function(self, force=False):
         """Builds the optimizer before the step is traced.
 
@@ -53,6 +78,43 @@ class RewardTrainer:
 
     def train_step(self, data):
         return self.training_step(data, lambda loss: descend(self, loss))
+
+
+def pipeline(data):
+    """A `tf.data.Dataset` of the batches of an `OrderedData` of arrays."""
+    arrays = data.dataset
+
+    def rows():
+        """The rows of an epoch, those of each pass over the arrays in one piece."""
+        places = map(data.place, range(data.num_batches))
+        for number, group in itertools.groupby(places, lambda place: place[0]):
+            yield np.concatenate([arrays.row_numbers(number, i) for _, i in group])
+
+    def cut(order):
+        if arrays.static_size is None:
+            return tf.data.Dataset.from_tensor_slices(order).batch(arrays.batch_size)
+        order = tf.reshape(order, (-1, arrays.static_size))
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    def gather(part, held):
+        return keras.tree.map_structure(
+            lambda leaf: None if leaf is None else tf.gather(leaf, part), held
+        )
+
+    spec = tf.TensorSpec((None,), tf.int64)
+    parts = tf.data.Dataset.from_generator(rows, output_signature=spec).flat_map(cut)
+    held = keras.utils.pack_x_y_sample_weight(*arrays.arrays)
+    held = tf.data.Dataset.from_tensors(held if type(held) is tuple else (held,))
+    batches = tf.data.Dataset.zip((parts, held.repeat()))
+    batches = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+    # An epoch that begins later ends before it would notice that some are missing.
+    batches = batches.apply(tf.data.experimental.assert_cardinality(data.num_batches))
+    options = tf.data.Options()
+    # As in Keras: they would copy the graph, with all of the arrays in it.
+    options.experimental_optimization.apply_default_optimizations = False
+    sharding = tf.data.experimental.AutoShardPolicy.DATA
+    options.experimental_distribute.auto_shard_policy = sharding
+    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
 def descend(model, loss_function):

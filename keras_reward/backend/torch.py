@@ -3,14 +3,17 @@
 import contextlib
 
 import keras
+import numpy as np
 import torch
+
+from keras_reward.backend.keras_private import StartsAtBatch
 
 XLA_CALLS_HOST = True  # `torch.compile` leaves `host_call` alone
 LOOPS_RECOMPUTE = True
 NO_VALUES = (TypeError, RuntimeError)  # on another device, or with gradient
 
 
-class RewardTrainer:
+class RewardTrainer(StartsAtBatch):
     """Mixin for `keras.Model`: one step of reward tuning."""
 
     def keep_weights(self):
@@ -35,6 +38,31 @@ class RewardTrainer:
     def of_one_replica(self, batch):
         """The batch: here, none is divided before a step."""
         return batch
+
+    def data_for_fit(self, data):
+        """What `fit` gets instead of an `OrderedData`: here, the same."""
+        return data
+
+    def random_state(self):
+        """Random state outside of variables, a list of NumPy arrays: PyTorch's own.
+
+        Keras draws from it for layers that were not given a seed.
+        """
+        states = [torch.get_rng_state()]
+        if torch.cuda.is_available():
+            states += torch.cuda.get_rng_state_all()
+        return [state.numpy() for state in states]
+
+    def number_of_processes(self):
+        """How many processes train one model: here, several are not supported."""
+        return 1
+
+    def set_random_state(self, state):
+        """Sets what `random_state` returned."""
+        own, *devices = [torch.from_numpy(np.array(part)) for part in state]
+        torch.set_rng_state(own)
+        if devices and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(devices)
 
     def train_step(self, data):
         return self.training_step(data, lambda loss: descend(self, loss))

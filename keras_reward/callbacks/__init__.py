@@ -1,5 +1,6 @@
 """Callbacks for reward tuning."""
 
+from keras_reward.callbacks.checkpoint import Checkpoint
 from keras_reward.callbacks.host_failure import HostFailure
 from keras_reward.callbacks.interruption import Interruption
 from keras_reward.callbacks.no_reward import NoRewardWarning

@@ -24,6 +24,13 @@ TRY = {
 }
 
 
+# What a guard remembers.
+STATE = (
+    *("fired", "best", "scale", "best_step", "best_value", "best_weights"),
+    *("above_floor", "seen", "warned"),
+)
+
+
 class Firing(NamedTuple):
     """What a `RewardGuard` found.
 
@@ -143,11 +150,23 @@ class RewardGuard(StepCallback):
         self.warned = False
         if self.validation_data is not None:
             self.greedy = kept(self.model, Greedy)
-            self.check_monitors(self.validate())
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         self.seen = {}
+        if self.validation_data is not None and not self.best:  # of the initial weights
+            self.check_monitors(self.validate())
+
+    def get_state(self):
+        """What a `Checkpoint` keeps: the best so far, with its weights."""
+        return {**super().get_state(), **{name: getattr(self, name) for name in STATE}}
+
+    def set_state(self, state):
+        """Goes on from what `get_state` returned."""
+        super().set_state(state)
+        for name in STATE:
+            setattr(self, name, state[name])
+        self.fired = self.fired and Firing(*self.fired)
 
     def on_train_batch_end(self, batch, logs=None):
         if not self.advance(batch) or self.fired:

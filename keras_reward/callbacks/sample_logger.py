@@ -120,8 +120,24 @@ class SampleLogger(StepCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.greedy = kept(self.model, Greedy)
         self.sampler = kept(self.model, Sampler, self.num_samples, True)
-        self.epoch = -1  # before the first one
-        self.write()
+        self.has_begun = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        if not self.has_begun:
+            self.has_begun = True
+            self.epoch = -1  # before the first one
+            self.write()
+            self.epoch = epoch
+
+    def get_state(self):
+        """What a `Checkpoint` keeps."""
+        return {**super().get_state(), "has_begun": self.has_begun}
+
+    def set_state(self, state):
+        """Goes on from what `get_state` returned."""
+        super().set_state(state)
+        self.has_begun = state["has_begun"]
 
     def on_train_batch_end(self, batch, logs=None):
         if self.advance(batch):

@@ -27,6 +27,15 @@ class StepCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.step = self._first = 0
 
+    def get_state(self):
+        """What a `Checkpoint` keeps."""
+        return {"step": self.step, "epoch": self.epoch, "first": self._first}
+
+    def set_state(self, state):
+        """Goes on from what `get_state` returned."""
+        self.step, self.epoch = state["step"], state["epoch"]
+        self._first = state["first"]
+
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self._first = epoch, self.step
 

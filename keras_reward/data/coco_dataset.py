@@ -19,7 +19,8 @@ class CocoDataset(ImageDataset):
         annotations: path of the JSON file.
         image_size: `(height, width)` of the images in a batch.
         batch_size: number of images in a batch. Default 32.
-        shuffle: whether each epoch has its own order. Default False.
+        shuffle: whether each epoch has its own order, which follows from `seed` and
+            the number of the epoch, see `set_epoch`. Default False.
         seed: int, seed of the orders. Default 0.
         pad_to_aspect_ratio: if False (default), images are stretched to `image_size`.
             If True, they keep their aspect ratio and are padded with black.

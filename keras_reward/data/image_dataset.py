@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_reward.data.epoch_order import EpochOrder
 from keras_reward.data.image_files import BrokenImageError, ImageFiles, import_pillow
 
 EXAMPLES_IN_WARNING = 3
@@ -31,7 +32,7 @@ class Placement(NamedTuple):
     width: int
 
 
-class ImageDataset(keras.utils.PyDataset):
+class ImageDataset(EpochOrder, keras.utils.PyDataset):
     """Base class of readers: batches of resized images with their targets.
 
     Subclasses implement `read_items`, `target` and `collate`. `CocoDataset` has the
@@ -72,8 +73,6 @@ class ImageDataset(keras.utils.PyDataset):
         if check_images:
             self._check_images()
         self._report()
-        self._epoch = -1
-        self.on_epoch_end()
 
     def read_items(self):
         """A list of an `Item` for each image; counts `problems` with the others."""
@@ -96,21 +95,13 @@ class ImageDataset(keras.utils.PyDataset):
         if not 0 <= index < len(self):
             raise IndexError(f"There are {len(self)} batches. Received: {index}")
         start = index * self.batch_size
-        positions = self._order[start : start + self.batch_size]
+        positions = self.order(len(self.items))[start : start + self.batch_size]
         images, targets = zip(*map(self._load_or_replace, positions), strict=True)
         images = np.stack(images).astype("float32") / np.float32(255)
         targets = self.collate(targets)
         if self.transform is None:
             return images, targets
         return self.transform(images, targets)
-
-    def on_epoch_end(self):
-        """Draws the order of the next epoch."""
-        # Not at the start of an epoch, when Keras has already started the workers.
-        self._epoch += 1
-        self._order = np.arange(len(self.items))
-        if self.shuffle:
-            np.random.default_rng((self.seed, self._epoch)).shuffle(self._order)
 
     def warn_once(self, kind, which, consequence):
         """Counts a problem that is found during an epoch, and warns about it."""

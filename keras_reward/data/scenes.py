@@ -1,33 +1,21 @@
 """Scenes: real handwritten digits over real photographs, made on demand."""
 
-import functools
-import pathlib
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
+from keras_reward.data.epoch_order import EpochOrder
 from keras_reward.data.scene_captions import SINGULAR, Group, Layout, wordings
+from keras_reward.data.scene_pictures import (
+    enlarged,
+    load_digit_images,
+    load_photographs,
+)
 
 SPLITS = ("train", "test")
 TASKS = ("boxes", "captions", "panoptic")
 SIZE = 64  # pixels; the lengths below are for scenes of this size
-TEST_EVERY = 5  # the first of every five digit images is a test image
-
-# Photographs that come with scikit-image and scikit-learn, by split and kind. Those
-# with "colour" have it nearly everywhere, so that most crops show their kind.
-PHOTOGRAPHS = {
-    "train": {
-        "colour": ("astronaut.png", "chelsea.png", "coffee.png", "retina.jpg"),
-        "grey": ("brick.png", "camera.png", "clock_motion.png", "gravel.png"),
-    },
-    "test": {
-        "colour": ("china.jpg", "flower.jpg"),
-        "grey": ("coins.png", "grass.png"),
-    },
-}
-PHOTOGRAPH_SIDE = 2.0  # short side of a photograph, in scenes
-BRIGHTNESS = 0.55  # of photographs, so that the light digits stand out
 
 # Classes of panoptic maps. Digit d has class d + 1, since 0 means void.
 COLOUR_CLASS, GREY_CLASS = 11, 12
@@ -43,8 +31,6 @@ JITTER = {1: 14.0, 2: 4.0, 3: 2.0}  # along the row
 ROWS, ROW_JITTER = (19, 45), 4.0  # centres across rows
 MIN_VISIBLE = 0.7  # of a digit's ink
 INK = 0.5  # opacity from which a pixel belongs to a digit
-# Of what was scanned, 0 to 255, with more contrast, so that strokes have an edge.
-OPACITY = np.clip(np.arange(256, dtype="float32") / 127.5 - 0.4, 0.0, 1.0)
 
 
 class Scene(NamedTuple):
@@ -69,7 +55,7 @@ class Scene(NamedTuple):
     layout: Layout
 
 
-class Scenes(keras.utils.PyDataset):
+class Scenes(EpochOrder, keras.utils.PyDataset):
     """Scenes of handwritten digits over photographs, made on demand.
 
     Each scene has one to four digits, in one or two groups of equal digits, over two
@@ -95,6 +81,9 @@ class Scenes(keras.utils.PyDataset):
         transform: a function of `(images, targets)` that returns the batch, such as
             `(x, y, sample_weight)`. Default None.
         size: height and width of the images, at least 32. Default 64.
+        shuffle: whether each epoch has its own order, which follows from `seed` and
+            the number of the epoch, see `set_epoch`. Default False.
+        seed: int, seed of the orders. Default 0.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
             `keras.utils.PyDataset`.
 
@@ -133,6 +122,8 @@ class Scenes(keras.utils.PyDataset):
         vocabulary=None,
         transform=None,
         size=SIZE,
+        shuffle=False,
+        seed=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -149,6 +140,8 @@ class Scenes(keras.utils.PyDataset):
         self.vocabulary = vocabulary
         self.transform = transform
         self.size = size
+        self.shuffle = shuffle
+        self.seed = seed
 
     def __len__(self):
         return -(-self.count // self.batch_size)
@@ -159,8 +152,8 @@ class Scenes(keras.utils.PyDataset):
                 f"There are {len(self)} batches. Received: batch number {batch}"
             )
         first = batch * self.batch_size
-        last = min(first + self.batch_size, self.count)
-        indices = range(self.start + first, self.start + last)
+        order = self.order(self.count)[first : first + self.batch_size]
+        indices = (self.start + order).tolist()
         scenes = [make_scene(self.split, index, self.size) for index in indices]
         images = np.stack([scene.image for scene in scenes])
         targets = self.targets(scenes)
@@ -305,81 +298,6 @@ def light_colours(generator, count):
     distance = np.abs((6.0 * numbers[:, :1] - np.array([0, 2, 4])) % 6.0 - 3.0)
     hue = np.clip(distance - 1.0, 0.0, 1.0)
     return 1.0 - 0.5 * numbers[:, 1:] * (1.0 - hue)
-
-
-# Read once per process.
-
-
-def import_or_explain(name):
-    """Imports a module of the packages with digits and photographs."""
-    try:
-        return __import__(name, fromlist=["_"])
-    except ImportError as error:
-        raise ImportError(
-            "Scenes are made of the digits and photographs of scikit-learn and "
-            "scikit-image: `pip install scikit-learn scikit-image`. "
-            f"Received: {error}"
-        ) from error
-
-
-def digit_numbers(split):
-    """Indices, in scikit-learn's order, of the digit images of a split."""
-    total = len(load_digits().images)
-    is_test = np.arange(total) % TEST_EVERY == 0
-    return np.flatnonzero(is_test == (split == "test"))
-
-
-@functools.cache
-def load_digits():
-    """scikit-learn's 1797 digits, 8 by 8 pixels."""
-    return import_or_explain("sklearn.datasets").load_digits()
-
-
-@functools.cache
-def load_digit_images(split):
-    """A split's digits as they were scanned: ten arrays `(n, 8, 8)` uint8."""
-    digits, numbers = load_digits(), digit_numbers(split)
-    pixels = (digits.images[numbers] * (255.0 / 16.0)).astype("uint8")
-    return [pixels[digits.target[numbers] == digit] for digit in range(10)]
-
-
-def enlarged(pixels, side):
-    """Opacity of a scanned digit at another size, `(side, side)` float32 in [0, 1]."""
-    Image = import_or_explain("PIL.Image")
-    image = Image.fromarray(pixels).resize((side, side), Image.BICUBIC)
-    return OPACITY[np.asarray(image)]
-
-
-@functools.cache
-def load_photographs(split, size):
-    """A split's photographs by kind, `(height, width, 3)` float32, darkened."""
-    Image = import_or_explain("PIL.Image")
-    folders = [
-        pathlib.Path(import_or_explain(name).__file__).parent
-        for name in ("skimage.data", "sklearn.datasets")
-    ]
-    photographs = {}
-    for kind, names in PHOTOGRAPHS[split].items():
-        photographs[kind] = []
-        for name in names:
-            image = Image.open(find_photograph(folders, name)).convert("RGB")
-            share = PHOTOGRAPH_SIDE * size / min(image.size)
-            shape = [round(share * length) for length in image.size]
-            pixels = np.asarray(image.resize(shape, Image.LANCZOS), "float32")
-            photographs[kind].append(pixels * (BRIGHTNESS / 255.0))
-    return photographs
-
-
-def find_photograph(folders, name):
-    """The path of a photograph in one of the folders or their folder `images`."""
-    for folder in folders:
-        for path in (folder / name, folder / "images" / name):
-            if path.exists():
-                return path
-    raise FileNotFoundError(
-        "Scenes need the photographs that come with scikit-image and scikit-learn. "
-        f"Received: no {name} in {', '.join(map(str, folders))}"
-    )
 
 
 def check_split(split):

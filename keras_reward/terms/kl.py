@@ -138,6 +138,10 @@ class KL(Term):
     def saved_variables(self):
         return self.reference_model.saved_variables
 
+    @property
+    def run_variables(self):
+        return self.reference_model.run_variables
+
     def before_training(self):
         self.reference_model.ready()
 

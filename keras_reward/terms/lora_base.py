@@ -54,6 +54,10 @@ class LoRABase(ReferenceModel):
     def saved_variables(self):
         return self.places if can_be_taken_out(self.model) else {}
 
+    @property
+    def run_variables(self):
+        return self.variables  # a run that goes on would copy what was tuned
+
     def position_log_probs(self, x, samples):
         with adapters_off(self.model), self.start_values():
             return super().position_log_probs(x, samples)

@@ -36,6 +36,11 @@ class ReferenceModel:
         """The variables that are saved in the checkpoint, by name."""
         return {str(i): v for i, v in enumerate(self.variables if self.save else ())}
 
+    @property
+    def run_variables(self):
+        """Those that a `Checkpoint` keeps."""
+        return self.variables if self.save else []
+
     def position_log_probs(self, x, samples):
         """Log-probabilities of the positions of samples: `(batch, n, ...)`.
 

@@ -130,6 +130,11 @@ class Term(keras.layers.Layer):
         """Variables to save besides the term's own weights, by name."""
         return {}
 
+    @property
+    def run_variables(self):
+        """Variables that a `Checkpoint` keeps besides the term's own weights."""
+        return list(self.saved_variables.values())
+
     def check_targets(self, policy, y):
         """Raises if `y` of `fit`, an array, is not what `loss` needs."""
 

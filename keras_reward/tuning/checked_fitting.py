@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import random
 import warnings
 
 import keras
@@ -12,6 +13,7 @@ from keras_reward.ragged import dense
 from keras_reward.tuning.credit import described
 from keras_reward.tuning.default_callbacks import with_callbacks
 from keras_reward.tuning.first_batch import show_first_batch
+from keras_reward.tuning.resuming import whole_run
 
 
 class CheckedFitting:
@@ -25,6 +27,7 @@ class CheckedFitting:
 
     has_warned = False  # that nothing is trainable
     has_said_credit = False  # in the log of `fit`
+    data_seed = data_run = None  # of the order of the data
 
     def check_x(self, x=None, *args, **kwargs):
         """Has the policy check inputs that are arrays or tensors."""
@@ -112,7 +115,25 @@ class CheckedFitting:
         self.ready_terms()
         args, kwargs = show_first_batch(keras.Model.fit, self, args, kwargs)
         args, kwargs = with_callbacks(keras.Model.fit, self, args, kwargs)
-        return super().fit(*args, **kwargs)
+        with whole_run(self, args, kwargs) as (args, kwargs):
+            return super().fit(*args, **kwargs)
+
+    def data_key(self, initial_epoch, resumed=None):
+        """Ints from which the order of the data of a run follows: seed and run.
+
+        Args:
+            initial_epoch: a `fit` that begins at the first epoch is a new run.
+            resumed: what this returned for a run that goes on, or None.
+        """
+        if resumed is not None:
+            self.data_seed, self.data_run = resumed
+        elif initial_epoch == 0 or self.data_run is None:
+            self.data_run = 0 if self.data_run is None else self.data_run + 1
+        if self.data_seed is None and self.seed is not None:
+            self.data_seed = self.seed
+        elif self.data_seed is None:
+            self.data_seed = random.randrange(2**32)  # whence Keras takes seeds too
+        return self.data_seed, self.data_run
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):

@@ -7,7 +7,8 @@ import keras
 
 from keras_reward.nests import string_lists, to_arrays, to_numpy
 from keras_reward.policies import keras_hub_inputs
-from keras_reward.tuning.mapped_data import MappedArrays, are_rows, mapped, split_off
+from keras_reward.tuning.mapped_data import are_rows, mapped
+from keras_reward.tuning.ordered_data import ArrayBatches, split_off
 
 
 class RawInputs:
@@ -102,7 +103,8 @@ def preprocess_fit(tuner, given):
     share = given.get("validation_split")
     if share and validation is None and are_rows(given.get("x")):
         names = ("x", "y", "sample_weight")
-        first, validation = split_off(tuple(map(given.get, names)), share)
+        arrays = to_arrays(tuple(map(given.get, names)))
+        first, validation = split_off(arrays, share)
         given.update(zip(names, first, strict=True))
         given["validation_split"] = 0.0
     if validation is not None:
@@ -114,20 +116,16 @@ def preprocess_fit(tuner, given):
         preprocess_data(tuner, held, tuner.check_x)
         held = (held["x"], held["y"], held["sample_weight"])
         given["validation_data"] = keras.utils.pack_x_y_sample_weight(*held)
-    shuffle = given.get("shuffle", True)
-    preprocess_data(tuner, given, tuner.check_x_and_y, shuffle)
-    if isinstance(given.get("x"), MappedArrays):
-        given["shuffle"] = False  # of batches; the rows are shuffled
+    preprocess_data(tuner, given, tuner.check_x_and_y)
 
 
-def preprocess_data(tuner, given, check, shuffle=False):
+def preprocess_data(tuner, given, check):
     """Preprocesses `x`, `y` and `sample_weight` among the arguments of a method.
 
     Args:
         tuner: a `RewardTuning` of a KerasHub task.
         given: the arguments by name, changed in place.
         check: called with `x` and `y` of each batch that is preprocessed on the host.
-        shuffle: whether rows of arrays are taken in a new order in each epoch.
     """
     task = tuner.model
     x, y, weight = (given.get(name) for name in ("x", "y", "sample_weight"))
@@ -138,7 +136,7 @@ def preprocess_data(tuner, given, check, shuffle=False):
             return
         steps = given.get("steps") or given.get("steps_per_epoch")
         arrays = to_arrays((x, y, weight))
-        x = MappedArrays(arrays, function, given.get("batch_size"), steps, shuffle)
+        x = ArrayBatches(arrays, function, given.get("batch_size"), steps)
         given.update({"x": x, **{name: None for name in ("y", "sample_weight")}})
     elif task.preprocessor is not None:
         data = mapped(x, function, function.in_graph)

@@ -38,6 +38,17 @@ def test_every_epoch_has_each_image_once_in_its_own_order(tmp_path):
     assert numbers(unshuffled) == list(range(10))
 
 
+def test_a_dataset_begins_at_any_epoch(tmp_path):
+    folder = numbered_folder(tmp_path, 10)
+    dataset = CocoBoxes(*folder, (4, 4), batch_size=4, shuffle=True, seed=3)
+    for epoch in (2, 0, 7):
+        dataset.set_epoch(epoch)
+        expected = np.random.default_rng((3, epoch)).permutation(10)
+        assert numbers(dataset) == expected.tolist()
+    dataset.on_epoch_end()
+    assert numbers(dataset) == np.random.default_rng((3, 8)).permutation(10).tolist()
+
+
 def test_last_batch_is_smaller_or_left_out(tmp_path):
     folder = numbered_folder(tmp_path, 10)
     dataset = CocoBoxes(*folder, (4, 4), batch_size=4)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_reward.data import Scenes, Vocabulary, scenes
+from keras_reward.data import Scenes, Vocabulary, scene_pictures, scenes
 from keras_reward.data.scene_captions import (
     Group,
     Layout,
@@ -142,9 +142,9 @@ def test_some_digits_overlap_and_none_is_hidden(many):
 
 
 def test_train_and_test_share_no_digit_image_and_no_photograph():
-    images = scenes.load_digits().images
+    images = scene_pictures.load_digits().images
     train, test = (
-        {images[number].tobytes() for number in scenes.digit_numbers(split)}
+        {images[number].tobytes() for number in scene_pictures.digit_numbers(split)}
         for split in ("train", "test")
     )
     assert not train & test
@@ -152,14 +152,14 @@ def test_train_and_test_share_no_digit_image_and_no_photograph():
     drawn = {
         split: {
             image.tobytes()
-            for digits in scenes.load_digit_images(split)
+            for digits in scene_pictures.load_digit_images(split)
             for image in digits
         }
         for split in ("train", "test")
     }
     assert not drawn["train"] & drawn["test"]
     names = [
-        {name for group in scenes.PHOTOGRAPHS[split].values() for name in group}
+        {name for group in scene_pictures.PHOTOGRAPHS[split].values() for name in group}
         for split in ("train", "test")
     ]
     assert not names[0] & names[1]
@@ -167,13 +167,13 @@ def test_train_and_test_share_no_digit_image_and_no_photograph():
 
 @SPLIT
 def test_digit_images_are_those_of_their_class(split):
-    digits = scenes.load_digits()
-    numbers = scenes.digit_numbers(split)
-    for digit, images in enumerate(scenes.load_digit_images(split)):
+    digits = scene_pictures.load_digits()
+    numbers = scene_pictures.digit_numbers(split)
+    for digit, images in enumerate(scene_pictures.load_digit_images(split)):
         own = digits.images[numbers[digits.target[numbers] == digit]]
         assert len(images) == len(own) > 20
         for image, other in zip(images[:20], own[:20], strict=True):
-            opacity = scenes.enlarged(image, 24)
+            opacity = scene_pictures.enlarged(image, 24)
             one = opacity.reshape(8, 3, 8, 3).mean(axis=(1, 3))
             assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
 
@@ -352,7 +352,21 @@ def test_batches_beyond_the_end_are_refused():
 
 def test_a_missing_package_and_photograph_are_named(monkeypatch):
     with pytest.raises(ImportError, match="pip install scikit-learn scikit-image"):
-        scenes.import_or_explain("keras_reward.no_such_module")
-    monkeypatch.setitem(scenes.PHOTOGRAPHS["test"], "grey", ("no_such.png",))
+        scene_pictures.import_or_explain("keras_reward.no_such_module")
+    monkeypatch.setitem(scene_pictures.PHOTOGRAPHS["test"], "grey", ("no_such.png",))
     with pytest.raises(FileNotFoundError, match=r"Received: no no_such\.png in"):
-        scenes.load_photographs.__wrapped__("test", 64)
+        scene_pictures.load_photographs.__wrapped__("test", 64)
+
+
+def test_an_epoch_has_each_scene_once_in_its_own_order():
+    options = {"task": "panoptic", "batch_size": 4, "start": 5, "size": 32}
+    images = np.concatenate([x for x, _ in Scenes("train", 6, **options)])
+    shuffled = Scenes("train", 6, shuffle=True, seed=3, **options)
+    for epoch in (0, 2):
+        shuffled.set_epoch(epoch)
+        order = np.random.default_rng((3, epoch)).permutation(6)
+        found = np.concatenate([x for x, _ in shuffled])
+        np.testing.assert_array_equal(found, images[order])
+    shuffled.on_epoch_end()
+    order = np.random.default_rng((3, 3)).permutation(6)
+    np.testing.assert_array_equal(shuffled[1][0], images[order[4:]])

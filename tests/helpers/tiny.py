@@ -24,14 +24,14 @@ def classifier(classes=5, features=3, positions=None, **dense):
     return randomize(keras.Sequential(layers))
 
 
-def two_layers(positions=4, classes=5, dropout=0.0):
+def two_layers(positions=4, classes=5, dropout=0.0, dropout_seed=1):
     """`classifier` with a hidden layer, and dropout after it."""
     return randomize(
         keras.Sequential(
             [
                 keras.Input((3,)),
                 keras.layers.Dense(32, activation="relu"),
-                keras.layers.Dropout(dropout, seed=1),
+                keras.layers.Dropout(dropout, seed=dropout_seed),
                 keras.layers.Dense(positions * classes),
                 keras.layers.Reshape((positions, classes)),
             ]

@@ -221,10 +221,12 @@ def check_evaluation(folder):
     guard = RewardGuard(validation_data=Batches(images, labels))
     guard.set_model(tuned)
     guard.on_train_begin()
+    guard.on_epoch_begin(0)
     np.testing.assert_allclose(guard.best_value, right.mean())
     logger = SampleLogger(folder, images[:4], labels[:4])
     logger.set_model(tuned)
     logger.on_train_begin()
+    logger.on_epoch_begin(0)
     with open(f"{folder}/samples.jsonl") as file:
         greedy = [json.loads(line)["greedy"] for line in file]
     assert [line["output"] for line in greedy] == classes[:4].tolist()
