@@ -87,6 +87,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Attributes:
         resumed_from: path of the checkpoint that the last `fit` went on from, or None.
+        newest: path of the newest checkpoint, or None.
 
     Raises:
         ValueError: for numbers that are not positive, and for `every_steps` and
@@ -143,7 +144,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.keep = keep
         self.fixed_order = fixed_order
         self.background = Background()
-        self.resumed_from = None
+        self.resumed_from = self.newest = None
         self.companions = None  # the other callbacks, while `fit` runs
 
     # What `RewardTuning.fit` calls, before and after Keras's.
@@ -151,7 +152,7 @@ class Checkpoint(keras.callbacks.Callback):
     def find(self):
         """The newest checkpoint in the folder: a `Resumed`, or None."""
         found = checkpoint_files.newest_readable(self.folder)
-        self.resumed_from = None if found is None else found[0]
+        self.resumed_from = self.newest = None if found is None else found[0]
         if found is None:
             return None
         path, arrays, about = found
@@ -289,7 +290,7 @@ class Checkpoint(keras.callbacks.Callback):
         raise SystemExit(128 + signal.SIGTERM)
 
     def write(self, step, arrays, about):
-        checkpoint_files.write(self.folder, step, arrays, about)
+        self.newest = checkpoint_files.write(self.folder, step, arrays, about)
         checkpoint_files.discard_old(self.folder, self.keep)
 
     def tell(self, error):

@@ -173,10 +173,12 @@ def test_it_says_where_it_goes_on_and_nothing_is_done_twice(tmp_path, capsys):
     path = tmp_path / "step_00000012"
     assert f"Resumed from {path}, after 12 steps: all 2 epochs are done." in said
     assert checkpoint.resumed_from == path and len(history["reward"]) == 2
+    assert checkpoint.newest == path
     # More epochs go on, as if there had been as many from the start.
     more = fit(tuned, [checkpoint], epochs=3, verbose=2)
     said = capsys.readouterr().out
     assert f"Resumed from {path}, after 12 steps: epoch 3, batch 1." in said
+    assert checkpoint.newest == tmp_path / "step_00000018"
     assert_same_runs((more, state_of(tuned)), run(None))
 
 
