@@ -229,12 +229,13 @@ def parts_loss(probabilities, gained, sample_weight=None):
     ```
     """
     gained = ops.mean(ops.stop_gradient(gained), axis=1)  # p does not depend on n
+    if sample_weight is not None:
+        # Not after the sum: XLA would keep the products for the gradient.
+        shape = [-1] + [1] * (len(gained.shape) - 1)
+        gained = gained * ops.reshape(ops.cast(sample_weight, "float32"), shape)
     products = ops.cast(probabilities, "float32") * gained
     products = ops.reshape(products, (ops.shape(products)[0], -1))
-    outputs = ops.sum(products, axis=-1)
-    if sample_weight is not None:
-        outputs = outputs * ops.cast(sample_weight, "float32")
-    return -ops.mean(outputs)
+    return -ops.mean(ops.sum(products, axis=-1))
 
 
 def input_weights(sample_weight, like):
