@@ -111,6 +111,7 @@ class DetectionPolicy(Policy):
                 f"Received: threshold={threshold!r}"
             )
         is_number = isinstance(tune_boxes, int | float) and tune_boxes > 0
+        is_number = is_number and not isinstance(tune_boxes, bool)
         if not (is_number or tune_boxes in (None, "predicted")):
             raise ValueError(
                 '`tune_boxes` must be a positive number, "predicted", or None. '

@@ -278,7 +278,7 @@ def test_the_number_of_candidates():
             DetectionPolicy(wrong)
     with pytest.raises(ValueError, match="threshold=1"):
         DetectionPolicy(threshold=1)
-    for wrong in (0, "own"):
+    for wrong in (0, True, "own"):
         with pytest.raises(ValueError, match=f"tune_boxes={wrong!r}"):
             DetectionPolicy(tune_boxes=wrong)
 
