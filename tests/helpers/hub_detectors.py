@@ -43,7 +43,7 @@ def retinanet_of_raw_images(bounding_box_format="yxyx"):
     return retinanet(keras_hub.models.RetinaNetObjectDetectorPreprocessor(converter))
 
 
-def dfine(bounding_box_format="yxyx"):
+def dfine(bounding_box_format="yxyx", decoder_layers=1):
     encoder = keras_hub.models.HGNetV2Backbone(
         stem_channels=[3, 8, 8],
         stackwise_stage_filters=[
@@ -80,7 +80,7 @@ def dfine(bounding_box_format="yxyx"):
         hidden_expansion=0.34,
         depth_multiplier=0.5,
         eval_idx=-1,
-        num_decoder_layers=1,
+        num_decoder_layers=decoder_layers,
         decoder_attention_heads=2,
         decoder_ffn_dim=16,
         decoder_n_points=[2, 2],

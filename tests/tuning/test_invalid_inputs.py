@@ -5,9 +5,9 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from detectors import features, targets, tiny_detector
+from detectors import FewOfClass, TinyDetector, features, targets, tiny_detector
 from keras import ops
-from tiny import classifier, inputs, randomize, weights_of
+from tiny import classifier, inputs, randomize, to_numpy, weights_of
 
 from keras_reward import (
     KL,
@@ -91,7 +91,10 @@ DETECTORS = {"own loss": MaximumLikelihood, "confidence": ConfidenceLoss}
 
 
 def detector(terms):
-    model = tiny_detector()
+    model = TinyDetector()
+    model.dense.use_bias = True  # by which zeros have a gradient too
+    model.build((None, 2))
+    randomize(model)
     model.compile(loss="mse")  # which the next line replaces
     model.compute_loss = own_loss
     arguments = {"policy": DetectionPolicy(4), "terms": terms}
@@ -167,6 +170,16 @@ def test_an_average_of_earlier_rewards_does_not_see_them():
     tuned = tuner(reward=ones, baseline="moving_average")
     tuned.fit(with_invalid(inputs(8), NAN), batch_size=8, verbose=0)
     np.testing.assert_allclose(float(tuned.baseline.average), 1.0)
+
+
+def test_parts_of_them_have_no_advantage():
+    x, y = features(8), targets(8)
+    policy = DetectionPolicy(4, tune_boxes=0.05)
+    tuned = tuner(tiny_detector(), FewOfClass(), policy=policy, num_samples=3)
+    valid = np.isin(np.arange(8), VALID)
+    rollout = tuned.rollout(policy.encode(x), x, y, valid)
+    advantages = to_numpy(rollout.advantages)
+    assert not advantages[~valid].any() and advantages[valid].any()
 
 
 def test_nests_and_integers():
