@@ -125,7 +125,7 @@ class Reward:
 
         Returns:
             Floats of shape `(rows,)`, NaN for a row that has no reward; a value beyond
-            1e12 counts as none, since its square is beyond float32. With
+            1e12 counts as none: squares of gradients would overflow float32. With
             `component_names`, a tuple of these and a dict of `(rows,)` components.
         """
         raise NotImplementedError(
