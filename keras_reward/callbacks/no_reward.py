@@ -4,6 +4,8 @@ import warnings
 
 import keras
 
+from keras_reward.advantages import LARGEST_REWARD
+
 
 class NoRewardWarning(keras.callbacks.Callback):
     """Warns once if no sample of the epoch so far has a finite reward.
@@ -33,8 +35,9 @@ class NoRewardWarning(keras.callbacks.Callback):
             )
             return
         warnings.warn(
-            "The reward is NaN or infinite for every sample so far, so nothing is "
-            "learned: all advantages are 0. Call the reward on a few outputs "
-            "(`tuned.reward(y, tuned.predict(x))`) to see why.",
+            "The reward is NaN or infinite for every sample so far, or beyond "
+            f"{LARGEST_REWARD:.0e}, so nothing is learned: all advantages are 0. Call "
+            "the reward on a few outputs (`tuned.reward(y, tuned.predict(x))`) to see "
+            "why.",
             stacklevel=2,
         )
